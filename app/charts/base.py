@@ -90,7 +90,7 @@ def finish(
         yaxis_title=y,
         showlegend=legend,
         legend=LEGEND,
-        margin={"l": 10, "r": 10, "t": 50, "b": 10},
+        margin={"l": 10, "r": 24, "t": 50, "b": 10},
         height=440,
         font={"family": "system-ui, sans-serif", "size": 12},
         meta={"alt": alt},

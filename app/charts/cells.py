@@ -32,7 +32,7 @@ class SpeedupGrid:
     gamma: Array
     fits: NDArray[np.bool_]
     low: Array | None = None
-    title: str = "Speedup of decoding"
+    title: str = "Speedup of decoding alone"
     here: float = float("nan")
 
 

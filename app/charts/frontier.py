@@ -30,7 +30,7 @@ SYMBOLS = (
     "x",
     "hexagon",
 )
-TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 5)]
+TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 3, 5, 7)]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,6 +52,8 @@ class ServingCurve:
     ttft_s: Array
     per_gpu: Array  # output tokens/s of all requests, divided by the GPUs
     meets: NDArray[np.bool_]
+    largest_batch: int  # of the plan, which may be no point of an envelope
+    largest_within: int  # likewise, within the limits; 0 if there is none
 
     @property
     def user_speed(self) -> Array:
@@ -89,6 +91,8 @@ def serving_curve(
     def at(values: Array | NDArray[np.bool_]) -> Array:
         return np.asarray(np.broadcast_to(values, shape)[rows, best][fits])
 
+    meets = at(within(result, slo or SLO())).astype(bool)
+
     return ServingCurve(
         label=f"{short_label(scenario) if speculates else plan_label(scenario)}, TP {scenario.tp}",
         place=f"TP {scenario.tp}",
@@ -100,7 +104,9 @@ def serving_curve(
         tpot_s=at(result.tpot_s),
         ttft_s=at(result.ttft_s),
         per_gpu=at(result.tokens_per_s) / scenario.tp,
-        meets=at(within(result, slo or SLO())).astype(bool),
+        meets=meets,
+        largest_batch=int(np.max(batches[fits])),
+        largest_within=int(np.max(batches[fits], where=meets, initial=0)),
     )
 
 
@@ -134,6 +140,8 @@ def envelope(curves: Sequence[ServingCurve], label: str, place: str) -> ServingC
         place=place,
         colour=first.colour,
         speculates=first.speculates,
+        largest_batch=max(curve.largest_batch for curve in curves),
+        largest_within=max(curve.largest_within for curve in curves),
         **kept_values,
     )
 
@@ -170,14 +178,15 @@ def frontier(
         (y,) = _heights(here, price_per_gpu_hour)
         add_marker(figure, float(here.user_speed[0]), float(y), "the plan of this page")
     figure.update_yaxes(type="log", tickvals=TICKS, tickformat="~g")
+    unit = "cost per million tokens" if cost else "tokens/s per GPU"
     most = max(curves, key=lambda c: float(np.max(c.per_gpu)))
     limits = "" if slo == SLO() else " (faint: misses the SLO)"
     figure = finish(
         figure,
-        title=f"Speed of one user against {'cost' if cost else 'throughput'}, one point per "
-        f"batch{limits}",
+        title=f"Whole service: speed of one user against {'cost' if cost else 'throughput'}, one "
+        f"point per batch{limits}",
         x="speed of one user (tokens/s)",
-        y="cost (per million tokens)" if cost else "throughput (tokens/s per GPU)",
+        y=unit,
         alt=f"{len(curves)} curves. Highest throughput: {np.max(most.per_gpu):,.0f} tokens/s per "
         f"GPU with {escape(most.label)}; fastest user: "
         f"{np.max(fastest.user_speed):.0f} tokens/s with {escape(fastest.label)}.",

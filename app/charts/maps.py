@@ -189,7 +189,7 @@ def winner_map(grids: Sequence[SpeedupGrid], *, clickable: bool = False) -> go.F
         first.prompts,
         fits,
         clickable=clickable,
-        title="Fastest draft, each at its default KV budget (hatched: none fits)",
+        title="Fastest draft, decoding alone, each at its default KV budget (hatched: none fits)",
         alt=f"Map of the fastest draft: {np.sum(tied) / max(np.sum(fits), 1):.0%} of the cells "
         f"that fit are ties; of the others: {escape('; '.join(shares))}.",
     )

@@ -25,8 +25,9 @@ from perfmodel.units import format_seconds
 
 
 def passes(point: RoundEstimate) -> dict[str, StepTime]:
-    """The passes of a round by their labels."""
-    steps = {key: getattr(point, key) for key in PASS_LABELS}
+    """The passes of a round by their labels; without drafts, only the plain step."""
+    keys = [*PASS_LABELS][: None if int(point.gamma) else 1]
+    steps = {key: getattr(point, key) for key in keys}
     return {PASS_LABELS[key]: step for key, step in steps.items() if step is not None}
 
 

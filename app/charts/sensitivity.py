@@ -13,12 +13,20 @@ from perfmodel import Interval
 from perfmodel.speculation import Sensitivity
 
 COLOUR = DRAFT_COLOURS["self:streamingllm"]
+SPEEDUP = "speedup of decoding alone"
 
 
 def tornado(
-    sensitivities: Sequence[Sensitivity], speedup: float, *, colour: str = COLOUR
+    sensitivities: Sequence[Sensitivity],
+    speedup: float,
+    *,
+    colour: str = COLOUR,
+    what: str = SPEEDUP,
 ) -> go.Figure:
-    """Speedup at both ends of each input's error range, widest bar on top."""
+    """Speedup at both ends of each input's error range, widest bar on top.
+
+    `what` names it, if it is not that of decoding alone.
+    """
     ordered = sorted(sensitivities, key=lambda s: abs(s.high - s.low))
     figure = go.Figure(
         go.Bar(
@@ -38,8 +46,8 @@ def tornado(
     ends = [f"{s.name} {s.change} {s.low:.2f}x to {s.high:.2f}x" for s in reversed(ordered)]
     return finish(
         figure,
-        title="Sensitivity (solid: break-even; dotted: prediction)",
-        x="speedup (x)",
+        title=f"Sensitivity of the {what} (solid: break-even; dotted: prediction)",
+        x=f"{what.partition(' ')[0]} (x)",
         y="input",
         legend=False,
         alt=f"Bars around the predicted speedup of {speedup:.2f}x: {escape('; '.join(ends))}.",
@@ -65,8 +73,8 @@ def speedup_band(
         mode="lines",
         fill="toself",
         name="90 % interval",
-        line={"width": 0, "color": colour},
-        opacity=0.35,
+        line={"width": 1, "color": colour},
+        opacity=0.5,
         hoverinfo="skip",
     )
     middles = curve(
@@ -84,7 +92,7 @@ def speedup_band(
         figure.update_xaxes(type="log", tickvals=apart, tickangle=0)
     return finish(
         figure,
-        title=f"Speedup over {name}, with its 90 % interval (dotted: this scenario)",
+        title=f"{SPEEDUP.capitalize()} over {name}, with its 90 % interval (dotted: this scenario)",
         x=axis,
         y="speedup (x)",
         alt=f"Band over {name} {min(values):,.0f} to {max(values):,.0f}: speedup "

@@ -52,7 +52,7 @@ def budget_map(scenario: Scenario, *, clickable: bool = False) -> go.Figure:
         add_marker(figure, float(place), gamma - 1.0, f"this plan: γ={gamma}, {own:,.0f}", "x")
     return finish(
         figure,
-        title="Speedup of decoding by γ and KV budget",
+        title="Speedup of decoding alone by γ and KV budget",
         x="KV budget (tokens)",
         y="γ (drafts per round)",
         alt=_mark_optimum(figure, speedup, budgets),

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import streamlit as st
-from numpy.typing import NDArray
 
-from app import charts
 from app.explorer.state import Values
 from calibration.records import (
     PublishedRow,
@@ -31,10 +28,8 @@ from perfmodel import (
     speedup_interval,
 )
 from perfmodel.passes import largest_batch
-from perfmodel.speculation import GAMMAS
+from perfmodel.scenario_input import OBSERVED_KEYS
 
-MAP_SIZE = 64
-MAP_BATCHES = charts.log_steps(1, 1024, MAP_SIZE)
 BAND_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BAND_GAMMAS = tuple(range(1, 13))
 
@@ -42,6 +37,18 @@ BAND_GAMMAS = tuple(range(1, 13))
 def scenario_of(values: Values) -> Scenario:
     """The scenario of flat values; raises `ConfigError` if they contradict each other."""
     return parse_scenario(dict(values)).scenario()
+
+
+def at_gamma(values: Values, gamma: int) -> Values:
+    """The same scenario and α at another γ: a share of γ accepted drafts becomes its α."""
+    stated = dict(values)
+    observed = [key for key in OBSERVED_KEYS if key in stated]
+    if observed and gamma != stated["gamma"]:
+        acceptance = scenario_of(values).acceptance
+        assert acceptance is not None
+        stated["acceptance"] = acceptance.per_position[0]
+        del stated[observed[0]]
+    return tuple((stated | {"gamma": gamma}).items())
 
 
 def point_of(values: Values) -> RoundEstimate:
@@ -61,21 +68,6 @@ def recommendation(
 ) -> Recommendation:
     """The recommendation for flags of `specroof recommend`."""
     return find_plan(dict(flags), objective=objective, price_per_hour=price, runs_on=runs_on)
-
-
-def map_prompts(values: Values) -> NDArray[np.float64]:
-    """Prompt lengths of the map: 1,000 tokens to the target's context or the scenario's prompt."""
-    scenario = scenario_of(values)
-    longest = max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens, 4096)
-    return charts.log_steps(1000, longest, MAP_SIZE)
-
-
-@st.cache_data(max_entries=64, show_spinner=False)
-def speedup_grid(values: Values, *, fixed_gamma: bool) -> charts.SpeedupGrid:
-    """The 64 x 64 cells of the map, each at its best γ or all at the plan's γ."""
-    scenario = scenario_of(values)
-    gammas = np.array([scenario.plan.gamma], float) if fixed_gamma else GAMMAS
-    return charts.speedup_grid(scenario, MAP_BATCHES, map_prompts(values), gammas)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import math
 import tempfile
@@ -31,6 +32,7 @@ from app.explorer.state import (
     DEFAULTS,
     FORMER_INPUTS,
     FORMER_VIEWS,
+    NAVIGATION,
     PAGE_DEFAULTS,
     RANGES,
     REFITTED,
@@ -52,7 +54,9 @@ PACKED = {
     "pins": "the pins",
     "model_config": "the uploaded config.json",
 }
-LEFT_OUT = "left_out"  # parameter of the link that names them
+LEFT_OUT = "left_out"  # parameter of the link that names them, each with a digest
+MAX_KEPT = 20  # of them that a session keeps, for the browser's Back button
+LIMITS = ("slo",)  # of a scenario, but not of a pinned one
 
 
 def pack(text: str) -> str:
@@ -100,15 +104,21 @@ def query_of(state: Mapping[str, Any]) -> dict[str, str]:
     return {key: _text(key, have[key]) for key in DEFAULTS if have[key] != DEFAULTS[key]}
 
 
-def state_of(query: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """Widget values from query parameters, and a line for each parameter that is not valid."""
+def state_of(
+    query: Mapping[str, str], kept: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Widget values from query parameters, and a line for each parameter that is not valid.
+
+    `kept` are the parameters that the session left out of its links, by their names and digests.
+    """
     state, notes = dict(DEFAULTS), []
+    left_out = [part for part in query.get(LEFT_OUT, "").split(",") if part]
+    have = {part.partition(":")[0]: (kept or {}).get(part) for part in left_out}
+    notes += [_lacks(key) for key in have if have[key] is None and key in _UPLOADS]
+    query = {k: v for k, v in query.items() if k != LEFT_OUT} | {k: v for k, v in have.items() if v}
     for name, text in query.items():
         key = FORMER_NAMES.get(name, name)
         if key in FORMER_INPUTS:
-            continue
-        if key == LEFT_OUT:
-            notes += [_lacks(part) for part in text.split(",") if part in _UPLOADS]
             continue
         if key not in DEFAULTS:
             notes.append(f"The link's {name[:40]} is not an input of this page; it is left out.")
@@ -142,12 +152,13 @@ def _lacks(key: str) -> str:
 
 def pin_of(state: Mapping[Any, Any]) -> dict[str, str]:
     """The scenario of the page, without the page's other settings, as query parameters."""
-    return query_of({key: state[key] for key in DEFAULTS if key not in PAGE_DEFAULTS})
+    left_out = {*PAGE_DEFAULTS, *LIMITS}
+    return query_of({key: state[key] for key in DEFAULTS if key not in left_out})
 
 
 def _inputs(state: Mapping[Any, Any]) -> dict[str, Any]:
-    """The state without the page's own settings."""
-    return {key: value for key, value in state.items() if key not in PAGE_DEFAULTS}
+    """The state without the choice of what is shown."""
+    return {key: value for key, value in state.items() if key not in NAVIGATION}
 
 
 def uploaded_path(state: Mapping[Any, Any]) -> str | None:
@@ -215,8 +226,8 @@ def restore() -> None:
     state, query = st.session_state, st.query_params.to_dict()
     first = "link_query" not in state
     now = {key: state[key] for key in DEFAULTS if key in state}
-    if first or (query != state["link_query"] and now == state["link_state"]):
-        loaded, state["link_notes"] = state_of(query)
+    if first or (query != state["link_query"] and _is_shown(now)):
+        loaded, state["link_notes"] = state_of(query, state.get("left_out"))
         for read, key, keys in (
             (uploaded_path, "config.json", ("target", "model_config")),
             (uploaded_gpu, "GPU", ("machine", "gpu_file")),
@@ -228,24 +239,48 @@ def restore() -> None:
                 state["link_notes"].append(f"The link's {key} is not valid: {error}")
                 loaded |= {key: DEFAULTS[key] for key in keys}
         now = loaded | (now if first else {})
+        if not first:
+            # The browser shows the link, and may go back further before it shows its inputs.
+            left = [state["link_state"], *state.get("left_by_back", [])]
+            state["left_by_back"] = left[:MAX_UNDO]
+            state["link_query"] = query
+            state["link_state"] = {key: now.get(key, default) for key, default in DEFAULTS.items()}
+    elif now == state["link_state"]:
+        state["left_by_back"] = []  # it has caught up
     for key, default in DEFAULTS.items():
         state[key] = now.get(key, default)  # also keeps the value of a widget that is not drawn
+
+
+def _is_shown(now: Mapping[str, Any]) -> bool:
+    """Whether no input has changed since the last link, or since those that Back has left."""
+    shown = [st.session_state["link_state"], *st.session_state.get("left_by_back", [])]
+    return all(any(value == inputs[key] for inputs in shown) for key, value in now.items())
 
 
 def publish() -> list[str]:
     """Write the page's state to the URL; returns what the link leaves out."""
     state = st.session_state
-    before = _inputs(state.get("link_state", {}))
-    state["link_state"] = {key: state[key] for key in DEFAULTS}
-    if before not in ({}, _inputs(state["link_state"])) and not state.pop("undone", False):
+    before = _inputs(state.get("published", {}))
+    state["published"] = state["link_state"] = {key: state[key] for key in DEFAULTS}
+    changed = before not in ({}, _inputs(state["link_state"]))
+    if not state.pop("undone", False) and changed:
         state["history"] = [*state.get("history", []), before][-MAX_UNDO:]
+    replaced = state.pop("replaced", [])
+    if changed or replaced:
+        state["input_notes"] = replaced
+    if changed:
+        state.pop("upload_error", None)  # the user has gone on
     query, missing = query_of(state["link_state"]), []
     for key, words in PACKED.items():
-        if sum(map(len, query.values())) > MAX_LINK and query.pop(key, ""):
+        if sum(map(len, query.values())) > MAX_LINK and (text := query.pop(key, "")):
             missing.append(words)
-            query[LEFT_OUT] = ",".join(filter(None, (query.get(LEFT_OUT), key)))
-    state["link_query"] = query
-    if st.query_params.to_dict() != query:
+            part = f"{key}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+            query[LEFT_OUT] = ",".join(filter(None, (query.get(LEFT_OUT), part)))
+            kept = {k: v for k, v in state.get("left_out", {}).items() if k != part} | {part: text}
+            state["left_out"] = dict([*kept.items()][-MAX_KEPT:])
+    published, state["link_query"] = state.get("link_query"), query
+    # After fast clicks, the browser may already show the link of the previous run.
+    if st.query_params.to_dict() != query or published not in (None, query):
         st.query_params.from_dict(query)
     if state["acceptance_curve"]:
         missing.append(f"the contents of {state['acceptance_curve']}, a file of this machine")

@@ -10,7 +10,6 @@ from importlib import import_module
 
 import streamlit as st
 
-from app.explorer.inputs import widgets
 from app.explorer.inputs.sidebar import sidebar
 from app.explorer.link import publish, restore
 from app.explorer.plan_line import show_plan_line
@@ -25,7 +24,15 @@ STYLE = """<style>
 .product { font-size: 1rem; font-weight: 600; padding: 0; margin: 0 }
 .product span { font-weight: 400 }
 .stMainBlockContainer h2 { font-size: 1.4rem; padding: 0.2rem 0 }
-.stMainBlockContainer h3 { font-size: 1rem; padding: 0 }
+.stMainBlockContainer h3 { font-size: 1rem; padding: 0.4rem 0 }
+.stElementContainer:has(> [data-testid="stMetric"]) {
+    flex: 1 1 8rem; min-width: 0; max-width: 15rem; align-self: stretch
+}
+[data-testid="stMetric"] { padding: 0; height: 100% }
+[data-testid="stMetric"] > div { padding: 0.6rem 0.8rem }
+[data-testid="stMetricLabel"] * { white-space: normal !important; overflow: visible !important }
+[data-testid="stColumn"]:has([data-testid="stPlotlyChart"]) { min-width: min(100%, 25rem) }
+@media (hover: none) { [data-testid="stDataFrame"] { margin-top: 1.8rem } }
 [data-testid="stAlert"] h4 { font-size: 1.25rem; padding: 0 }
 [data-testid="stCaptionContainer"] * { color: inherit !important }
 [data-testid="stCaptionContainer"] { opacity: 0.85 }
@@ -35,6 +42,16 @@ STYLE = """<style>
 [data-testid="stCode"] code span { color: inherit !important }
 .js-plotly-plot :is(.gtitle, .gtitle-subtitle) { display: none }
 </style>"""
+# Streamlit lets a drag pan charts that can be clicked, and Plotly then withholds touches from the
+# page: a swipe would not scroll. A tap still arrives, as the click that the browser makes of it.
+SWIPE = """<script>
+if (!window.swipesScroll) {
+    window.swipesScroll = true;
+    document.addEventListener("touchstart", touch => {
+        if (touch.target.closest?.(".js-plotly-plot")) touch.stopPropagation();
+    }, {capture: true, passive: true});
+}
+</script>"""
 PRODUCT = """<h1 class="product">specroof <span>· will speculative decoding pay for your
 long-context LLM, and with which plan?</span></h1>"""
 
@@ -45,7 +62,7 @@ def main() -> None:
     st.session_state.update(st.session_state.pop("pending", {}))
     view = st.session_state["view"]
     st.set_page_config(page_title=f"{view} · specroof", layout="wide")
-    st.html(STYLE + PRODUCT)
+    st.html(STYLE + PRODUCT + SWIPE, unsafe_allow_javascript=True)
     st.segmented_control(
         "View", list(VIEWS), key="view", required=True, label_visibility="collapsed"
     )
@@ -53,8 +70,12 @@ def main() -> None:
     missing = publish()
     for note in st.session_state["link_notes"]:
         st.warning(plain(note), icon=":material/link_off:")
+    for note in st.session_state.get("input_notes", []):
+        st.warning(plain(note), icon=":material/swap_horiz:")
     st.header(VIEWS[view], anchor=False)
-    if widgets.show_message("upload_error"):
+    if "upload_error" in st.session_state:  # stands until an input changes
+        show_error(st.session_state["upload_error"])
+        st.button("Go on with the inputs as they were", on_click=_dismiss, key="dismiss")
         return
     if values is None:
         show_error(st.session_state.pop("scenario_error"))
@@ -65,6 +86,10 @@ def main() -> None:
     if missing:
         st.caption(plain(f"The link is partial: it leaves out {' and '.join(missing)}."))
     import_module(f"app.explorer.views.{view.lower()}").show()
+
+
+def _dismiss() -> None:
+    del st.session_state["upload_error"]
 
 
 main()

@@ -9,12 +9,16 @@ fails in its signal handler, and neither Ctrl-C nor SIGTERM would end it.
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import socket
 import stat
+import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 OUTPUT_CLOSED = 141  # as after SIGPIPE
 MOST_WAIT_S = 30.0
@@ -33,6 +37,13 @@ def _listens(port: int) -> bool:
 
 
 def _warm_up() -> None:
+    try:
+        _compute_first_page()
+    finally:
+        gc.enable()
+
+
+def _compute_first_page() -> None:
     from streamlit.config import get_option
 
     until = time.monotonic() + MOST_WAIT_S
@@ -46,10 +57,20 @@ def _warm_up() -> None:
     recommended(DEFAULTS, stated_values(DEFAULTS))
 
 
+def streamlit_command() -> Callable[..., Any]:
+    """Streamlit's command line, imported as if there were no Plotly: `drawing` imports it later."""
+    sys.modules["plotly"] = None  # type: ignore[assignment]
+    try:
+        from streamlit.web.cli import main as streamlit
+    finally:
+        del sys.modules["plotly"]
+    return streamlit
+
+
 def main() -> None:
     """Entry point of `python -m app.explorer.serve`, with the arguments of `streamlit`."""
-    from streamlit.web.cli import main as streamlit
-
+    gc.disable()  # until the first page is computed: what is imported stays
+    streamlit = streamlit_command()
     for output in (1, 2):
         if stat.S_ISFIFO(os.fstat(output).st_mode):
             threading.Thread(target=_watch, args=(output,), daemon=True).start()

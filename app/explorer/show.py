@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd  # before any chart: plotly fails if another session is still importing it
-import plotly.graph_objects as go
 import streamlit as st
 
-from app.charts import alt_text, chart_rows
 from app.render.html_page import plain as plain
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 MODEBAR = {
     "displaylogo": False,
@@ -49,6 +49,8 @@ def show_chart(
     figure is hidden on the page and appears in the PNG, above the words of the plan line. Dragging
     is left to the page, so that a swipe on a phone scrolls; the chart has buttons to zoom.
     """
+    from app.charts import alt_text
+
     title, alt = figure.layout.title.text, alt_text(figure)
     scenario = st.session_state.get("plan_words", "")
     figure.update_layout(
@@ -72,6 +74,8 @@ def show_chart(
 
 def show_table(rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
     """Show rows as a table; `options` are those of `st.dataframe`."""
+    import pandas as pd
+
     st.dataframe(pd.DataFrame(list(rows)), hide_index=True, **options)
 
 
@@ -102,6 +106,8 @@ def _download(name: str, label: str, mime: str, data: Callable[[], str]) -> None
 
 
 def _csv(figure: go.Figure) -> str:
+    from app.charts import chart_rows
+
     rows = chart_rows(figure)
     file = io.StringIO()
     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
@@ -111,4 +117,6 @@ def _csv(figure: go.Figure) -> str:
 
 
 def _json(figure: go.Figure) -> str:
+    from app.charts import alt_text, chart_rows
+
     return json.dumps({"alt": alt_text(figure), "rows": chart_rows(figure)}, allow_nan=False)

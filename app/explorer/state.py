@@ -79,6 +79,15 @@ PAGE_DEFAULTS: dict[str, Any] = {
     "step_times": "",
     "pins": [],
 }
+# What the page shows rather than what it computes: Undo leaves it as it is.
+NAVIGATION = (
+    "view",
+    "map_kind",
+    "frontier_part",
+    "why_part",
+    "export_plan",
+    "deploy_engine",
+)
 # Inputs that a scenario may omit: opening one resets them.
 INPUT_DEFAULTS: dict[str, Any] = {
     "model_config": "",

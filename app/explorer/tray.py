@@ -7,27 +7,30 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer.link import pin_of, state_of, uploaded_paths
+from app.explorer.link import LIMITS, pin_of, state_of, uploaded_paths
 from app.explorer.plan_line import plan_line
 from app.explorer.show import plain
 from app.explorer.state import PAGE_DEFAULTS, Values, stated_values, widget_state
 
 MAX_PINS = 4
-_PLAN = ("tp", "draft", "gamma", "kv_budget", "draft_tp")
-_ACCEPTANCE = ("acceptance_form", "acceptance", "acceptance_per_position")
 
 
 def adopt(scenario: Mapping[str, Any], *more: str, view: str = "") -> None:
     """Take the plan of a scenario, and the inputs in `more`; call only from a callback.
 
-    The workload, its limits and its curves are kept.
+    The workload, its limits and its curves are kept, and so is what the plan does not have: without
+    a draft, the γ, KV budget and acceptance for the next draft.
     """
     state = st.session_state
     engine = dict(state["values"])["engine"]  # a refitted one is selected by its file
     taken = widget_state({**scenario, "engine": engine}, **uploaded_paths(state))
-    keys = [*_PLAN, *more]
-    if state["acceptance_form"] != "published":  # converted, as γ may have changed
-        keys += _ACCEPTANCE
+    keys = ["tp", "draft", *more]
+    if taken["draft"] != "none":
+        keys += ["gamma", "draft_tp"]
+        keys += [] if taken["draft"].endswith(":full") else ["kv_budget"]
+        if state["acceptance_form"] != "published":  # converted, as γ may have changed
+            form = taken["acceptance_form"]
+            keys += ["acceptance_form", *([] if form == "published" else [form])]
     state.update({key: taken[key] for key in keys})
     if "prompt_tokens" in more:
         state["prompt_mix"] = ""
@@ -94,8 +97,10 @@ def _unpin(pin: dict[str, str]) -> None:
 
 
 def _open(pin: dict[str, str]) -> None:
+    """Take a pinned scenario; the limits of the page are kept, like its objective and price."""
     state, _ = state_of(pin)
-    st.session_state.update({k: v for k, v in state.items() if k not in PAGE_DEFAULTS})
+    kept = {*PAGE_DEFAULTS, *LIMITS}
+    st.session_state.update({k: v for k, v in state.items() if k not in kept})
 
 
 def _undo() -> None:

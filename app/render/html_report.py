@@ -66,7 +66,7 @@ def _figures(answer: Recommendation) -> list[go.Figure]:
     figures.append(charts.step_parts(point))
     if studied.scenario.plan.policy != "full":
         figures.append(charts.budget_map(studied.scenario))
-    figures.append(charts.tornado(answer.sensitivities, studied.gain))
+    figures.append(charts.tornado(answer.sensitivities, studied.gain, what="gain"))
     return figures
 
 

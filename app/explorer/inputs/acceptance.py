@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import streamlit as st
 
 from app.explorer.inputs import widgets
@@ -45,6 +44,8 @@ def _rates() -> None:
     except (ConfigError, ValueError):
         show_error("α by position is not valid; enter numbers from 0 to 1, such as 0.9, 0.85, 0.8")
         return
+    import pandas as pd
+
     table = pd.DataFrame({"α": list(rates or (DEFAULTS["acceptance"],))})
     edited = st.data_editor(
         table,

@@ -63,13 +63,14 @@ def _apply_preset() -> None:
 
 def _apply_pasted() -> None:
     state = st.session_state
+    state.pop("upload_error", None)
     text = state["pasted"].strip()
     if not text:
         return
+    is_line = any(character.isspace() for character in text)
     try:
-        if "--" in text or " " in text:
+        if is_line:
             given, ignored = serve_values(text)
-            state["runs_on"] = "vllm"
         else:
             given, ignored = {"target": hub_model(text), "draft": "self"}, []
         here = stated_values(state.to_dict(), **uploaded_paths(state))
@@ -79,8 +80,11 @@ def _apply_pasted() -> None:
         state["upload_error"] = str(error)
         return
     state["pasted"] = ""
-    left_out = f" Without effect here: {', '.join(ignored)}." if ignored else ""
-    state["pasted_note"] = (
-        f"{given['target']} is the target. The line does not say on which GPUs it runs, nor how "
-        f"long prompts are: check them below.{left_out}"
-    )
+    state["pasted_note"] = f"{given['target']} is the target."
+    if is_line:
+        state["runs_on"] = "vllm"
+        left_out = f" Without effect here: {', '.join(ignored)}." if ignored else ""
+        state["pasted_note"] += (
+            f" TP is {given['tp']}. The line does not say on which GPUs it runs, nor how long "
+            f"prompts are: check them below.{left_out}"
+        )

@@ -52,6 +52,7 @@ def show_files(values: Values | None) -> None:
 
 def _open_scenario() -> None:
     file = st.session_state["scenario_file"]
+    st.session_state.pop("upload_error", None)
     if file is None:
         return
     try:
@@ -62,6 +63,7 @@ def _open_scenario() -> None:
 
 def open_model() -> None:
     file = st.session_state["model_file"]
+    st.session_state.pop("upload_error", None)
     if file is None:
         return
     try:

@@ -125,6 +125,7 @@ def _figures(machine: Machine) -> dict[str, Any]:
 
 def _use() -> None:
     state = st.session_state
+    state.pop("upload_error", None)
     keys = (*FIGURES, "name", "kind", "like", "architecture", "source")
     try:
         text = gpu_toml({key: state[f"gpu_{key}"] for key in keys})

@@ -165,8 +165,10 @@ def _plan(uploaded: str | None) -> None:
             degrees = _degrees("draft_tp", catalog.model(draft), widgets.value_of("tp"))
             widgets.keep_within("draft_tp", degrees, fallback=degrees[-1])
             widgets.select("draft_tp", "Tensor parallelism of the draft (GPUs)", degrees)
-    if not set(widgets.value_of("drafts")) <= set(choices):
+    gone = [draft for draft in widgets.value_of("drafts") if draft not in choices]
+    if gone:
         st.session_state["drafts"] = [d for d in widgets.value_of("drafts") if d in choices]
+        widgets.say_replaced(f"{', '.join(gone)} cannot be compared here; left out of the drafts.")
     st.multiselect(
         "Drafts to compare in Decide and Map",
         choices,

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.link import MAX_TEXT
-from app.explorer.show import plain, show_error
+from app.explorer.show import show_error
 from app.explorer.state import RANGES
 
 
@@ -55,7 +55,12 @@ def keep_within(key: str, options: Sequence[Any], *, fallback: Any) -> None:
     chosen = st.session_state[key]
     if chosen not in options:
         st.session_state[key] = fallback
-        st.caption(plain(f"{key}={chosen} is not available here; {fallback} is used."))
+        say_replaced(f"{key}={chosen} is not possible here; {fallback} is used instead.")
+
+
+def say_replaced(note: str) -> None:
+    """Show at the top of the page, until an input changes, that an input was replaced."""
+    st.session_state["replaced"] = [*st.session_state.get("replaced", []), note]
 
 
 def show_message(key: str) -> bool:

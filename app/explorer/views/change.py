@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import bands, point_of
+from app.explorer.drawing import charts
+from app.explorer.figures import SPEEDUP
 from app.explorer.show import plain, show_chart, show_table
 from perfmodel.speculation import probability_of_gain, sensitivities
 from perfmodel.units import format_chance
 
-LOW, HIGH = "speedup at the low end", "at the high end"
+LOW, HIGH = "low end", "high end"
 
 
 def show() -> None:
@@ -25,7 +26,7 @@ def show() -> None:
     colour = charts.plan_colour(scenario)
     chance = probability_of_gain(scenario)
     if chance is not None:
-        st.markdown(f"P(speedup of decoding > 1): **{plain(format_chance(chance))}**")
+        st.markdown(f"P(speedup of decoding alone > 1): **{plain(format_chance(chance))}**")
     show_chart(charts.tornado(inputs, float(point.speedup), colour=colour), "tornado")
     plan, work = scenario.plan, scenario.workload
     axes = {
@@ -41,6 +42,7 @@ def show() -> None:
             show_chart(
                 charts.speedup_band(title, points, intervals, here, colour=colour), f"band_{key}"
             )
+    st.markdown(f"### {SPEEDUP}, if an input is wrong")
     show_table(
         [
             {

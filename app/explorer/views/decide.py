@@ -7,8 +7,22 @@ from typing import Any
 
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import point_of, recommendation, scenario_of
+from app.explorer.figures import (
+    DECODE_TPOT,
+    DECODING,
+    GAIN,
+    HELP,
+    MEMORY,
+    RATE,
+    SERVICE,
+    SPEEDUP,
+    TPOT,
+    TTFT,
+    of_candidate,
+    ratio,
+    seconds,
+)
 from app.explorer.inputs.prompt_mix import prompt_mix
 from app.explorer.show import (
     plain,
@@ -158,24 +172,17 @@ def _numbers(answer: Recommendation) -> None:
     """Show the gain of the best draft, and the figures of the recommended plan."""
     best, shown = answer.best, answer.studied or answer.best
     interval, chance = answer.interval, answer.gain_probability
+    gain = of_candidate(shown)[GAIN]
     span = ""
     if interval is not None:
         span = f"; 90 % interval {interval.low:.2f}x to {interval.high:.2f}x"
-    over = f"of {shown.label} over plain decoding at the same TP, with its prompts{span}"
-    figures: list[tuple[str, str, str | None]] = [("Gain", f"{shown.gain:.2f}x", over)]
+    over = f"of {shown.label} {HELP[GAIN]}{span}"
+    figures: list[tuple[str, str, str | None]] = [(GAIN, gain, over)]
     if chance is not None:
         text = f"probability that {shown.label} is faster than plain decoding"
         figures.append(("P(gain > 1)", format_chance(chance), text))
-    figures += [
-        ("Time per token", format_seconds(best.tpot_s), "TPOT of one request"),
-        ("First token", format_seconds(best.ttft_s), "TTFT, mean, with the whole batch waiting"),
-        ("Tokens/s per GPU", f"{best.throughput_per_gpu:,.0f}", "output tokens of all requests"),
-        (
-            "Memory",
-            f"{best.memory_fraction:.0%}",
-            "of one GPU, the whole batch at full length",
-        ),
-    ]
+    of_best = of_candidate(best)
+    figures += [(name, of_best[name], HELP[name]) for name in (TPOT, TTFT, RATE, MEMORY)]
     cost = answer.cost_per_million_tokens(best)
     if cost is not None:
         figures.append(("Cost per M tokens", f"{cost:.3g}", "output tokens, at your price"))
@@ -203,6 +210,8 @@ def _plans(values: Values, answer: Recommendation) -> None:
             st.caption(f"Only TP {flags['tp']} was searched.", width="content")
             st.button("Search all TP degrees", on_click=_search_all, type="tertiary")
     st.markdown("### Plans, best first")
+    from app.explorer.drawing import charts  # after the verdict
+
     here = _identity(values)
     plans = [("Recommended: ", answer.best)]
     if answer.engine_gap:
@@ -228,11 +237,8 @@ def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
     stated = scenario_dict(candidate.scenario) | {"engine": engine}
     key = f"plan_{number}"
     with st.container(horizontal=True, vertical_alignment="center", border=True, key=key):
-        st.markdown(
-            f"**{plain(kind + candidate.label)}, TP {_tps(candidate)}**  \n"
-            + plain(" · ".join(_figures(candidate))),
-            width="stretch",
-        )
+        label = f"**{plain(kind + candidate.label)}, TP {_tps(candidate)}**"
+        st.markdown("  \n".join([label, *map(plain, _figures(candidate))]), width="stretch")
         used = _identity(tuple(stated.items())) == here
         st.button(
             "in use" if used else "use",
@@ -245,19 +251,18 @@ def _plan(number: int, kind: str, candidate: Candidate, here: str) -> None:
 
 
 def _figures(candidate: Candidate) -> list[str]:
-    gain = f"{candidate.gain:.2f}x"
-    if candidate.scenario.plan.speculates:
+    """Lines of figures: of the whole service, and of decoding alone."""
+    of, speculates = of_candidate(candidate), candidate.scenario.plan.speculates
+    gain = of[GAIN]
+    if speculates:
         interval = gain_interval(candidate, st.session_state["objective"])
         gain += f" ({interval.low:.2f}-{interval.high:.2f})"
-    figures = [
-        f"gain {gain}",
-        f"{format_seconds(candidate.tpot_s)} per token",
-        f"{candidate.throughput_per_gpu:,.0f} tokens/s/GPU",
-        f"decoding alone {candidate.decode_speedup:.2f}x",
+    alpha = f" · α {_acceptance_origin(candidate)}" if speculates else ""
+    return [
+        f"{SERVICE}: gain {gain}, {of[TPOT]} per token, {of[RATE]} tokens/s/GPU",
+        f"{DECODING}: speedup {of[SPEEDUP]}, {of[DECODE_TPOT]} per token{alpha} · "
+        f"memory {of[MEMORY]}",
     ]
-    if candidate.scenario.plan.speculates:
-        figures.append(f"α {_acceptance_origin(candidate)}")
-    return [*figures, f"memory {candidate.memory_fraction:.0%}"]
 
 
 def _tps(candidate: Candidate) -> str:
@@ -284,6 +289,8 @@ def _nothing(message: str) -> None:
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
     if reason:
+        from app.explorer.drawing import charts
+
         st.markdown(f"The plan of this page: {plain(reason)}.")
         show_chart(charts.memory_bars(point), "memory")
     st.markdown(
@@ -307,8 +314,8 @@ def _lengths() -> None:
             {
                 "prompt (tokens)": tokens,
                 "share": f"{share:.0%}",
-                "speedup of decoding": f"{float(point.speedup):.2f}x",
-                "time/token": format_seconds(float(point.tpot_s)),
+                SPEEDUP: ratio(float(point.speedup)),
+                DECODE_TPOT: seconds(float(point.tpot_s)),
                 "fits": bool(point.feasible),
             }
         )

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import point_of
 from app.explorer.inputs.widgets import segmented, text, value_of
 from app.explorer.show import plain, show_chart, show_error
@@ -16,6 +15,7 @@ from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, i
 from perfmodel.specs import MethodKind
 from perfmodel.speculation import GammaSchedule, gamma_schedule
 
+PLANS = {"recommended": "recommended", "page": "plan of this page"}
 FILES = {"vllm": "sh", "sglang": "sh", "tensorrt-llm": "yaml", "specroof": "toml"}
 
 
@@ -23,18 +23,11 @@ def show(answer: Recommendation) -> None:
     """Draw the section for the recommended plan or that of the page."""
     st.markdown("### Run it")
     page, best = point_of(st.session_state["values"]), estimate(answer.best.scenario)
-    labels = {"recommended": best, "page": page}
-    names = {
-        key: f"{words}: {_name(point)}"
-        for (key, point), words in zip(
-            labels.items(), ("recommended", "plan of this page"), strict=True
-        )
-    }
     point = best
     if _name(page) != _name(best):
-        point = labels[segmented("export_plan", "Plan", names)]
-    else:
-        st.markdown(plain(_name(best)))
+        chosen = segmented("export_plan", "Plan", PLANS)
+        point = {"recommended": best, "page": page}[chosen]
+    st.markdown(plain(_name(point)))
     reason = infeasible_reason(point)
     if reason:
         st.warning(plain(reason), icon=":material/block:")
@@ -49,6 +42,8 @@ def show(answer: Recommendation) -> None:
     if schedule is not None:
         with st.expander("Best γ by batch and prompt length", on_change="rerun") as opened:
             if opened.open:
+                from app.explorer.drawing import charts
+
                 show_chart(charts.schedule_map(schedule), "gamma_schedule")
 
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import scenario_of
+from app.explorer.drawing import charts
+from app.explorer.figures import GAIN, RATE, TPOT, TTFT, of_plan
 from app.explorer.inputs.sidebar import TP_DEGREES
 from app.explorer.inputs.widgets import segmented
-from app.explorer.show import show_chart, show_table
+from app.explorer.show import plain, show_chart, show_table
 from app.explorer.state import FRONTIER_PARTS, Values
 from perfmodel import Scenario, catalog, without_speculation
 from perfmodel.planning import plan_label
@@ -57,7 +58,12 @@ def _batches() -> None:
         st.caption("With a price per GPU hour, in the sidebar, the axis is the cost per token.")
     elif others:
         st.caption(f"Every GPU costs {state['price']:g} per hour here.")
-    st.markdown("### Largest batches")
+    if point is not None:
+        of_page = of_plan(values, state["objective"])
+        named = (f"{name}: **{plain(of_page[name])}**" for name in (RATE, TPOT, TTFT, GAIN))
+        batch = f"{scenario.workload.batch:,}"
+        st.markdown(f"The plan of this page, at batch {batch}: {' · '.join(named)}")
+    st.markdown("### The highest throughput of each plan, and its largest batch")
     show_table([_row(curve, slo) for curve in curves])
 
 
@@ -108,16 +114,16 @@ def point_curve(scenario: Scenario, slo: SLO) -> charts.ServingCurve | None:
 
 
 def _row(curve: charts.ServingCurve, slo: SLO) -> dict[str, object]:
-    allowed = np.flatnonzero(curve.meets)
-    row: dict[str, object] = {
-        "curve": curve.label,
-        "largest batch that fits": int(np.max(curve.batch)),
-    }
+    """The largest batches of a plan, and its point of highest throughput within the limits."""
+    row: dict[str, object] = {"plan": curve.label, "largest batch": curve.largest_batch}
     if slo != SLO():
-        row["within the SLO"] = int(np.max(curve.batch[allowed])) if len(allowed) else 0
-    last = int(allowed[np.argmax(curve.per_gpu[allowed])]) if len(allowed) else -1
+        row["largest drawn within the SLO"] = curve.largest_within
+    if not np.any(curve.meets):
+        return row
+    best = int(np.argmax(np.where(curve.meets, curve.per_gpu, -np.inf)))
     return row | {
-        "tokens/s per GPU": round(float(curve.per_gpu[last])),
-        "time per token (ms)": round(1e3 * float(curve.tpot_s[last]), 1),
-        "first token (s)": round(float(curve.ttft_s[last]), 2),
+        RATE: round(float(curve.per_gpu[best])),
+        "at batch": int(curve.batch[best]),
+        f"{TPOT} (ms)": round(1e3 * float(curve.tpot_s[best]), 1),
+        f"{TTFT} (s)": round(float(curve.ttft_s[best]), 2),
     }

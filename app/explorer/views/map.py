@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
+from numpy.typing import NDArray
 
-from app import charts
 from app.charts.cells import add_marker
 from app.explorer.cached import (
-    MAP_BATCHES,
+    at_gamma,
     bundled_rows,
-    map_prompts,
     prediction,
     scenario_of,
-    speedup_grid,
 )
+from app.explorer.drawing import charts
+from app.explorer.figures import DECODE_TPOT, GAIN, MEMORY, SPEEDUP, TPOT, of_plan
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
 from perfmodel import DraftPlan, Scenario
 from perfmodel.planning import draft_choices, plan_label
-from perfmodel.units import format_seconds
+from perfmodel.specs import Workload
+from perfmodel.speculation import GAMMAS
 
+MAP_SIZE = 64
+MAP_BATCHES = charts.log_steps(1, 1024, MAP_SIZE)
 KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
 
 
@@ -47,7 +51,23 @@ def show() -> None:
         figure.update_layout(height=560)
         show_chart(figure, "speedup_map", on_select=_choose_cell)
     with panel:
+        _cell_inputs(np.asarray(figure.data[0].customdata, dtype=object), scenario.workload)
         _panel(values, rivals)
+
+
+def map_prompts(values: Values) -> NDArray[np.float64]:
+    """Prompt lengths of the map: 1,000 tokens to the target's context or the scenario's prompt."""
+    scenario = scenario_of(values)
+    longest = max(scenario.target.max_context_tokens, scenario.workload.prompt_tokens, 4096)
+    return charts.log_steps(1000, longest, MAP_SIZE)
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def speedup_grid(values: Values, *, fixed_gamma: bool) -> charts.SpeedupGrid:
+    """The 64 x 64 cells of the map, each at its best γ or all at the plan's γ."""
+    scenario = scenario_of(values)
+    gammas = np.array([scenario.plan.gamma], float) if fixed_gamma else GAMMAS
+    return charts.speedup_grid(scenario, MAP_BATCHES, map_prompts(values), gammas)
 
 
 def _figure(
@@ -78,23 +98,23 @@ def _panel(values: Values, rivals: Mapping[str, Values]) -> None:
     """The figures of the clicked cell, and buttons to take it over."""
     cell = st.session_state.get("map_cell")
     if cell is None:
-        st.caption("Click a cell to see its figures here. The star is the workload of this page.")
+        st.caption("Click or choose a cell to see its figures. The star is this page's workload.")
         return
     stated = _cell_values(values, rivals, cell)
     if stated is None:
         return
     scenario, result = scenario_of(stated), prediction(stated)
-    work, speedup = scenario.workload, result["speedup"]
+    work, of = scenario.workload, of_plan(stated, st.session_state["objective"])
     st.markdown(f"### Batch {work.batch:,}, {work.prompt_tokens:,} prompt tokens")
     st.markdown(plain(plan_label(scenario)))
     low, high = result["speedup_low"], result["speedup_high"]
     span = "" if low is None else f" ({low:.2f}-{high:.2f})"
-    memory = f"{result['memory_bytes_per_gpu'] / scenario.machine.gpu.memory_bytes:.0%}"
     figures = {
-        "speedup": "unknown" if speedup is None else f"{speedup:.2f}x{span}",
-        "time per token": "unknown" if speedup is None else format_seconds(result["tpot_s"]),
-        "T_T": format_seconds(result["target_step_s"]),
-        "memory": f"{memory}{'' if result['feasible'] else ', does not fit'}",
+        SPEEDUP: of[SPEEDUP] + span,
+        DECODE_TPOT: of[DECODE_TPOT],
+        GAIN: of[GAIN],
+        TPOT: of[TPOT],
+        MEMORY: of[MEMORY] + ("" if result["feasible"] else ", does not fit"),
     }
     st.markdown("\n".join(f"- {plain(name)}: **{plain(text)}**" for name, text in figures.items()))
     for label, view in (("Use on this page", ""), ("Use, and see why", "Why")):
@@ -112,7 +132,9 @@ def _cell_values(
         base = {k: v for k, v in values if k not in PLAN_KEYS} | {"draft": "none"}
     elif name and name not in rivals:
         return None  # a cell of an earlier map
-    base |= {"batch": batch, "prompt_tokens": prompt} | ({"gamma": gamma} if gamma else {})
+    if gamma:
+        base = dict(at_gamma(tuple(base.items()), gamma))
+    base |= {"batch": batch, "prompt_tokens": prompt}
     if isinstance(base.get("kv_budget"), int):
         base["kv_budget"] = min(base["kv_budget"], prompt)
     return tuple(base.items())
@@ -159,6 +181,41 @@ def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
     ]
 
 
+def _cell_inputs(cells: NDArray[Any], workload: Workload) -> None:
+    """Choose a cell by keyboard; `cells` are the data of all of them, (batches, prompts, ...)."""
+    options = {"cell_batch": cells[:, 0, 1], "cell_prompt": cells[0, :, 2]}
+    labels = {"cell_batch": "Batch of the cell", "cell_prompt": "Prompt of the cell (tokens)"}
+    chosen = st.session_state.get("map_cell") or (None, None)
+    with st.container(horizontal=True):
+        for (key, label), value in zip(labels.items(), chosen, strict=False):
+            known = [int(option) for option in options[key]]
+            st.session_state[key] = value if value in known else None
+            st.selectbox(
+                label,
+                known,
+                key=key,
+                placeholder="none",
+                format_func="{:,}".format,
+                on_change=_choose_by_name,
+                args=(cells, workload),
+            )
+
+
+def _choose_by_name(cells: NDArray[Any], workload: Workload) -> None:
+    """Keep the cell of the chosen batch and prompt, or those of the workload if none is chosen."""
+    state = st.session_state
+    if state["cell_batch"] is None and state["cell_prompt"] is None:
+        state["map_cell"] = None
+        return
+    row = _nearest(cells[:, 0, 1], state["cell_batch"] or workload.batch)
+    column = _nearest(cells[0, :, 2], state["cell_prompt"] or workload.prompt_tokens)
+    state["map_cell"] = _cell(cells[row, column])
+
+
+def _nearest(values: NDArray[Any], wanted: float) -> int:
+    return int(np.argmin(np.abs(np.log(np.asarray(values, float) / wanted))))
+
+
 def _choose_cell() -> None:
     """Keep the clicked cell: batch, prompt tokens, γ, and in the map of drafts the fastest."""
     event: Any = st.session_state["speedup_map"]
@@ -167,6 +224,11 @@ def _choose_cell() -> None:
         return
     cell = points[0]["customdata"]
     # Numbers sent in binary form come back as a dict keyed by index.
-    _, batch, prompt, *rest = cell.values() if isinstance(cell, dict) else cell
+    st.session_state["map_cell"] = _cell(cell.values() if isinstance(cell, dict) else cell)
+
+
+def _cell(data: Iterable[Any]) -> tuple[int, int, int, str]:
+    """Batch, prompt tokens, γ, and in the map of drafts the fastest, of a cell's data."""
+    _, batch, prompt, *rest = data
     name, gamma = (rest[0], rest[1]) if isinstance(rest[0], str) else ("", rest[0])
-    st.session_state["map_cell"] = (int(batch), int(prompt), int(gamma), name)
+    return int(batch), int(prompt), int(gamma), name

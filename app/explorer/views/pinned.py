@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from app.explorer.cached import prediction
+from app.explorer.figures import SPEEDUP, of_plan
 from app.explorer.link import pin_of
 from app.explorer.show import plain, show_table
 from app.explorer.state import Values
@@ -20,7 +21,7 @@ def show() -> None:
     compared = {f"{i}: {name}": pin_values(pin) for i, (pin, name) in enumerate(named, start=1)}
     if pin_of(state) not in state["pins"]:
         compared["this page"] = state["values"]
-    st.markdown("### Pinned plans, decoding alone")
+    st.markdown("### Pinned plans")
     show_table([{"plan": name} | _figures(values) for name, values in compared.items()])
     _inputs(compared)
 
@@ -42,17 +43,8 @@ def _inputs(compared: dict[str, Values]) -> None:
 
 
 def _figures(values: Values) -> dict[str, object]:
-    result = prediction(values)
-
-    def rounded(key: str, factor: float = 1.0, digits: int = 2) -> float | None:
-        return None if result[key] is None else round(factor * float(result[key]), digits)
-
-    return {
-        "speedup (x)": rounded("speedup"),
-        "from": rounded("speedup_low"),
-        "to": rounded("speedup_high"),
-        "time/token (ms)": rounded("tpot_s", 1e3),
-        "tokens/s": rounded("throughput_tokens_per_s", digits=0),
-        "memory per GPU (GB)": rounded("memory_bytes_per_gpu", 1e-9, 1),
-        "fits": result["feasible"],
-    }
+    result, of = prediction(values), of_plan(values, st.session_state["objective"])
+    low, high = result["speedup_low"], result["speedup_high"]
+    if low is not None:
+        of = of | {SPEEDUP: f"{of[SPEEDUP]} ({low:.2f}-{high:.2f})"}
+    return {**of, "fits": result["feasible"]}

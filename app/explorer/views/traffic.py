@@ -8,9 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from app.charts import plan_colour
 from app.charts.simulation import percentiles
 from app.explorer.cached import scenario_of
+from app.explorer.drawing import charts
 from app.explorer.inputs import widgets
 from app.explorer.inputs.files import kept_files
 from app.explorer.link import session_folder, unpack_files
@@ -60,7 +60,7 @@ def show() -> None:
     _figures(result)
     for gain in result["gains"]:
         st.markdown(plain(gain_line(gain)))
-    colour, slo = plan_colour(scenario), parse_slo(st.session_state["slo"])
+    colour, slo = charts.plan_colour(scenario), parse_slo(st.session_state["slo"])
     show_chart(percentiles(result, slo, colour=colour), "percentiles")
     show_table(text_rows(("", *(run["label"] for run in result["runs"])), run_rows(result)))
     for line in (closed_form_line(result), *result["notes"]):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from app import charts
-from app.explorer.cached import point_of, scenario_of
+from app.explorer.cached import at_gamma, point_of, scenario_of
+from app.explorer.drawing import charts
 from app.explorer.show import plain, show_chart, show_table
 from app.explorer.state import Values
 from app.explorer.tray import adopt
@@ -33,7 +33,10 @@ def show() -> None:
     if known and has_budget:
         figure = charts.budget_map(scenario, clickable=True)
         show_chart(figure, "gamma_budget", on_select=_take_cell)
-        st.caption("A click on a cell takes its γ and KV budget on the whole page.")
+        st.caption(
+            "A click on a cell takes its γ and KV budget on the whole page; by keyboard, set them "
+            "in the sidebar."
+        )
     if not known:
         st.info(
             "This draft's acceptance has not been measured. The chart shows the α that it needs."
@@ -61,7 +64,7 @@ def _best_gamma(values: Values) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"Best for decoding at this KV budget: **γ={gamma}, {speedup[best]:.2f}x**.")
         if gamma != scenario.plan.gamma:
-            stated = dict(values) | {"gamma": gamma}
+            stated = dict(at_gamma(values, gamma))
             st.button(f"Use γ={gamma}", on_click=adopt, args=(stated,), key="use_gamma")
 
 
@@ -72,8 +75,7 @@ def _take_cell() -> None:
     if points:
         cell = points[0]["customdata"]
         _, gamma, budget, _ = cell.values() if isinstance(cell, dict) else cell
-        changes = {"gamma": int(gamma), "kv_budget": int(budget)}
-        adopt(dict(st.session_state["values"]) | changes)
+        adopt(dict(at_gamma(st.session_state["values"], int(gamma))) | {"kv_budget": int(budget)})
 
 
 def _stated(acceptance: Acceptance) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 import streamlit as st
 
-from app import charts
 from app.explorer.cached import point_of, prediction
+from app.explorer.drawing import charts
+from app.explorer.figures import DECODE_TPOT, GAIN, HELP, SPEEDUP, TPOT, of_plan
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart, show_metrics, show_table
-from app.explorer.state import WHY_PARTS
+from app.explorer.state import WHY_PARTS, Values
 from app.explorer.views import change, tune
 from app.render.html_report import origin_lines
 from perfmodel import RoundEstimate
@@ -22,7 +23,6 @@ SYMBOLS = {
     "T_V": "Verify: seconds in which the target checks γ+1 tokens at once",
     "T_D": "Draft: seconds of one step of the draft",
     "Tokens per round": "Ω: accepted drafts of a round, plus one token of the target",
-    "Time per token": "A round, divided by its tokens; prompts are not included",
 }
 
 
@@ -30,7 +30,7 @@ def show() -> None:
     """Draw the view."""
     values = st.session_state["values"]
     point, result = point_of(values), prediction(values)
-    _numbers(result)
+    _numbers(values, result)
     if result["speedup"] is not None and point.scenario.plan.speculates:
         st.markdown(plain(formula(point)))
     if not result["feasible"]:
@@ -51,12 +51,12 @@ def show() -> None:
 
 
 def formula(point: RoundEstimate) -> str:
-    """The speedup of decoding as its formula with the numbers of the prediction."""
+    """The speedup of decoding alone as its formula with the numbers of the prediction."""
     drafts, verify = float(point.draft_total_s), float(point.verify.total_s)
     times = " + ".join(map(format_seconds, (drafts, verify, float(point.overhead_s))))
     plain_s = format_seconds(float(point.plain_tpot_s))
     return (
-        f"Speedup of decoding = Ω · plain step / (γ·T_D + T_V + overhead) = "
+        f"{SPEEDUP} = Ω · plain step / (γ·T_D + T_V + overhead) = "
         f"{float(point.tokens_per_round):.2f} · {plain_s} / ({times}) = {float(point.speedup):.2f}x"
     )
 
@@ -92,27 +92,29 @@ def _origin() -> None:
     st.markdown("\n".join(f"- {plain(line)}" for line in lines))
 
 
-def _numbers(result: dict[str, Any]) -> None:
-    """Show the prediction in six figures."""
+def _numbers(values: Values, result: dict[str, Any]) -> None:
+    """Show the steps of the round, and what the plan gives with and without prompts."""
+    objective = st.session_state["objective"]
+    shown = of_plan(values, objective)
+    steps = [("T_T", "target_step_s")]
+    if dict(values)["draft"] != "none" and dict(values)["gamma"] > 0:
+        steps += [("T_V", "verify_s"), ("T_D", "draft_step_s")]
     figures: list[tuple[str, str, str | None]] = [
-        (label, format_seconds(result[key]), SYMBOLS[label])
-        for label, key in (("T_T", "target_step_s"), ("T_V", "verify_s"), ("T_D", "draft_step_s"))
+        (label, format_seconds(result[key]), SYMBOLS[label]) for label, key in steps
     ]
-    tokens, tpot, speedup = (result[k] for k in ("tokens_per_round", "tpot_s", "speedup"))
-    span = None
-    if result["speedup_low"] is not None:
-        span = f"90 % interval {result['speedup_low']:.2f}x to {result['speedup_high']:.2f}x"
-    figures += [
-        ("Tokens per round", _or_unknown(tokens, "{:.2f}"), SYMBOLS["Tokens per round"]),
-        (
-            "Time per token",
-            "unknown" if tpot is None else format_seconds(tpot),
-            SYMBOLS["Time per token"],
-        ),
-        ("Speedup", _or_unknown(speedup, "{:.2f}x"), span),
-    ]
+    if len(steps) > 1:
+        tokens = result["tokens_per_round"]
+        text = "unknown" if tokens is None else f"{tokens:.2f}"
+        figures.append(("Tokens per round", text, SYMBOLS["Tokens per round"]))
     show_metrics(figures)
-
-
-def _or_unknown(value: float | None, form: str) -> str:
-    return "unknown" if value is None else form.format(value)
+    span = ""
+    if result["speedup_low"] is not None:
+        span = f"; 90 % interval {result['speedup_low']:.2f}x to {result['speedup_high']:.2f}x"
+    show_metrics(
+        [
+            (DECODE_TPOT, shown[DECODE_TPOT], HELP[DECODE_TPOT]),
+            (SPEEDUP, shown[SPEEDUP], HELP[SPEEDUP] + span),
+            (TPOT, shown[TPOT], HELP[TPOT]),
+            (GAIN, shown[GAIN], f"in {objective}, {HELP[GAIN]}"),
+        ]
+    )

@@ -160,6 +160,8 @@ def test_part_rows_sum_to_the_passes(scenario: Scenario) -> None:
 def test_waterfall_of_plain_decoding_is_one_step(scenario: Scenario) -> None:
     figure = charts.round_waterfall(estimate(without_speculation(scenario)))
     assert [row["phase"] for row in charts.chart_rows(figure)] == ["T_T plain step"]
+    rows = charts.part_rows(estimate(without_speculation(scenario)))
+    assert {row["pass"] for row in rows} == {"T_T plain step"}
 
 
 def test_a_serving_curve_ends_at_the_largest_batch_and_equals_the_service(
@@ -186,6 +188,7 @@ def test_no_point_of_an_envelope_is_beaten(scenario: Scenario) -> None:
     known = [curve for curve in curves if curve is not None]
     best = charts.envelope(known, "all", "here")
     assert 1 < len(best.batch) < sum(len(curve.batch) for curve in known)
+    assert best.largest_batch == max(np.max(curve.batch) for curve in known) > np.max(best.batch)
     for curve in known:
         for speed, rate in zip(curve.user_speed, curve.per_gpu, strict=True):
             assert np.any((best.user_speed >= speed) & (best.per_gpu >= rate))

@@ -67,13 +67,63 @@ def test_other_spellings_of_a_line() -> None:
     assert (values["draft"], values["gamma"], values["draft_tp"]) == ("llama-3.2-1b", 4, 8)
     assert values["ep"] == 8
     replicas, ignored = serve_values("vllm serve Qwen/Qwen3-32B -tp 2 -pp 1 --data-parallel-size=4")
-    assert replicas["tp"] == 2 and "--data-parallel-size" in ignored
+    assert replicas["tp"] == 2 and any("one of the 4 replicas" in one for one in ignored)
+
+
+QWEN = "vllm serve Qwen/Qwen3-32B"
+
+
+@pytest.mark.parametrize(
+    ("line", "stated"),
+    [
+        (QWEN, {"tp": 1}),
+        ("vllm serve -tp 4 Qwen/Qwen3-32B", {"tp": 4}),
+        ("vllm serve --trust-remote-code Qwen/Qwen3-32B -tp 2", {"tp": 2}),
+        ("vllm serve --a-new-switch Qwen/Qwen3-32B -tp 2", {"tp": 2}),
+        (f"cd /srv && A=1 nohup {QWEN} -tp=4 > log 2>&1 &", {"tp": 4}),
+        (f"{QWEN} -tp 2 && vllm bench serve --model me/other -tp 8", {"tp": 2}),
+        ("docker run -p 80:80 vllm/vllm-openai:v1 --model Qwen/Qwen3-32B -tp 2", {"tp": 2}),
+        (f"{QWEN} \\\r\n  -tp 2 \\\n  --max-num-seqs 8 \\", {"tp": 2, "batch": 8}),
+        (f"{QWEN} \\   -tp 2 \\ --max-num-seqs 8", {"tp": 2, "batch": 8}),  # in a box of one line
+        (f"{QWEN} -q awq --dtype half", {"weight_dtype": "int4"}),
+        (
+            f"{QWEN} -tp 2 -dp 2 -pp 1 --quantization modelopt_fp4",
+            {"tp": 2, "weight_dtype": "nvfp4"},
+        ),
+        (
+            f"{QWEN} -tp 2 --speculative-model [ngram] --num-speculative-tokens 5",
+            {"tp": 2, "draft": "ngram", "gamma": 5},
+        ),
+        (
+            f"{QWEN} -tp 2 --speculative-model=Qwen/Qwen3-8B --num_speculative_tokens=3 "
+            "--speculative-draft-tensor-parallel-size 1",
+            {"tp": 2, "draft": "qwen3-8b", "gamma": 3, "draft_tp": 1},
+        ),
+    ],
+)
+def test_a_line_is_read_as_vllm_and_the_shell_read_it(line: str, stated: dict[str, Any]) -> None:
+    values, _ = serve_values(line)
+    if values["draft"] != "none":
+        assert values.pop("draft_policy") == "full"
+    assert values == {"target": "qwen3-32b", "tp": 1, "draft": "none"} | stated
+
+
+def test_what_a_line_leaves_open_is_named() -> None:
+    _, open_flags = serve_values(f"{QWEN} -dp 4 -q gguf --enforce-eager")
+    assert [flag.split()[0] for flag in open_flags] == [
+        "--data-parallel-size",
+        "--quantization",
+        "--enforce-eager",
+    ]
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "vllm serve",
+        f"{QWEN} -pp 2",
+        f"{QWEN} -dp many",
+        f"{QWEN} --speculative-model me/unknown --num-speculative-tokens 3",
         "vllm serve me/unknown -tp 2",
         "vllm serve /etc/passwd -tp 2",
         "vllm serve Qwen/Qwen3-32B -tp many",
@@ -111,10 +161,12 @@ def test_the_page_begins_from_what_is_pasted() -> None:
     at.number_input(key="prompt_tokens").set_value(123).run()
     assert at.selectbox(key="preset").value is None  # no longer the use case
     before = dict(at.session_state["values"])
-    at.text_input(key="pasted").set_value(shlex.quote("../x y")).run()
-    assert len(at.error) == 1 and not at.main.code
-    at.run()
-    assert dict(at.session_state["values"]) == before and at.main.code
+    at.selectbox(key="runs_on").select("").run()
+    for wrong in (shlex.quote("../x y"), f"{QWEN} -pp 2"):
+        at.text_input(key="pasted").set_value(wrong).run()
+        assert len(at.error) == 1 and not at.main.code and at.session_state["runs_on"] == ""
+    at.button(key="dismiss").click().run()
+    assert dict(at.session_state["values"]) == before and at.main.code and not at.error
 
 
 def test_a_gpu_is_described_by_a_form_and_kept_in_the_link(

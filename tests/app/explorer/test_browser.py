@@ -170,7 +170,7 @@ def test_every_view_a_second_tab_a_reload_and_back_show_one_plan(
         )
         assert len(marks) == CHARTS[name] and min(marks, default=1) > 0, name
     shown = json.loads(watched.download("prediction_json"))
-    figure = watched.page.locator("[data-testid=stMetric]", has_text="Speedup")
+    figure = watched.page.locator("[data-testid=stMetric]", has_text="Speedup, decoding alone")
     assert f"{shown['speedup']:.2f}x" in figure.inner_text()
     watched.page.get_by_text("Scenario file and command").click()
     command = watched.page.locator("[data-testid=stSidebar] [data-testid=stCode] code").inner_text()
@@ -290,10 +290,12 @@ def test_a_phone_needs_no_sideways_scrolling_and_its_text_has_contrast(
     assert watched.errors == []
 
 
-def test_a_swipe_over_a_chart_scrolls_the_page(watched: Watched) -> None:
+@pytest.mark.parametrize("query", ["view=Frontier", "view=Map", "view=Why&why_part=tune"])
+def test_a_swipe_over_a_chart_scrolls_the_page(watched: Watched, query: str) -> None:
     watched.page.set_viewport_size({"width": 390, "height": 844})
-    watched.open("view=Frontier")
-    plot = watched.page.locator(".js-plotly-plot")
+    watched.open(query)
+    plot = watched.page.locator(".js-plotly-plot").first
+    plot.locator(".main-svg .subplot.xy").first.wait_for()
     plot.scroll_into_view_if_needed()
     look = "p => [p.closest('[data-testid=stMain]').scrollTop, p._fullLayout.yaxis.range]"
     top, before = plot.evaluate(look)
@@ -311,3 +313,7 @@ def test_a_swipe_over_a_chart_scrolls_the_page(watched: Watched) -> None:
     watched.page.wait_for_function(scrolled, timeout=30_000)
     moved, after = plot.evaluate(look)
     assert moved > top and after == before
+    if query == "view=Map":
+        box = plot.bounding_box()
+        watched.page.touchscreen.tap(box["x"] + 150, max(box["y"], 0) + 200)
+        watched.page.get_by_role("button", name="Use on this page").wait_for(timeout=30_000)

@@ -130,7 +130,9 @@ def test_a_hostile_upload_is_one_message_without_an_old_answer() -> None:
             assert not answer, data[:80]
             if suffix == ".csv":
                 continue
-            at.run()  # the message is shown once; the page is as it was before
+            at.run()
+            assert_one_message(at)  # still
+            at.button(key="dismiss").click().run()
             assert not at.error and at.main.code
 
 
@@ -266,6 +268,29 @@ def test_the_server_is_local_sends_no_statistics_and_limits_uploads() -> None:
         "--client.showErrorDetails=none",
     ):
         assert flag in command
+
+
+FIRST_VERDICT = """
+import sys
+from app.explorer.serve import streamlit_command
+streamlit_command()
+from streamlit.testing.v1 import AppTest
+from app.explorer.views import decide
+show, loaded = decide.verdict, []
+def verdict(*words, **look):
+    loaded.append({"plotly", "pandas", "scipy"} & {name.partition(".")[0] for name in sys.modules})
+    show(*words, **look)
+decide.verdict = verdict
+at = AppTest.from_file("app/explorer/main.py", default_timeout=300).run()
+assert not at.exception and loaded == [set()], (at.exception, loaded)
+at.segmented_control(key="view").set_value("Map").run()
+assert not at.exception and '"#000' in at.get("plotly_chart")[0].proto.spec
+"""
+
+
+@pytest.mark.slow
+def test_the_first_verdict_loads_no_library_of_charts_and_a_chart_has_the_theme() -> None:
+    subprocess.run([sys.executable, "-c", FIRST_VERDICT], cwd=ROOT, check=True, timeout=300)
 
 
 @pytest.mark.slow

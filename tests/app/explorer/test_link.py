@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+import streamlit as st
 from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
@@ -218,12 +219,37 @@ def test_going_back_restores_the_plan_and_the_view() -> None:
     at.number_input(key="batch").set_value(9).run()
     at.segmented_control(key="view").set_value("Why").run()
     assert link(at)["batch"] == "9" and link(at)["view"] == "Why"
+    _go(at, earlier)
+    assert plan(at) == before and at.session_state["view"] == "Check"
+
+
+def test_going_back_twice_at_once_goes_back_twice() -> None:
+    """The second Back arrives with the inputs that the browser showed before the first."""
+    at = page(view="Check")
+    links, plans = [], []
+    for batch in (9, 7, 5):
+        links.append(link(at))
+        plans.append(plan(at))
+        at.number_input(key="batch").set_value(batch).run()
+    _go(at, links[2])
+    _show(at, links[1])
+    at.number_input(key="batch").set_value(5).run()
+    assert plan(at) == plans[1] and link(at) == links[1]
+    _show(at, links[1])
+    at.number_input(key="batch").set_value(5).run()  # now it is typed
+    assert plan(at).workload.batch == 5 and link(at)["batch"] == "5"
+
+
+def _show(at: AppTest, query: dict[str, str]) -> None:
     for key in list(at.query_params):
         del at.query_params[key]
-    for key, value in earlier.items():
+    for key, value in query.items():
         at.query_params[key] = value
+
+
+def _go(at: AppTest, query: dict[str, str]) -> None:
+    _show(at, query)
     at.run()
-    assert plan(at) == before and at.session_state["view"] == "Check"
 
 
 def test_a_click_before_the_url_arrives_is_not_taken_for_going_back() -> None:
@@ -279,6 +305,81 @@ def test_undo_takes_back_one_change_of_an_input_after_another() -> None:
     assert button(at, "Undo").disabled
 
 
+def test_undo_takes_back_limits_choices_of_decide_and_pins() -> None:
+    at = page(view="Check")
+    start = link(at)
+    at.number_input(key="price").set_value(2.5).run()
+    at.selectbox(key="runs_on").select("vllm").run()
+    at.checkbox(key="search_tp").check().run()
+    button(at, "Pin").click().run()
+    for key in ("pins", "search_tp", "runs_on", "price"):
+        assert key in link(at)
+        button(at, "Undo").click().run()
+        assert key not in link(at)
+    assert link(at) == start and button(at, "Undo").disabled
+
+
+def test_a_plan_keeps_the_acceptance_that_it_does_not_have() -> None:
+    rates = "0.9, 0.7, 0.5"
+    given = {"acceptance_form": "acceptance_per_position", "acceptance_per_position": rates}
+    at = page({"draft": "self:snapkv", "gamma": "6", "kv_budget": "999"} | given, view="Decide")
+    before = plan(at)
+    said = [text.value.replace("\\", "") for text in at.main.markdown]
+    plans = [text for text in said if "tokens/s/GPU" in text]
+    place = next(i for i, text in enumerate(plans) if "No speculation" in text)
+    at.button(key=f"use_{place}").click().run()
+    assert not plan(at).plan.speculates
+    at.selectbox(key="draft").select("self:snapkv").run()
+    assert plan(at) == before
+
+
+def test_a_pin_is_opened_under_the_limits_of_the_page() -> None:
+    at = page(view="Check")
+    button(at, "Pin").click().run()
+    at.text_input(key="slo").set_value("tpot<99ms").run()
+    at.number_input(key="batch").set_value(9).run()
+    at.button(key="open_1").click().run()
+    assert plan(at).workload.batch == 64 and link(at)["slo"] == "tpot<99ms"
+
+
+def test_back_keeps_an_upload_that_is_too_long_for_the_link() -> None:
+    at = page(view="Check")
+    noise = random.Random(0).randbytes(MAX_LINK)
+    at.file_uploader(key="report_files").set_value(
+        [("a.log", noise[:6000].hex().encode(), "text/plain")]
+    ).run()
+    long = [("b.log", noise.hex().encode(), "text/plain")]
+    at.file_uploader(key="report_files").set_value(long).run()
+    earlier, reports = link(at), at.session_state["reports"]
+    assert "reports" not in earlier
+    at.number_input(key="batch").set_value(9).run()
+    _go(at, earlier)
+    assert plan(at).workload.batch == 64 and at.session_state["reports"] == reports
+    assert not at.warning
+
+
+def test_an_input_that_is_set_back_at_once_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second click reaches the server before the link of the first reaches the browser."""
+    sent: list[dict[str, str]] = []
+    proxy = type(st.query_params)
+    send = proxy.from_dict
+
+    def from_dict(params: Any, query: dict[str, str]) -> None:
+        sent.append(query)
+        send(params, query)
+
+    monkeypatch.setattr(proxy, "from_dict", from_dict)
+    at = page(view="Check")
+    before, stale = plan(at), link(at)
+    at.number_input(key="batch").set_value(9).run()
+    _show(at, stale)
+    at.number_input(key="batch").set_value(before.workload.batch).run()
+    _go(at, sent[-1])  # what the browser shows in the end
+    assert len(sent) == 2 and plan(at) == before and link(at) == stale
+    _go(at, stale)  # Back to an equal link sends none: it would end the way forward
+    assert len(sent) == 2
+
+
 def test_links_of_earlier_versions_open_the_view_that_took_over() -> None:
     for former, now in FORMER_VIEWS.items():
         state, notes = state_of({"view": former, "curve_tps": "1,2"})
@@ -309,9 +410,15 @@ def test_an_invalid_input_of_a_link_is_reported(key: str, value: str) -> None:
     assert key not in link(at) or link(at)[key] == "Check"
 
 
-def test_an_impossible_tp_of_a_link_is_reported() -> None:
-    at = page({"tp": "3"}, view="Check")
-    assert any("tp\\=3 is not available" in caption.value for caption in at.caption)
+@pytest.mark.parametrize("tp", ["3", "16"])
+def test_an_impossible_tp_of_a_link_is_reported_until_an_input_changes(tp: str) -> None:
+    at = page({"tp": tp}, view="Check")
+    for view in ("Why", "Decide"):
+        (warning,) = at.warning
+        assert f"tp\\={tp}" in warning.value and "8 is used" in warning.value
+        at.segmented_control(key="view").set_value(view).run()
+    at.number_input(key="batch").set_value(9).run()
+    assert not at.warning and plan(at).tp == 8
 
 
 def test_a_link_that_leaves_something_out_says_so() -> None:
@@ -345,7 +452,7 @@ def test_the_reader_of_a_partial_link_is_told_what_to_add() -> None:
     files = [("a.log", noise.encode(), "text/plain")]
     at.file_uploader(key="report_files").set_value(files).run()
     assert any("leaves out the uploaded reports" in caption.value for caption in at.caption)
-    assert link(at)["left_out"] == "reports"
+    assert link(at)["left_out"].startswith("reports:")
     (warning,) = page(link(at)).warning
     assert "the uploaded reports" in warning.value
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -16,6 +18,17 @@ from explorer_views import CHARTS, UNMEASURED_PRESETS
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
+from app.explorer.cached import at_gamma, scenario_of
+from app.explorer.figures import (
+    DECODE_TPOT,
+    DECODING,
+    GAIN,
+    MEMORY,
+    RATE,
+    SERVICE,
+    SPEEDUP,
+    TPOT,
+)
 from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.plan_line import plan_line
 from app.explorer.state import (
@@ -128,6 +141,8 @@ def test_why_shows_what_predict_prints(preset: str, capsys: pytest.CaptureFixtur
     assert run([*shlex.split(command_text(values))[1:], "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     shown = {metric.label: metric.value for metric in at.metric}
+    for service in (TPOT, GAIN):
+        shown.pop(service)
     known = printed["speedup"] is not None
     assert known == (preset not in UNMEASURED_PRESETS)
     assert shown == {
@@ -135,9 +150,69 @@ def test_why_shows_what_predict_prints(preset: str, capsys: pytest.CaptureFixtur
         "T_V": format_seconds(printed["verify_s"]),
         "T_D": format_seconds(printed["draft_step_s"]),
         "Tokens per round": f"{printed['tokens_per_round']:.2f}" if known else "unknown",
-        "Time per token": format_seconds(printed["tpot_s"]) if known else "unknown",
-        "Speedup": f"{printed['speedup']:.2f}x" if known else "unknown",
+        DECODE_TPOT: format_seconds(printed["tpot_s"]) if known else "unknown",
+        SPEEDUP: f"{printed['speedup']:.2f}x" if known else "unknown",
     }
+
+
+def test_without_a_draft_why_shows_no_verification() -> None:
+    at = opened("Why", draft="none")
+    assert {m.label for m in at.metric} == {"T_T", DECODE_TPOT, SPEEDUP, TPOT, GAIN}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_plan_has_one_number_under_each_name_in_every_view(seed: int) -> None:
+    """A drawn scenario: Decide's row of a drawn plan, and that plan in the other views."""
+    draw = random.Random(seed)
+    state = {
+        "target": draw.choice(("llama-3.1-8b", "qwen2.5-32b")),
+        "machine": draw.choice(("dgx-a100-80gb", "hgx-h100", "hgx-h200")),
+        "tp": draw.choice((4, 8)),
+        "batch": draw.choice((1, 7, 32, 48)),
+        "prompt_tokens": draw.randint(2_000, 32_000),
+        "prefill": draw.choice(("shared", "disaggregated")),
+        "objective": draw.choice(("throughput", "latency")),
+    }
+    at = opened("Decide", **state)
+    plans = [text for text in said(at) if "tokens/s/GPU" in text]
+    place = draw.randrange(len(plans))
+    number = r"([\d.]+(?:x| m?s| µs)|[\d,]+)"
+    row = re.search(
+        rf"{SERVICE}: gain {number}.*?, {number} per token, {number} tokens/s/GPU\s+"
+        rf"{DECODING}: speedup {number}, {number} per token .*memory (\d+%)",
+        plans[place],
+    )
+    assert row is not None, plans[place]
+    names = (GAIN, TPOT, RATE, SPEEDUP, DECODE_TPOT, MEMORY)
+    of_row = dict(zip(names, row.groups(), strict=True))
+    if place == 0:
+        metrics = {m.label: m.value for m in at.metric}
+        assert all(metrics[name] == of_row[name] for name in (TPOT, RATE, MEMORY))
+    if not at.button(key=f"use_{place}").disabled:
+        at.button(key=f"use_{place}").click().run()
+    work = parse_scenario(dict(at.session_state["values"])).scenario()
+    at.session_state["map_cell"] = (
+        work.workload.batch,
+        work.workload.prompt_tokens,
+        work.plan.gamma,
+        "" if work.plan.speculates else "No speculation",
+    )
+    button(at, "Pin").click().run()
+    seen = 0
+    for table in (f.value for f in at.dataframe if GAIN in f.value.columns):
+        pinned = {name: table.iloc[-1][name].partition(" (")[0] for name in names}
+        assert pinned == of_row
+        seen += 1
+    for view in ("Map", "Frontier", "Why"):
+        at.segmented_control(key="view").set_value(view).run()
+        shown = {m.label: m.value for m in at.metric}
+        for text in said(at):
+            for name, value in re.findall(r"([A-Z][^:*]*): \*\*([^ *]+(?: m?s| µs)?)", text):
+                shown[name] = value
+        for name in set(shown) & set(names):
+            assert shown[name] == of_row[name], (view, name)
+            seen += 1
+    assert seen >= 6
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -199,7 +274,7 @@ def test_decide_shows_the_answer_of_recommend(
     shown = {metric.label: metric.value for metric in at.metric}
     best = answer["best"]
     assert shown["Cost per M tokens"] == f"{best['cost_per_million_tokens']:.3g}"
-    assert shown["Tokens/s per GPU"] == f"{best['throughput_per_gpu']:,.0f}"
+    assert shown[RATE] == f"{best['throughput_per_gpu']:,.0f}"
     plans = [text for text in said(at) if "tokens/s/GPU" in text]
     assert len(plans) == 1 + len(answer["runners_up"]) + bool(answer["engine_gap"])
     low, high = answer["gain_interval_90"]
@@ -247,7 +322,7 @@ def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     assert at.session_state["draft"] == "self:snapkv" and not at.exception
     assert at.button(key=f"use_{rival}").disabled
     button(at, "Pin").click().run()
-    (table,) = [f.value for f in at.dataframe if "speedup (x)" in f.value.columns]
+    (table,) = [f.value for f in at.dataframe if SPEEDUP in f.value.columns]
     assert len(table) == 2
     at.button(key="unpin_2").click().run()
     at.button(key="open_1").click().run()
@@ -265,16 +340,31 @@ def test_a_clicked_cell_is_used_with_its_draft() -> None:
     name = "Self-speculation, SnapKV 2049"
     at.session_state["map_cell"] = (61, 4351, 2, name)
     at.run()
-    panel = next(text for text in said(at) if "- speedup: " in text)
+    panel = next(text for text in said(at) if f"- {SPEEDUP}: " in text)
     button(at, "Use, and see why").click().run()
     assert not at.exception and at.session_state["view"] == "Why"
     chosen = dict(at.session_state["values"])
     assert (chosen["draft_policy"], chosen["batch"], chosen["gamma"]) == ("snapkv", 61, 2)
     assert chosen["prompt_tokens"] == 4351
-    shown = next(m.value for m in at.metric if m.label == "Speedup")
+    shown = next(m.value for m in at.metric if m.label == SPEEDUP)
     assert shown in panel
     button(at, "Undo").click().run()
     assert dict(at.session_state["values"])["batch"] == 64
+
+
+def test_a_cell_is_chosen_without_a_pointer() -> None:
+    for kind in ("speedup", "winner"):
+        at = opened("Map", map_kind=kind)
+        at.selectbox(key="cell_batch").select(8).run()
+        batch, prompt, gamma, _ = at.session_state["map_cell"]
+        assert batch == 8 and abs(prompt - 32_000) < 2_000  # the nearest to the workload's prompt
+        at.selectbox(key="cell_prompt").select_index(0).run()
+        batch, prompt, gamma, _ = at.session_state["map_cell"]
+        assert (batch, prompt) == (8, 1000)
+        button(at, "Use on this page").click().run()
+        values = dict(at.session_state["values"])
+        assert not at.exception and (values["batch"], values["prompt_tokens"]) == (8, 1000)
+        assert values.get("gamma", 0) == gamma
 
 
 def test_the_best_gamma_is_used() -> None:
@@ -282,6 +372,13 @@ def test_the_best_gamma_is_used() -> None:
     at.button(key="use_gamma").click().run()
     assert not at.exception and at.session_state["gamma"] != 4
     assert "use_gamma" not in {b.key for b in at.button}
+
+
+def test_another_gamma_keeps_the_alpha() -> None:
+    for given in ({"accepted_fraction": 0.7}, {"tokens_per_round": 3.0}, {"acceptance": 0.6}, {}):
+        values = stated_values(widget_state({"draft": "self", "gamma": 4, **given}))
+        before, after = (scenario_of(v) for v in (values, at_gamma(values, 7)))
+        assert (after.plan.gamma, after.acceptance) == (7, before.acceptance)
 
 
 def test_the_star_of_the_frontier_is_the_recommended_service() -> None:
