@@ -202,8 +202,8 @@ class ScenarioFields(BaseModel):
     dp: Count = scenario_field(
         "Machine",
         "N",
-        "Groups of the target's GPUs that divide the sequences (data-parallel attention); --ep is "
-        "then --tp, and --prefill disaggregated.",
+        "Groups of the target's GPUs that divide the sequences (data-parallel attention). All "
+        "GPUs then divide the experts, and prefill is disaggregated.",
         1,
     )
     draft_tp: Count | None = scenario_field(

@@ -244,7 +244,9 @@ def _models() -> Iterator[Case]:
         yield Case(f"runtime {name}", "", "config.json", text, read=_read_config)
     for kind, family in FAMILIES.items():
         fields = {k: v for k, v in EXPERTS.items() if k in family.model_fields}
-        if kind == "qwen3_moe":  # has no shared experts
+        if "_vl" in kind or "4v" in kind:  # their positions have other types
+            fields.pop("rope_scaling", None)
+        if kind in ("qwen3_moe", "qwen3_vl_moe_text"):  # they have no shared experts
             del fields["shared_expert_intermediate_size"]
         text = json.dumps({"model_type": kind} | fields, indent=2)
         yield Case(f"config {kind}", f"{PREDICT} --target FILE", "config.json", text, 10)
