@@ -57,7 +57,7 @@ def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
 
 def _graph_flags(plan: ExportPlan) -> list[str]:
     """Sizes of CUDA graphs; those of a schedule of γ are left to vLLM, up to the largest."""
-    if plan.schedule or not plan.most_drafts:
+    if plan.schedule:
         return ["--max-cudagraph-capture-size", str(plan.graph_tokens)]
     return ["--cudagraph-capture-sizes", *map(str, plan.graph_sizes)]
 
@@ -86,7 +86,10 @@ def _speculative_config(version: EngineVersion, plan: ExportPlan) -> dict[str, o
 def _schedule_price(version: EngineVersion, plan: ExportPlan) -> list[str]:
     """What a γ schedule costs in this version."""
     if plan.method in version.full_graphs_with_schedule:
-        return [f"# With a γ schedule, {version.label} keeps full CUDA graphs for {plan.method}."]
+        return [
+            f"# With a γ schedule, {version.label} has full CUDA graphs for {plan.method}, but not",
+            "# at all batches: rounds between their sizes are launched layer by layer.",
+        ]
     return [
         f"# A γ schedule has a cost in {version.label}: for this method, it replaces full CUDA",
         "# graphs with piecewise ones, which made a single stream 14 % slower in a public",

@@ -162,14 +162,17 @@ class ExportPlan:
 
     @property
     def graph_sizes(self) -> list[int]:
-        """Tokens of the CUDA graphs: multiples of γ+1, so that every round replays a full graph.
+        """Tokens of the CUDA graphs, with which no round of up to the whole batch misses one.
 
-        vLLM's default sizes also include others, for which it captures no full graph of a round.
+        vLLM captures full graphs of a round in multiples of γ+1, up to those of the whole batch,
+        and those of a draft step up to the batch. A size that is not a multiple only has a piecewise
+        graph of the target; if it is the batch, the multiple before it takes the smaller rounds.
         """
-        per_round = self.most_drafts + 1
-        most = self.graph_tokens // per_round
-        counts = [*range(1, min(most, 8)), *range(8, min(most, 64), 8), *range(64, most, 16), most]
-        return [per_round * count for count in counts]
+        batch, per_round = self.batch, self.most_drafts + 1
+        step = max(16, batch // 32)
+        counts = {*range(1, min(batch, 8)), *range(8, min(batch, 64), 8), *range(64, batch, step)}
+        sizes = {per_round * count for count in counts | {batch}}
+        return sorted((sizes | {batch, batch // per_round * per_round}) - {0})
 
     @property
     def step_tokens(self) -> int:

@@ -102,7 +102,7 @@ def test_vllm_takes_the_gamma_schedule_and_enough_tokens_for_it() -> None:
     text = export_plan(engine="vllm", plan=plan)
     assert "A γ schedule has a cost in vLLM 0.26" in text and "# The same with one γ:" in text
     head = replace(EAGLE3, gamma_schedule=SCHEDULE)
-    assert "keeps full CUDA graphs for eagle3" in export_plan(engine="vllm", plan=head)
+    assert "has full CUDA graphs for eagle3" in export_plan(engine="vllm", plan=head)
     same = replace(one, gamma_schedule=((1, 32, 3), (33, 64, 1)))  # beyond the batch
     config = json.loads(
         flag(command(export_plan(engine="vllm", plan=same)), "--speculative-config")
@@ -130,15 +130,21 @@ def graph_sizes(words: list[str]) -> list[int]:
 
 @pytest.mark.parametrize("gamma", [0, 1, 2, 3, 4, 5, 6, 7, 10, 16])
 @pytest.mark.parametrize("batch", [1, 3, 17, 64, 102, 128, 300])
-def test_a_cuda_graph_holds_every_round(batch: int, gamma: int) -> None:
-    """All sizes are whole rounds: others would have no full graph in vLLM's V2 runner."""
+def test_every_round_up_to_the_batch_replays_a_full_graph(batch: int, gamma: int) -> None:
+    """The rule of vLLM 0.26's `CudaGraphManager`, for the target and for a head's draft steps."""
     draft = {"draft": "llama-3.1-8b", "draft_policy": "full", "gamma": gamma} if gamma else {}
     plan = plan_of(**draft, batch=batch, prompt_tokens=100, output_tokens=28)
     words = command(export_plan(engine="vllm", plan=plan))
+    assert int(flag(words, "--max-num-seqs")) == batch
     sizes = graph_sizes(words)
-    assert all(size % (gamma + 1) == 0 for size in sizes) and sizes == sorted(set(sizes))
-    assert sizes[0] == gamma + 1 or not gamma
-    assert batch * (gamma + 1) <= sizes[-1] <= int(flag(words, "--max-num-batched-tokens"))
+    assert sizes == sorted(set(sizes)) and sizes[-1] <= int(flag(words, "--max-num-batched-tokens"))
+    for per_pass in {gamma + 1, 1}:
+        full = {-(-size // per_pass) * per_pass for size in sizes}
+        full = {size for size in full if size <= min(batch * per_pass, sizes[-1])}
+        # A draft step has no piecewise graphs, so only full ones count.
+        captured = sorted(full | set(sizes if per_pass > 1 or not gamma else ()))
+        for running in range(1, batch + 1):
+            assert next(s for s in captured if s >= running * per_pass) in full, running
 
 
 def test_the_longest_request_is_the_users_or_what_the_cache_holds() -> None:
