@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from perfmodel.catalog.kernels import measured_attention
+from perfmodel.errors import either
 from perfmodel.specs.cuda_graphs import default_graph_notes
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.engine_support import block_obstacle, engine_version
@@ -78,6 +79,12 @@ def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
             "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
             "checked on one H200 only"
         )
+    timed = scenario.engine.timed_tp
+    if measured_on and scenario.tp not in timed:
+        notes.append(
+            f"engine {scenario.engine.name} was timed at TP {either(map(str, timed))}, not at TP "
+            f"{scenario.tp}"
+        )
     notes += _graph_notes(scenario)
     if scenario.engine.origin == Origin.ASSUMED:
         notes.append(f"the overheads of engine {scenario.engine.name} are assumed, not measured")
@@ -87,6 +94,8 @@ def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
 def _graph_notes(scenario: Scenario) -> list[str]:
     """What the engine's default CUDA graphs would cost at this batch."""
     plan, batch = scenario.plan, scenario.workload.batch
+    if scenario.target.experts is not None:  # run by another path, which was not measured
+        return []
     method = plan.draft if plan.method else "draft" if plan.speculates else "plain"
     layer_s = float(scenario.engine.default_launch_s(method, batch, plan.gamma))
     return default_graph_notes(layer_s * scenario.target.layers, batch * (plan.gamma + 1))

@@ -117,6 +117,8 @@ def _for_gpu(
         values |= per_architecture.get(gpu.architecture, {})
     else:
         values |= _rank_overheads(per_gpu, measured) | per_gpu[measured] | {"measured_on": measured}
+    if measured is not None and catalog.gpu(measured).architecture != gpu.architecture:
+        values.pop("attention_tail_share", None)  # of that architecture's attention kernel
     if values.get("measured_on", gpu.name) != gpu.name:
         values["origin"] = Origin.EXTRAPOLATED
     return profile_from_table(values, file=where)

@@ -165,8 +165,8 @@ class ExportPlan:
         """Tokens of the CUDA graphs, with which no round of up to the whole batch misses one.
 
         vLLM captures full graphs of a round in multiples of γ+1, up to those of the whole batch,
-        and those of a draft step up to the batch. A size that is not a multiple only has a piecewise
-        graph of the target; if it is the batch, the multiple before it takes the smaller rounds.
+        and those of a draft step up to the batch. A size that is not a multiple only has a
+        piecewise graph of the target; the multiple before the batch takes the smaller rounds.
         """
         batch, per_round = self.batch, self.most_drafts + 1
         step = max(16, batch // 32)

@@ -46,6 +46,16 @@ def replays_full_graph(batch: ArrayLike, gamma: ArrayLike, *, most: float) -> ND
     return np.asarray((tokens <= most) & (multiple <= np.minimum(nearest, most)))
 
 
+def largest_multiple(gamma: ArrayLike, *, most: float) -> NDArray[np.int64]:
+    """Tokens of the largest graph if default sizes are rounded up to multiples of γ + 1.
+
+    Sizes that exceed `most` after that are dropped: with γ = 4, 512 tokens leave 500.
+    """
+    per_round = np.floor(np.asarray(gamma, dtype=float)).astype(np.int64)[..., None] + 1
+    rounded = -(-captured_sizes(int(most)) // per_round) * per_round
+    return np.asarray(np.where(rounded <= most, rounded, 0).max(axis=-1))
+
+
 def default_graph_notes(launch_s: float, tokens: int) -> list[str]:
     """What default graphs cost a pass of so many tokens; empty if nothing."""
     note = (

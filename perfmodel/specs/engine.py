@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.specs.cuda_graphs import replays_full_graph
+from perfmodel.specs.cuda_graphs import largest_multiple, replays_full_graph
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 
@@ -148,10 +148,12 @@ class EngineProfile:
         tokens = np.asarray(batch) * (np.asarray(gamma) + 1.0)
         if not self.graph_tokens:
             return np.zeros(tokens.shape)
-        costs, piecewise = self.host_costs(method), np.zeros(())
-        if costs is not None and costs.graph_sizes == "mixed":
-            full = replays_full_graph(batch, gamma, most=self.graph_tokens)
-            piecewise = np.where(full, 0.0, self.piecewise_layer_s)
+        costs = self.host_costs(method)
+        if costs is None or costs.graph_sizes == "multiples":
+            most = largest_multiple(gamma, most=self.graph_tokens)
+            return np.where(tokens > most, self.eager_layer_s, 0.0)
+        full = replays_full_graph(batch, gamma, most=self.graph_tokens)
+        piecewise = np.where(full, 0.0, self.piecewise_layer_s)
         return np.where(tokens > self.graph_tokens, self.eager_layer_s, piecewise)
 
     def changed(self, **coefficients: float) -> EngineProfile:

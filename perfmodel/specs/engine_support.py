@@ -35,8 +35,9 @@ class EngineVersion:
 
     `methods` maps a draft ("draft" for a standalone model, or one of `draft_methods.METHODS`) to
     the engine's name for it. Draft steps of the methods in `eager_drafts` run without CUDA graphs.
-    Methods in `mixed_graphs` replay piecewise graphs if one of default size fits a round more
-    closely than any full graph (`cuda_graphs`).
+    Graphs of the drafts in `piecewise_drafts` leave out attention, so the host launches each layer.
+    Methods in `mixed_graphs`, of dense targets, replay piecewise graphs if one of default size fits
+    a round more closely than any full graph (`cuda_graphs`).
     """
 
     engine: str
@@ -44,6 +45,7 @@ class EngineVersion:
     label: str
     methods: Mapping[str, str]
     eager_drafts: frozenset[str] = frozenset()
+    piecewise_drafts: frozenset[str] = frozenset()
     mixed_graphs: frozenset[str] = frozenset()
     has_schedule: bool = False  # γ by batch size
     full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
@@ -64,7 +66,8 @@ VERSIONS = (
         version="0.26",
         label="vLLM 0.26",
         methods=_VLLM_METHODS,
-        mixed_graphs=frozenset({"eagle3", "mtp", "p-eagle", "dflash"}),
+        mixed_graphs=frozenset({"eagle3", "mtp", "dflash"}),
+        piecewise_drafts=frozenset({"draft"}),
         has_schedule=True,
         full_graphs_with_schedule=frozenset({"eagle3", "mtp", "dflash"}),
     ),

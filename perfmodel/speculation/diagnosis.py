@@ -19,16 +19,12 @@ from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
 from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.scenario import Scenario
-from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
 from perfmodel.specs.draft_methods import MethodKind
-from perfmodel.specs.engine_support import VERSIONS, EngineVersion
 from perfmodel.specs.labels import Bound
-from perfmodel.speculation.host import method_of
+from perfmodel.speculation.diagnosis_text import sentence_of
 from perfmodel.speculation.round import RoundEstimate, estimate
 
 CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
-EAGER = 2.0  # T_D over the predicted one
-EAGER_LAYER_S = 100e-6  # of a layer without a graph: its kernels are launched one by one
 GAMMAS = range(1, 17)
 FLOOR = 0.9  # of the time of reading weights and KV at the datasheet's bandwidth; caches may help
 LONGEST = 300.0  # measured over predicted time; beyond it, the unit is probably wrong
@@ -110,7 +106,7 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
     return Diagnosis(
         terms=terms,
         culprit=culprit,
-        sentence=_sentence(culprit, scenario, terms, measured),
+        sentence=sentence_of(culprit, scenario, terms, measured),
         speedup=speedup.get(scenario.plan.gamma),
         best_gamma=best,
         best_speedup=None if best is None else speedup.get(best, 1.0),
@@ -282,98 +278,3 @@ def _speedups(
     best = int(np.argmax(speedups))
     table = {int(g): float(s) for g, s in zip(gammas, speedups, strict=True)}
     return table, int(gammas[best]) if speedups[best] > 1.0 else 0
-
-
-def _sentence(
-    culprit: str, scenario: Scenario, terms: Mapping[str, Term], measured: Measured
-) -> str:
-    if culprit in ("draft", "verification", "host") and _is_piecewise(scenario, measured):
-        return _piecewise_sentence(scenario, terms["round_s"], measured)
-    match culprit:
-        case "draft":
-            return _draft_sentence(scenario, terms["draft_step_s"], measured)
-        case "verification":
-            return _verify_sentence(scenario, terms["verify_s"], measured)
-        case "host":
-            return (
-                f"the GPU waited for the host: {_versus(terms['host_s'], 'a round')}; the engine "
-                f"spends it on scheduling, sampling and look-ups between passes"
-            )
-        case "plain":
-            return (
-                f"the target itself is slow, without speculation too: "
-                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks, the batch, and "
-                f"that its steps run in CUDA graphs"
-            )
-        case "acceptance":
-            tokens = terms["tokens_per_round"]
-            assert tokens.measured is not None and tokens.predicted is not None
-            return (
-                f"few drafts were accepted: {tokens.measured:.2f} tokens a round where "
-                f"{tokens.predicted:.2f} are expected"
-            )
-    if terms["round_s"].measured is None:
-        return "no round was timed, and the other terms agree with the prediction"
-    return "the measured terms agree with the prediction"
-
-
-def _is_piecewise(scenario: Scenario, measured: Measured) -> bool:
-    """Whether the engine's default graphs hold this round only in pieces."""
-    version = _known_version(measured)
-    if version is None or method_of(scenario) not in version.mixed_graphs:
-        return False
-    batch, gamma = scenario.workload.batch, scenario.plan.gamma
-    most = measured.graph_tokens or DEFAULT_GRAPH_TOKENS
-    return batch * (gamma + 1) <= most and not replays_full_graph(batch, gamma, most=most)
-
-
-def _piecewise_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
-    version, gamma = _known_version(measured), scenario.plan.gamma
-    assert version is not None
-    tokens = scenario.workload.batch * (gamma + 1)
-    return (
-        f"the round ran in pieces: {version.label} has no full CUDA graph of default size for "
-        f"{tokens:,} tokens: {_versus(term, 'a round')}; set --cudagraph-capture-sizes to "
-        f"multiples of {gamma + 1}, as `specroof export` does"
-    )
-
-
-def _known_version(measured: Measured) -> EngineVersion | None:
-    versions = [one for one in VERSIONS if one.engine == measured.engine]
-    return next((v for v in versions if measured.version.startswith(v.version)), None)
-
-
-def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
-    assert term.measured is not None and term.predicted is not None
-    versus = _versus(term, "a step")
-    method, layers = method_of(scenario), scenario.draft.layers if scenario.draft else 1
-    eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
-    if not eager:
-        return f"the draft was slow: {versus}"
-    versions = [one for one in VERSIONS if one.engine == measured.engine]
-    known = _known_version(measured)
-    if known is not None and method in known.eager_drafts:
-        return f"the draft ran eagerly: {versus}{_captured_by(versions, method, known)}"
-    return f"the draft probably ran eagerly, without CUDA graphs: {versus}"
-
-
-def _captured_by(versions: list[EngineVersion], method: str, known: EngineVersion) -> str:
-    better = [v for v in versions if method in v.methods and method not in v.eager_drafts]
-    return f"; {known.label} does not capture it, {better[-1].label} does" if better else ""
-
-
-def _verify_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
-    tokens = scenario.workload.batch * (scenario.plan.gamma + 1)
-    versus = _versus(term, "a round")
-    if measured.graph_tokens and tokens > measured.graph_tokens:
-        return (
-            f"the verification of {tokens:,} tokens exceeds the largest CUDA graph of "
-            f"{measured.graph_tokens:,}: {versus}; raise --max-cudagraph-capture-size"
-        )
-    return f"the verification was slow: {versus}"
-
-
-def _versus(term: Term, unit: str) -> str:
-    assert term.measured is not None and term.predicted is not None
-    expected = f"{1e3 * term.predicted:.3g} is" if term.predicted else "none is"
-    return f"{1e3 * term.measured:.3g} ms {unit} where {expected} expected"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perfmodel.errors import either
 from perfmodel.scenario import Scenario
 from perfmodel.specs.labels import Origin
 from perfmodel.speculation.round import estimate
@@ -80,10 +81,16 @@ def _engine(scenario: Scenario) -> str:
     engine, gpu = scenario.engine, scenario.machine.gpu
     name = f"engine {engine.name}"
     if engine.measured_on == gpu.name:
-        return f"{name} measured on {gpu.name}"
+        return f"{name} measured on {gpu.name}{_timed_tp(scenario)}"
     if engine.measured_on:
-        return f"{name} measured on {engine.measured_on}, not on {gpu.name}"
+        return f"{name} measured on {engine.measured_on}, not on {gpu.name}{_timed_tp(scenario)}"
     if engine.origin == Origin.FITTED:
         return f"{name} with fitted overheads ({engine.source})"
     kernels = "" if gpu.efficiency == gpu.name else f" and the kernels of {gpu.efficiency}"
     return f"{name} with {engine.origin} overheads{kernels}, not measured on {gpu.name}"
+
+
+def _timed_tp(scenario: Scenario) -> str:
+    """Numbers of ranks at which the engine was timed, if the scenario's is not one of them."""
+    timed = scenario.engine.timed_tp
+    return "" if scenario.tp in timed else f" (at TP {either(map(str, timed))} only)"

@@ -1,0 +1,126 @@
+"""The sentence of a `Diagnosis`: what is slow, why as far as it is known, and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from perfmodel.scenario import Scenario
+from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
+from perfmodel.specs.engine_support import VERSIONS, EngineVersion
+from perfmodel.speculation.host import method_of
+
+if TYPE_CHECKING:
+    from perfmodel.speculation.diagnosis import Measured, Term
+
+EAGER = 2.0  # T_D over the predicted one
+EAGER_LAYER_S = 100e-6  # of a layer without a graph: its kernels are launched one by one
+
+
+def sentence_of(
+    culprit: str, scenario: Scenario, terms: Mapping[str, Term], measured: Measured
+) -> str:
+    unsure = culprit in ("draft", "host") and measured.verify_s is None
+    timed = terms["round_s"].measured is not None and (unsure or culprit == "verification")
+    if timed and (sentence := _graph_sentence(scenario, terms, measured)):
+        return sentence
+    match culprit:
+        case "draft":
+            return _draft_sentence(scenario, terms["draft_step_s"], measured)
+        case "verification":
+            return _verify_sentence(scenario, terms["verify_s"], measured)
+        case "host":
+            return (
+                f"the GPU waited for the host: {_versus(terms['host_s'], 'a round')}; the engine "
+                f"spends it on scheduling, sampling and look-ups between passes"
+            )
+        case "plain":
+            return (
+                f"the target itself is slow, without speculation too: "
+                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks, the batch, and "
+                f"that its steps run in CUDA graphs"
+            )
+        case "acceptance":
+            tokens = terms["tokens_per_round"]
+            assert tokens.measured is not None and tokens.predicted is not None
+            return (
+                f"few drafts were accepted: {tokens.measured:.2f} tokens a round where "
+                f"{tokens.predicted:.2f} are expected"
+            )
+    if terms["round_s"].measured is None:
+        return "no round was timed, and the other terms agree with the prediction"
+    return "the measured terms agree with the prediction"
+
+
+def _graph_sentence(
+    scenario: Scenario, terms: Mapping[str, Term], measured: Measured
+) -> str | None:
+    """What is wrong if the engine's graphs, of default size unless known, do not hold the round."""
+    version, gamma = _known_version(measured), scenario.plan.gamma
+    if version is None or version.engine != "vllm":
+        return None
+    tokens = scenario.workload.batch * (gamma + 1)
+    most = measured.graph_tokens or DEFAULT_GRAPH_TOKENS
+    versus = _versus(terms["round_s"], "a round")
+    if tokens > most:
+        return (
+            f"the round of {tokens:,} tokens exceeds vLLM's largest CUDA graph of {most:,}: "
+            f"{versus}; raise --max-cudagraph-capture-size"
+        )
+    mixed = method_of(scenario) in version.mixed_graphs and scenario.target.experts is None
+    if not mixed or replays_full_graph(scenario.workload.batch, gamma, most=most):
+        return None
+    return (
+        f"the round ran in pieces: among its CUDA graphs of default size, {version.label} has no "
+        f"full one for {tokens:,} tokens: {versus}; set the --cudagraph-capture-sizes of "
+        f"`specroof export`"
+    )
+
+
+def _known_version(measured: Measured) -> EngineVersion | None:
+    versions = [one for one in VERSIONS if one.engine == measured.engine]
+    return next((v for v in versions if measured.version.startswith(v.version)), None)
+
+
+def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
+    assert term.measured is not None and term.predicted is not None
+    versus = _versus(term, "a step")
+    method, layers = method_of(scenario), scenario.draft.layers if scenario.draft else 1
+    eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
+    if not eager:
+        return f"the draft was slow: {versus}"
+    versions = [one for one in VERSIONS if one.engine == measured.engine]
+    known = _known_version(measured)
+    if known is not None and method in known.piecewise_drafts:
+        return (
+            f"the draft was launched layer by layer, because {known.label} leaves attention out of "
+            f"its CUDA graphs: {versus}"
+        )
+    if known is not None and method in known.eager_drafts:
+        return f"the draft ran eagerly: {versus}{_captured_by(versions, method, known)}"
+    return f"the draft probably ran eagerly, without CUDA graphs: {versus}"
+
+
+def _captured_by(versions: list[EngineVersion], method: str, known: EngineVersion) -> str:
+    better = [v for v in versions if method in v.methods and method not in v.eager_drafts]
+    if not better:
+        return ""
+    all_but = " all but its attention" if method in better[-1].piecewise_drafts else " it"
+    return f"; {known.label} does not capture it, {better[-1].label} captures{all_but}"
+
+
+def _verify_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
+    tokens = scenario.workload.batch * (scenario.plan.gamma + 1)
+    versus = _versus(term, "a round")
+    if measured.graph_tokens and tokens > measured.graph_tokens:
+        return (
+            f"the verification of {tokens:,} tokens exceeds the largest CUDA graph of "
+            f"{measured.graph_tokens:,}: {versus}; raise --max-cudagraph-capture-size"
+        )
+    return f"the verification was slow: {versus}"
+
+
+def _versus(term: Term, unit: str) -> str:
+    assert term.measured is not None and term.predicted is not None
+    expected = f"{1e3 * term.predicted:.3g} is" if term.predicted else "none is"
+    return f"{1e3 * term.measured:.3g} ms {unit} where {expected} expected"
