@@ -54,8 +54,10 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
     if gap := answer["engine_gap"]:
         plans.append(gap["ideal"] | {"label": f"in principle: {gap['ideal']['label']}"})
     plans += answer["runners_up"]
-    if answer["without_speculation"] not in plans:
-        plans.append(answer["without_speculation"])
+    plain = answer["without_speculation"]
+    if plain not in plans:
+        misses = "" if answer["without_speculation_meets_limits"] else ", misses the limits"
+        plans.append(plain | {"label": f"{plain['label']}{misses}"})
     return [
         (
             plan["label"],
@@ -131,7 +133,8 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
         plain = answer["without_speculation"]["cost_per_million_tokens"]
         lines.append(
             f"cost per million output tokens: {answer['best']['cost_per_million_tokens']:.3g} "
-            f"(without speculation: {plain:.3g})"
+            f"(without speculation: {plain:.3g}"
+            f"{'' if answer['without_speculation_meets_limits'] else ', which misses the limits'})"
         )
     fleet, plain_fleet = answer["fleet"], answer["fleet_without_speculation"]
     if fleet:

@@ -90,6 +90,7 @@ def recommend(
         verdict=_verdict(best, advantage),
         best=best,
         plain=reference,
+        plain_meets_limits=plain is not None,
         faster=_faster(result, best, ranked[0], reference),
         runners_up=_one_per_choice(ranked, skip=best),
         unmeasured=result.unmeasured,

@@ -74,6 +74,7 @@ class Recommendation:
     verdict: Verdict
     best: Candidate
     plain: Candidate  # the best plan without speculation
+    plain_meets_limits: bool
     faster: Faster | None
     runners_up: tuple[Candidate, ...]  # the best of every other draft choice
     unmeasured: tuple[Unmeasured, ...]
@@ -252,6 +253,8 @@ class Recommendation:
             why = self._where()
             if not self._is_clear():
                 why = "without speculation, the limits are not met on the same number of GPUs"
+            elif not self.plain_meets_limits:
+                why += "; no plan without speculation meets the limits"
             return f"{self.best.label}, TP {self.best.scenario.tp}: {self._gain()}; {why}"
         if self.studied is None or self.interval is None:
             return f"Do not speculate: {self._unknown()}"

@@ -249,6 +249,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         },
         "best": plan(answer.best),
         "without_speculation": plan(answer.plain),
+        "without_speculation_meets_limits": answer.plain_meets_limits,
         "tpot_interval_90": _ends(answer.tpot),
         "tpot_limit": answer.tpot_limit,
         "gain_interval_90": _ends(answer.interval),
