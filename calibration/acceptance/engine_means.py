@@ -20,7 +20,7 @@ from perfmodel import Acceptance, ConfigError
 from perfmodel.errors import shown
 from perfmodel.specs import Origin
 
-NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)"
+NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,9})?)"
 _WRITTEN = re.compile(rf"\s*{NUMBER}\s*")
 SHORT_ROUNDS = 0.02  # share of drafts that may be missing due to short rounds at sequence ends
 MOST_COUNTED = 1e15

@@ -455,6 +455,8 @@ def test_any_json_gives_rates_or_is_refused(value: object) -> None:
         (page(5, [4, 3]) + "vllm:spec_decode_num_accepted_tokens_total 9.0", "7 over the pos"),
         (page(float("nan"), [4, 3]), "'nan'; it must be from 0"),
         (page(5, [4, -3]), "'-3'; it must be from 0"),
+        ("accept len: 1e400", "'1e400'; it must be from 0"),
+        ("accept len: 1e1234", "'1e1234'; it must be from 0"),
         ("accept len: 0.0", "no round has been run yet"),
         ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),
