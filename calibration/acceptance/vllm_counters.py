@@ -126,6 +126,7 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     check_one_model((dict(labels) for _, labels in series), name)
     sums: dict[str, float] = {}
     counts: dict[int, float] = {}
+    parts: dict[frozenset[tuple[str, str]], dict[str, float]] = {}  # by engine
     for (counter, labels), scrapes in series.items():
         change = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
         if any(after < before for before, after in itertools.pairwise(scrapes)):
@@ -138,6 +139,11 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
             counts[int(position)] = counts.get(int(position), 0.0) + change
         else:
             sums[counter] = sums.get(counter, 0.0) + change
+            parts.setdefault(labels, {})[counter] = change
+    pairs = [
+        (one.get("num_drafts", 0.0), one.get("num_draft_tokens", 0.0)) for one in parts.values()
+    ]
+    check_fixed_drafts(pairs, name)
     drafts, drafted = sums.get("num_drafts"), sums.get("num_draft_tokens")
     if not counts and drafted and "num_accepted_tokens" in sums:
         known = Counters(drafts or 0.0, drafted, (), sums["num_accepted_tokens"])

@@ -249,6 +249,12 @@ def test_a_restart_between_scrapes_is_noticed(rounds: tuple[int, ...]) -> None:
             {"spec_decode_num_drafts": 20, "spec_decode_draft_tokens": 20 * drafts,
              "spec_decode_accepted_tokens": 16} for drafts in (2, 4)
         ]),
+        "".join(
+            f'vllm:spec_decode_num_drafts_total{{engine="{drafts}"}} 20\n'
+            f'vllm:spec_decode_num_draft_tokens_total{{engine="{drafts}"}} {20 * drafts}\n'
+            f'vllm:spec_decode_num_accepted_tokens_total{{engine="{drafts}"}} 16\n'
+            for drafts in (2, 4)
+        ),
         "".join(f"n_draft = {g}\nn_drafted = 80\nn_accept = 40\n" for g in (4, 8)),
     ],
 )  # fmt: skip
