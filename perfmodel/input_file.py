@@ -8,6 +8,7 @@ import os
 import select
 import stat
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +53,8 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object from its pairs, for `object_pairs_hook`; `ValueError` if a key is repeated."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"key {shown(twice)} appears twice; keep one")
     return fields
 

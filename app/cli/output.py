@@ -112,6 +112,10 @@ def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
         folder.mkdir(exist_ok=True)
         for name in files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder} cannot be created: there is no folder {folder.parent}; create it first"
+        ) from error
     except OSError as error:
         raise ConfigError(f"{folder} cannot be created: {os_reason(error)}") from error
     except ValueError as error:  # a null byte in the name

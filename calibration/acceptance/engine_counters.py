@@ -15,7 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration.acceptance.engine_means import Imported, counted, mean_acceptance
+from calibration.acceptance.engine_means import (
+    Imported,
+    check_one_model,
+    counted,
+    mean_acceptance,
+)
 from calibration.acceptance.vllm_counters import (
     LOG,
     SAMPLE,
@@ -30,6 +35,10 @@ from perfmodel.input_file import distinct, read_input
 from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
+NAMING_KEYS = (
+    "labels", "metrics", "spec_decode", "spec_decoding_stats", "server_info", "internal_states",
+    "plan",
+)  # fmt: skip
 
 
 def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
@@ -75,6 +84,7 @@ def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Impor
 
 def _parsed(text: str, name: str, gamma: int | None) -> Imported:
     values = list(_json_values(text, name))
+    check_one_model(_objects(values), name)
     rounds = [row["round"] for row in values if isinstance(row, dict) and "round" in row]
     if rounds:
         return _run_records(rounds, name)
@@ -115,6 +125,16 @@ def _run_records(rounds: Sequence[Any], name: str) -> Imported:
     passed = [float(sum(count > i for count in accepted)) for i in range(gamma)]
     rates = conditional_rates(len(accepted), passed, name)
     return Imported(per_position=rates, engine="specroof", rounds=len(accepted))
+
+
+def _objects(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """JSON objects that may name the model: in lists, and under the engines' keys."""
+    for value in values:
+        if isinstance(value, list):
+            yield from _objects(value)
+        elif isinstance(value, dict):
+            yield value
+            yield from _objects([value[key] for key in NAMING_KEYS if key in value])
 
 
 def _json_values(text: str, name: str) -> Iterator[Any]:

@@ -12,7 +12,7 @@ Each becomes one i.i.d. α for all positions at γ, which the report states or t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,20 +20,22 @@ from perfmodel import Acceptance, ConfigError
 from perfmodel.errors import shown
 from perfmodel.specs import Origin
 
-NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,2})?)"
+NUMBER = r"([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]{1,9})?)"
 _WRITTEN = re.compile(rf"\s*{NUMBER}\s*")
 SHORT_ROUNDS = 0.02  # share of drafts that may be missing due to short rounds at sequence ends
 MOST_COUNTED = 1e15
 LABELS = r'(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+)\})?'  # of a series on a Prometheus page
-_LABEL = re.compile(r'(\w+)="((?:[^"\\\n]|\\.)*+)"')
+_LABEL = re.compile(r'\b(\w++)="((?:[^"\\\n]|\\.)*+)"')
 _SGLANG_PAGE = re.compile(rf"^sglang:spec_accept_length{LABELS}[ \t]+{NUMBER}", re.M | re.I)
 _SGLANG = re.compile(rf'(?:accept len:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I)
 _LLAMA_SERVER = re.compile(
-    rf"draft acceptance(?: rate)? = {NUMBER}?.*?\(\s*(\d+) accepted /\s*(\d+) generated\)"
+    rf"draft acceptance(?: rate)? = {NUMBER}?[^(\n]{{0,80}}+"
+    r"\(\s*(\d+) accepted /\s*(\d+) generated\)"
 )
 _LLAMA_TOOL = re.compile(
-    r"^n_draft\s*= (\d+)$.*?^n_drafted\s*= (\d+)$.*?^n_accept\s*= (\d+)$", re.M | re.S
+    r"^(n_draft|n_drafted|n_accept|accept)[ \t]*= ([0-9]++(?:\.[0-9]++)?+)(%?)[ \t\r]*$", re.M
 )
+MODEL_KEYS = ("model_name", "model", "model_id", "model_path", "served_model_name", "target")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,13 +85,29 @@ def counted(value: Any, name: str) -> float:
     return float(number)
 
 
-def check_one_model(labels: Iterator[dict[str, str]], name: str) -> None:
-    """Raise a `ConfigError` if the series belong to several models."""
-    models = {one["model_name"] for one in labels if "model_name" in one}
-    if len(models) > 1:
+def check_one_model(sources: Iterable[Mapping[str, Any]], name: str) -> None:
+    """Raise a `ConfigError` if labels or JSON objects name several models under the same key."""
+    models: dict[str, set[str]] = {key: set() for key in MODEL_KEYS}
+    for source in sources:
+        for key in MODEL_KEYS:
+            if isinstance(source.get(key), str):
+                models[key].add(source[key])
+    if several := next((sorted(found) for found in models.values() if len(found) > 1), None):
         raise ConfigError(
-            f"{name}: the counters belong to several models, {', '.join(sorted(models))}; keep "
-            f"those of one model"
+            f"{name}: the counters belong to several models, "
+            f"{', '.join(shown(model) for model in several[:4])}; keep those of one model"
+        )
+
+
+def check_fixed_drafts(parts: Sequence[tuple[float, float]], name: str) -> None:
+    """Raise a `ConfigError` if a part, as (rounds, draft tokens), has more per round than all."""
+    rounds, drafted = (sum(part[i] for part in parts) for i in (0, 1))
+    most = max((two / one for one, two in parts if one >= 1 and two), default=0.0)
+    if rounds >= 1 and most > (1.0 + SHORT_ROUNDS) * max(1, round(drafted / rounds)):
+        raise ConfigError(
+            f"{name}: the number of draft tokens varies, {most:.2f} per round in one part and "
+            f"{drafted / rounds:.2f} on average, so the counters do not determine acceptance; "
+            f"run the engine with a fixed number"
         )
 
 
@@ -113,18 +131,50 @@ def mean_acceptance(
                     f"{whole} generated drafts; remove the damaged line"
                 )
         return share(accepted, drafted, "llama.cpp", name, gamma)
-    if runs := _LLAMA_TOOL.findall(text):
-        drafts = {int(counted(run[0], name)) for run in runs}
-        accepted, drafted = (sum(counted(run[i], name) for run in runs) for i in (2, 1))
-        only = gamma or (drafts.pop() if len(drafts) == 1 else None)
-        return share(accepted, drafted, "llama.cpp", name, only)
+    if runs := list(_llama_tool(text, name)):
+        return _llama_runs(runs, name, gamma)
     if series := _SGLANG_PAGE.findall(text):
         check_one_model((labels_of(labels) for labels, _ in series), name)
-        last = {labels: counted(value, name) for labels, value in series}  # of several scrapes
+        last = {  # of several scrapes
+            frozenset(labels_of(labels).items()): counted(value, name) for labels, value in series
+        }
         return _mean_length(list(last.values()), name, gamma)
     if lengths := [counted(length, name) for length in _SGLANG.findall(text)]:
         return _mean_length(lengths, name, gamma)
     return None
+
+
+def _llama_tool(text: str, name: str) -> Iterator[tuple[int, float, float]]:
+    """γ, drafted and accepted tokens of each run of `llama-speculative`."""
+    run: dict[str, float] = {}
+    for key, value, unit in _LLAMA_TOOL.findall(text):
+        if key == "n_draft":
+            run = {}
+        run[key] = counted(value, name)
+        if key == "n_accept" and run.keys() >= {"n_draft", "n_drafted"}:
+            yield int(run["n_draft"]), run["n_drafted"], run["n_accept"]
+        elif key == "accept" and unit and run.get("n_drafted") and "n_accept" in run:
+            share = 100.0 * run["n_accept"] / run["n_drafted"]
+            if abs(run["accept"] - share) > 100.0 * SHORT_ROUNDS:
+                raise ConfigError(
+                    f"{name}: accept = {value}% contradicts {run['n_accept']:.0f} accepted of "
+                    f"{run['n_drafted']:.0f} drafted tokens; remove the damaged run"
+                )
+
+
+def _llama_runs(runs: Sequence[tuple[int, float, float]], name: str, gamma: int | None) -> Imported:
+    drafts = sorted({run[0] for run in runs})
+    if len(drafts) > 1:
+        raise ConfigError(
+            f"{name}: the runs have several values of n_draft, {drafts[0]} and {drafts[-1]}; "
+            f"import one run at a time"
+        )
+    if gamma not in (None, drafts[0]):
+        raise ConfigError(
+            f"{name}: --gamma {gamma} contradicts n_draft = {drafts[0]}; give --gamma {drafts[0]}"
+        )
+    drafted, accepted = (sum(run[i] for run in runs) for i in (1, 2))
+    return share(accepted, drafted, "llama.cpp", name, drafts[0])
 
 
 def share(accepted: float, drafted: float, engine: str, name: str, gamma: int | None) -> Imported:
@@ -174,13 +224,14 @@ def _iterations(values: Sequence[Any]) -> Iterator[dict[str, Any]]:
 
 def _tensorrt_llm(stats: Sequence[dict[str, Any]], name: str, gamma: int | None) -> Imported:
     keys = ("numRequestsWithDraftTokens", "numDraftTokens", "numAcceptedTokens")
-    sums: list[float] = []
+    columns: list[list[float]] = []
     for key in keys:
         counts = [one.get(key) for one in stats]
         if not all(type(count) is int for count in counts):
             raise ConfigError(f"{name}: specDecodingStats has no whole number {key}")
-        sums.append(sum(counted(count, name) for count in counts))
-    rounds, drafted, accepted = sums
+        columns.append([counted(count, name) for count in counts])
+    check_fixed_drafts(list(zip(columns[0], columns[1], strict=True)), name)
+    rounds, drafted, accepted = map(sum, columns)
     return totals(rounds, drafted, accepted, "TensorRT-LLM", name, gamma)
 
 

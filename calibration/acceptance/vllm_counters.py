@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from calibration.acceptance.engine_means import (
     NUMBER,
     SHORT_ROUNDS,
     Imported,
+    check_fixed_drafts,
     check_one_model,
     counted,
     labels_of,
@@ -32,9 +34,9 @@ ROUNDED = 0.02  # of a mean that a report rounds
 TOO_MANY = 1.5  # drafted tokens over those of all positions; in logs, these follow from rates
 SAMPLE = re.compile(rf"^vllm:spec_decode_(num_\w+?)(?:_total)?{LABELS}[ \t]+(\S+)", re.M | re.I)
 LOG = re.compile(
-    rf"SpecDecoding metrics:(?: Mean acceptance length: {NUMBER},)?.*?\bAccepted: {NUMBER} tokens, "
-    rf"Drafted: {NUMBER} tokens, Per-position acceptance rate: ([0-9., ]*[0-9])"
-    rf"(?:, Avg Draft acceptance rate: {NUMBER}%)?"
+    rf"SpecDecoding metrics:(?: Mean acceptance length: {NUMBER},)?[^\n]{{0,400}}?"
+    rf"\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens, "
+    rf"Per-position acceptance rate: ([0-9., ]*[0-9])(?:, Avg Draft acceptance rate: {NUMBER}%)?"
 )
 _POSITIONS = {str(i) for i in range(MAX_GAMMA)}
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
@@ -117,24 +119,31 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     ConfigError
         If counters are missing, contradict each other, or belong to several models.
     """
-    series: dict[tuple[str, str], list[float]] = {}
-    for counter, labels, value in SAMPLE.findall(text):
-        series.setdefault((counter.lower(), labels), []).append(counted(value, name))
-    check_one_model((labels_of(labels) for _, labels in series), name)
+    series: dict[tuple[str, frozenset[tuple[str, str]]], list[float]] = {}
+    for counter, text_labels, value in SAMPLE.findall(text):
+        key = counter.lower(), frozenset(labels_of(text_labels).items())
+        series.setdefault(key, []).append(counted(value, name))
+    check_one_model((dict(labels) for _, labels in series), name)
     sums: dict[str, float] = {}
     counts: dict[int, float] = {}
+    parts: dict[frozenset[tuple[str, str]], dict[str, float]] = {}  # by engine
     for (counter, labels), scrapes in series.items():
-        value = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
-        if value < 0:
+        change = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
+        if any(after < before for before, after in itertools.pairwise(scrapes)):
             raise ConfigError(
                 f"{name}: the counter {counter} went backwards, so the engine restarted between "
                 f"the scrapes; keep those after the restart"
             )
-        position = labels_of(labels).get("position", "")
+        position = dict(labels).get("position", "")
         if counter == "num_accepted_tokens_per_pos" and position in _POSITIONS:
-            counts[int(position)] = counts.get(int(position), 0.0) + value
+            counts[int(position)] = counts.get(int(position), 0.0) + change
         else:
-            sums[counter] = sums.get(counter, 0.0) + value
+            sums[counter] = sums.get(counter, 0.0) + change
+            parts.setdefault(labels, {})[counter] = change
+    pairs = [
+        (one.get("num_drafts", 0.0), one.get("num_draft_tokens", 0.0)) for one in parts.values()
+    ]
+    check_fixed_drafts(pairs, name)
     drafts, drafted = sums.get("num_drafts"), sums.get("num_draft_tokens")
     if not counts and drafted and "num_accepted_tokens" in sums:
         known = Counters(drafts or 0.0, drafted, (), sums["num_accepted_tokens"])
@@ -176,7 +185,8 @@ def vllm_log(text: str, name: str) -> Counters:
 
 def vllm_json(values: Sequence[Any], name: str) -> Counters | None:
     """Counters in any of vLLM's JSON forms, summed over engines; None if there are none."""
-    total = Counters()
+    total, parts = Counters(), list[Counters]()
+    _check_scrapes(list(_entries(values)), name)
     for entry in _entries(values):
         one = Counters(
             _number(entry, "num_drafts", name) or 0.0,
@@ -186,8 +196,34 @@ def vllm_json(values: Sequence[Any], name: str) -> Counters | None:
         )
         _check_means(entry, one, name)
         total.add(one)
+        parts.append(one)
+    check_fixed_drafts([(one.rounds, one.draft_tokens or 0.0) for one in parts], name)
     known = None not in (total.draft_tokens, total.accepted_tokens)
     return total if total.accepted or known else None
+
+
+def _check_scrapes(entries: Sequence[dict[str, Any]], name: str) -> None:
+    """Refuse several scrapes of the same counters, which must be subtracted and not added."""
+    seen: set[str] = set()
+    plain: list[list[float]] = []
+    for entry in entries:
+        if "spec_decode_num" in str(entry.get("name", "")):
+            labels = entry.get("labels")
+            series = json.dumps([entry["name"], labels], sort_keys=True)
+            if series in seen:
+                raise ConfigError(
+                    f"{name}: {shown(entry['name'])} appears twice; give one scrape of the metrics"
+                )
+            seen.add(series)
+        elif "num_drafts" in entry:
+            listed = _accepted(entry, name)
+            plain.append([_number(entry, "num_drafts", name) or 0.0, *listed])
+    pairs = [list(zip(*pair, strict=False)) for pair in itertools.pairwise(plain)]
+    if pairs and all(before <= after for pair in pairs for before, after in pair):
+        raise ConfigError(
+            f"{name}: every counter grows from object to object, as in scrapes of the same engine; "
+            f"give one of them"
+        )
 
 
 def _check_means(entry: dict[str, Any], counters: Counters, name: str) -> None:

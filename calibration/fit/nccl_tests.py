@@ -8,12 +8,12 @@ from pathlib import Path
 
 from calibration.records.cells import Cell
 from calibration.records.jsonl import RecordError, read_text
-from calibration.records.kernels import GPU_NAMES, KernelRecord, checked
+from calibration.records.kernels import KernelRecord, check_device, checked
 from perfmodel import GPU, catalog
 from perfmodel.units import GB, US, parse_number
 
 _RANK = re.compile(
-    r"^#\s+Rank\s+(\d+)\s.*?\bon\s+(\S+)\s+device\s+\d+\s+\[[^\]]*\]\s*(.*?)\s*$", re.M
+    r"^#\s+Rank\s+(\d+)\s.*?\bon\s+(\S+)\s+device\s+\d+\s+\[[^\]]*\][ \t]*(.*?)[ \t]*$", re.M
 )
 COLUMNS = {"size", "count", "redop", "time", "algbw", "busbw"}
 AGREE = 0.05  # allowed relative difference between a bandwidth and that from size and time
@@ -107,8 +107,7 @@ def _ranks(text: str, path: Path, gpu: GPU) -> int:
             f"host, since a machine of the catalog is one host"
         )
     for device in {device for _, _, device in found}:
-        if GPU_NAMES.get(device, gpu.name) != gpu.name:
-            raise RecordError(f"{path} was measured on {device}, not on {gpu.name}")
+        check_device(device, gpu.name, str(path))
     return len(ranks)
 
 

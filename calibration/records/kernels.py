@@ -21,6 +21,29 @@ GPU_NAMES = {
     "NVIDIA L40S": "l40s",
     "NVIDIA B200": "b200",
 }
+# Further devices of the catalog, of which other programs' output is read.
+OTHER_GPU_NAMES = {
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "NVIDIA H100 NVL": "h100-nvl",
+    "NVIDIA A100-SXM4-40GB": "a100-sxm-40gb",
+    "NVIDIA A100-PCIE-40GB": "a100-pcie-40gb",
+    "NVIDIA A100 80GB PCIe": "a100-pcie-80gb",
+    "NVIDIA L40": "l40",
+    "NVIDIA L4": "l4",
+    "NVIDIA A10": "a10",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "AMD Instinct MI300X": "mi300x",
+}
+
+
+def check_device(device: str, gpu: str, place: str) -> None:
+    """Raise a `RecordError` unless a device's name is that of this GPU of the catalog."""
+    names = GPU_NAMES | OTHER_GPU_NAMES
+    name = names.get(device) or names.get(f"NVIDIA {device}")  # older drivers omit the maker
+    if name == gpu:
+        return
+    mend = f"give --gpu {name}" if name else "the catalog does not know this device"
+    raise RecordError(f"{place} was measured on {shown(device)}, not on {gpu}; {mend}")
 
 
 def gpu_of(header: Mapping[str, Any], place: str) -> str:

@@ -1,6 +1,7 @@
 """Read recorded traffic from CSV and JSON files, request by request.
 
-The columns are `arrival_s, prompt_tokens, output_tokens`, or those of published traces:
+The columns are `arrival_s` or `arrival_ms`, `prompt_tokens, output_tokens`, or those of published
+traces:
 
 - Azure (Patel et al. 2024): `TIMESTAMP` (date and time), `ContextTokens, GeneratedTokens`
 - BurstGPT (Wang et al. 2024): `Timestamp` in seconds, `Request tokens, Response tokens`
@@ -33,6 +34,7 @@ from perfmodel.units import ambiguous, parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 IN_SECONDS = ("arrival_s", "Timestamp", "arrival_timestamp", "arrived_at")
+IN_MS = "arrival_ms"
 STAMPS = ("TIMESTAMP", "timestamp", *IN_SECONDS)
 _ZONE = re.compile(r"(Z|[+-]\d\d:?\d\d)$", re.I)
 PROMPTS = (
@@ -43,13 +45,19 @@ OUTPUTS = (
     "output_tokens", "GeneratedTokens", "output_length", "Response tokens", "token_size",
     "num_decode_tokens",
 )  # fmt: skip
-_ARRIVAL = re.compile(r"arriv|time_?stamp|(start|request|send|submit)(ed)?_?(time|at)\b", re.I)
+_ARRIVAL = re.compile(
+    r"arriv|time_?stamp|(start|request|send|submit|creat)(ed?)?[ _]?(time|at|on)\b"
+    r"|^(ts|t|time|date|datetime|created)(_?(s|ms|us|ns))?$|_ts$",
+    re.I,
+)
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
 NO_ANSWER = "no question with an answer"
 FAILED = "0 response tokens"  # of requests that failed, in BurstGPT
 MAX_TOKENS = 100_000_000
+EPOCH_SECONDS = (1e9, 1e10)  # since 1970, from 2001 to 2286
+MOST_RATE, RATED = 20.0, 64  # requests per second over this many; Mooncake's traces have 3 to 7
 MOST_SECONDS = 1e11  # since 1970: three thousand years; today's date in ms is 1.8e12
 
 
@@ -77,6 +85,7 @@ def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterato
     arrivals are not in order; the message has the line number.
     """
     path = Path(path)
+    _check_unit(path)
     first: float | None = None
     last, zones = -math.inf, set[bool]()
     for place, cells in trace_cells(path):
@@ -105,6 +114,24 @@ def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterato
                 )
             last = arrival
         yield request._replace(arrival_s=arrival)
+
+
+def _check_unit(path: Path) -> None:
+    """Refuse a Mooncake trace whose first requests arrive faster in ms than a service gets them."""
+    stamps: list[float] = []
+    with contextlib.suppress(ConfigError, ValueError, OverflowError):  # `trace_rows` reports these
+        for _, cells in itertools.islice(trace_cells(path), RATED):
+            if "timestamp" not in cells or "hash_ids" not in cells or IN_MS in cells:
+                return
+            if any(name in cells for name in (*BAILIAN, *IN_SECONDS)):
+                return
+            stamps.append(_arrival_s(cells) or 0.0)
+    span = stamps[-1] - stamps[0] if stamps else 0.0
+    if span > 0.0 and (rate := (len(stamps) - 1) / span) > MOST_RATE:
+        raise ConfigError(
+            f"{path}: as ms, timestamp gives {rate:,.0f} requests per second; rename it to "
+            f"arrival_s if it is in seconds, or to {IN_MS}"
+        )
 
 
 def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
@@ -161,6 +188,10 @@ def _blocks(cells: dict[str, Any], prompt: int, block: int) -> tuple[int, ...]:
 
 
 def _arrival_s(cells: dict[str, Any]) -> float | None:
+    if IN_MS in cells:
+        if any(name in cells for name in IN_SECONDS):
+            raise ValueError(f"there are two columns of arrivals; remove {IN_MS} or the other")
+        return 1e-3 * _milliseconds(IN_MS, cells[IN_MS])
     if any(name in cells for name in IN_SECONDS):
         return _seconds(_only(cells, IN_SECONDS))
     if "TIMESTAMP" in cells:
@@ -172,22 +203,23 @@ def _arrival_s(cells: dict[str, Any]) -> float | None:
     if "timestamp" not in cells:
         if unknown := next((name for name in cells if _ARRIVAL.search(name)), None):
             raise ValueError(
-                f"the unit of column {shown(unknown)} is unknown; rename it to arrival_s, in "
-                f"seconds, or remove it"
+                f"the unit of column {shown(unknown)} is unknown; rename it to arrival_s or "
+                f"{IN_MS}, or remove it"
             )
         return None
-    arrival = _seconds(cells["timestamp"])
-    if ":" in str(cells["timestamp"]) or any(name in cells for name in BAILIAN):
-        return arrival
+    stamp = cells["timestamp"]
+    if ":" in str(stamp) or any(name in cells for name in BAILIAN):
+        return _seconds(stamp)
     if "hash_ids" not in cells:
         raise ValueError(
             "the unit of timestamp is unknown: it is ms with hash_ids (Mooncake) and s with "
             "chat_id (Bailian); rename a column in seconds to arrival_s"
         )
-    if not arrival.is_integer():
+    arrival, (low, high) = _milliseconds("timestamp", stamp), EPOCH_SECONDS
+    if "." in str(stamp) or not arrival.is_integer() or low <= arrival < high:
         raise ValueError(
-            f"timestamp={arrival:g} is not a whole number of milliseconds; rename the column to "
-            f"arrival_s if it is in seconds"
+            f"timestamp={shown(stamp)} is not a whole number of ms from the start of "
+            f"the trace; rename the column to arrival_s if it is in seconds, or to {IN_MS}"
         )
     return 1e-3 * arrival
 
@@ -257,6 +289,13 @@ def _seconds(value: Any) -> float:
             f"arrival time {shown(value)} is not a number of seconds or a date"
         ) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _milliseconds(name: str, value: Any) -> float:
+    number = _as_number(name, value)
+    if not 0.0 <= number <= 1e3 * MOST_SECONDS:
+        raise ValueError(f"{name}={shown(value)} is negative or too large")
+    return number
 
 
 def _why(error: Exception) -> str:

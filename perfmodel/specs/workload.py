@@ -10,7 +10,7 @@ from enum import StrEnum
 import numpy as np
 
 from perfmodel._typing import Floats
-from perfmodel.errors import ConfigError, either
+from perfmodel.errors import ConfigError, either, shown
 
 
 class Prefill(StrEnum):
@@ -71,10 +71,13 @@ _LIMIT = re.compile(r"^(ttft|tpot|memory)\s*<=?\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|
 def parse_slo(text: str) -> SLO:
     """Parse limits such as `"ttft<2s; tpot<25ms; memory<90%"`.
 
-    Raises `ConfigError` if a term is not a name, `<`, a positive number and a unit.
+    Raises `ConfigError` if a term is empty or not a name, `<`, a positive number and a unit.
     """
     limits: dict[str, float] = {}
-    for term in filter(None, (part.strip() for part in text.replace(",", ";").split(";"))):
+    terms = [part.strip() for part in text.replace(",", ";").split(";")] if text.strip() else []
+    for term in terms:
+        if not term:
+            raise ConfigError(f"SLO {shown(text)} has an empty term; remove the extra separator")
         match = _LIMIT.match(term)
         if match is None:
             raise ConfigError(

@@ -111,13 +111,13 @@ class SafetensorsFolder:
             ) from error
         return part.to(device=self.device, dtype=self.dtype).contiguous()
 
+    def stores(self, name: str) -> bool:
+        """Whether the folder has this tensor."""
+        return name in self._file_of
+
     def check_all_read(self) -> None:
-        """Refuse tensors that were not read, except a tied head and rotary frequencies."""
-        extra = sorted(
-            name
-            for name in self._unread
-            if name != "lm_head.weight" and not name.endswith("rotary_emb.inv_freq")
-        )
+        """Refuse tensors that were not read, except rotary frequencies."""
+        extra = sorted(name for name in self._unread if not name.endswith("rotary_emb.inv_freq"))
         if extra:
             raise InputError(
                 f"{self.path}: its config does not expect {len(extra)} of its tensors, such as "
@@ -200,16 +200,26 @@ def load_weights(config: DecoderConfig, source: WeightSource, group: Group) -> D
     """
     config.check_tp(group.size)
     embedding = _vocabulary("model.embed_tokens.weight", config, source, group)
-    tied = config.tied_embeddings
     weights = DecoderWeights(
         embedding=embedding,
         layers=tuple(_layer(i, config, source, group) for i in range(config.layers)),
         norm=_vector("model.norm.weight", config.hidden, source),
-        head=embedding if tied else _vocabulary("lm_head.weight", config, source, group),
+        head=_head(embedding, config, source, group),
     )
     if isinstance(source, SafetensorsFolder):
         source.check_all_read()
     return weights
+
+
+def _head(embedding: Tensor, config: DecoderConfig, source: WeightSource, group: Group) -> Tensor:
+    """The embedding if tied, unless another head is stored, which transformers 5 uses as well."""
+    name = "lm_head.weight"
+    if config.tied_embeddings and not (
+        isinstance(source, SafetensorsFolder) and source.stores(name)
+    ):
+        return embedding
+    head = _vocabulary(name, config, source, group)
+    return embedding if config.tied_embeddings and torch.equal(head, embedding) else head
 
 
 def _layer(index: int, config: DecoderConfig, source: WeightSource, group: Group) -> LayerWeights:

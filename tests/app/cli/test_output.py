@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from app.cli.main import run
-from app.cli.output import progress
+from app.cli.output import progress, write_files
+from perfmodel import ConfigError
 
 SPECROOF = [sys.executable, "-m", "app.cli.main"]
 
@@ -225,3 +226,12 @@ def test_progress_is_shown_only_on_a_terminals_stderr(
         update(7, label="windows")
     assert capsys.readouterr().out == "a result\n"
     assert "windows" in stderr.getvalue() and "7/10" in stderr.getvalue()
+
+
+def test_a_folder_in_one_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"there is no folder {tmp_path / 'no'}; create it"):
+        write_files({"a/b.toml": "x"}, tmp_path / "no" / "such")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "no").mkdir()
+    (file,) = write_files({"a/b.toml": "x"}, tmp_path / "no" / "such")
+    assert file.read_text() == "x"

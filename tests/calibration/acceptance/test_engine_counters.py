@@ -150,8 +150,148 @@ def test_two_scrapes_give_the_rates_between_them() -> None:
 
 
 def test_counters_of_several_models_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="several models, a, b"):
+    with pytest.raises(ConfigError, match="several models, 'a', 'b'"):
         parse_acceptance(page(10, [9], model="a") + page(10, [3], model="b"), "f")
+
+
+TOKENS = ('vllm:spec_decode_num_accepted_tokens_total{%s} 642\n'
+          'vllm:spec_decode_num_draft_tokens_total{%s} 1000\n')  # fmt: skip
+
+
+def bench(model: str, rounds: int = 1000) -> dict[str, object]:
+    return {"model_id": model, "spec_decode_num_drafts": rounds,
+            "spec_decode_draft_tokens": 2 * rounds,
+            "spec_decode_per_position_acceptance_rates": [0.8, 0.6]}  # fmt: skip
+
+
+def metrics(model: str) -> list[dict[str, object]]:
+    """The metrics of vLLM's `LLM.get_metrics` as JSON."""
+    labels = {"model_name": model, "engine": "0"}
+    return [
+        {"name": "vllm:spec_decode_num_drafts", "labels": labels, "value": 1000},
+        {"name": "vllm:spec_decode_num_accepted_tokens_per_pos", "labels": labels,
+         "values": [800, 600]},
+    ]  # fmt: skip
+
+
+def sglang(model: str) -> dict[str, object]:
+    return {"backend": "sglang", "model_id": model, "accept_length": 3.0}
+
+
+MODEL_TEXTS = {
+    "list of benchmarks": lambda *names: json.dumps([bench(name) for name in names]),
+    "lines of benchmarks": lambda *names: "\n".join(json.dumps(bench(name)) for name in names),
+    "metrics": lambda *names: json.dumps([row for name in names for row in metrics(name)]),
+    "lines of metrics": lambda *names: "\n".join(json.dumps(metrics(name)) for name in names),
+    "sglang benchmarks": lambda *names: "\n".join(json.dumps(sglang(name)) for name in names),
+    "sglang servers": lambda *names: json.dumps(
+        [{"internal_states": [{"model_path": name, "accept_length": 3.0}]} for name in names]
+    ),
+    "label model": lambda *names: "".join(
+        f'sglang:spec_accept_length{{model="{name}"}} 3.0\n' for name in names
+    ),
+    "V0": lambda *names: "".join(TOKENS % (2 * (f'model="{name}"',)) for name in names),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", MODEL_TEXTS)
+def test_two_models_are_refused_in_every_form(form: str) -> None:
+    text = MODEL_TEXTS[form]
+    gamma = 2 if "sglang" not in form else 4
+    assert parse_acceptance(text("org/a"), "f", gamma=gamma).per_position
+    with pytest.raises(ConfigError, match="several models, 'org/a', 'org/b'"):
+        parse_acceptance(text("org/a", "org/b"), "f", gamma=gamma)
+
+
+def test_benchmarks_of_one_model_are_added() -> None:
+    found = parse_acceptance(json.dumps([bench("m"), bench("m", 500)]), "f")
+    assert (found.rounds, found.per_position) == (1500, pytest.approx((0.8, 0.75)))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (metrics("m"), metrics("m")),
+        ({"num_drafts": 500, "num_accepted_tokens_per_pos": [450, 400]},
+         {"num_drafts": 1500, "num_accepted_tokens_per_pos": [1250, 1000]}),
+    ],
+)  # fmt: skip
+def test_two_scrapes_as_json_are_not_added(first: object, second: object) -> None:
+    for text in (json.dumps([first, second]), f"{json.dumps(first)}\n{json.dumps(second)}"):
+        with pytest.raises(ConfigError, match="give one"):
+            parse_acceptance(text, "f")
+
+
+def test_scrapes_are_recognised_in_any_order_of_labels() -> None:
+    before = page(500, [450, 400])
+    after = page(1500, [1250, 1000]).replace(
+        'engine="0",model_name="m"', 'model_name="m",engine="0"'
+    )
+    found = parse_acceptance(before + after, "f")
+    assert (found.rounds, found.per_position) == (1000, pytest.approx((0.8, 0.75)))
+
+
+@pytest.mark.parametrize("rounds", [(100, 2800, 900), (2800, 100, 9000), (0, 500, 499, 600)])
+def test_a_restart_between_scrapes_is_noticed(rounds: tuple[int, ...]) -> None:
+    pages = (page(count, [0.8 * count, 0.6 * count]) for count in rounds)
+    with pytest.raises(ConfigError, match="went backwards"):
+        parse_acceptance("".join(pages), "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n".join(
+            f'{{"specDecodingStats": {{"numRequestsWithDraftTokens": 10, '
+            f'"numDraftTokens": {drafts}, "numAcceptedTokens": 8}}}}' for drafts in (10, 50)
+        ),
+        json.dumps([
+            {"spec_decode_num_drafts": 20, "spec_decode_draft_tokens": 20 * drafts,
+             "spec_decode_accepted_tokens": 16} for drafts in (2, 4)
+        ]),
+        "".join(
+            f'vllm:spec_decode_num_drafts_total{{engine="{drafts}"}} 20\n'
+            f'vllm:spec_decode_num_draft_tokens_total{{engine="{drafts}"}} {20 * drafts}\n'
+            f'vllm:spec_decode_num_accepted_tokens_total{{engine="{drafts}"}} 16\n'
+            for drafts in (2, 4)
+        ),
+        "".join(f"n_draft = {g}\nn_drafted = 80\nn_accept = 40\n" for g in (4, 8)),
+    ],
+)  # fmt: skip
+def test_drafts_that_vary_between_parts_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"varies|several values of n_draft"):
+        parse_acceptance(text, "f", gamma=3)
+
+
+def test_the_runs_of_llama_speculative_are_checked() -> None:
+    assert parse_acceptance(LLAMA_TOOL, "f", gamma=4).per_position
+    with pytest.raises(ConfigError, match="give --gamma 4"):
+        parse_acceptance(LLAMA_TOOL, "f", gamma=3)
+    with pytest.raises(ConfigError, match=r"90\.000% contradicts 40 accepted of 80"):
+        parse_acceptance(LLAMA_TOOL.replace("50.000", "90.000"), "f")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "n_draft = 8\nn_drafted = 5\n" * 10_000,
+        "n_draft = 8\n" * 20_000,
+        "n_draft = 8 " * 20_000,
+        "n_draft" + " " * 200_000,
+        "SpecDecoding metrics: " * 20_000,
+        "SpecDecoding metrics: Accepted: 1 tokens, Drafted: " * 10_000,
+        "draft acceptance rate = " * 20_000,
+        "draft acceptance rate = 0.5 (" * 20_000,
+        "accept len: " * 20_000,
+        'vllm:spec_decode_num_drafts{' + "a" * 200_000 + '} 1\n',
+        'vllm:spec_decode_num_drafts{' * 20_000,
+        '{"a": 1' + "".join(f', "k{i}": 1' for i in range(20_000)) + ', "k19999": 1}',
+    ],
+)  # fmt: skip
+def test_repeated_beginnings_of_a_format_are_refused(text: str) -> None:
+    """A pattern that is not linear takes minutes or hours for these."""
+    with pytest.raises(ConfigError):
+        parse_acceptance(text, "f", gamma=4)
 
 
 @pytest.mark.parametrize(("draft_tokens", "fixed"), [(2000, True), (1990, True), (1500, False)])
@@ -321,6 +461,8 @@ def test_any_json_gives_rates_or_is_refused(value: object) -> None:
         (page(5, [4, 3]) + "vllm:spec_decode_num_accepted_tokens_total 9.0", "7 over the pos"),
         (page(float("nan"), [4, 3]), "'nan'; it must be from 0"),
         (page(5, [4, -3]), "'-3'; it must be from 0"),
+        ("accept len: 1e400", "'1e400'; it must be from 0"),
+        ("accept len: 1e1234", "'1e1234'; it must be from 0"),
         ("accept len: 0.0", "no round has been run yet"),
         ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),

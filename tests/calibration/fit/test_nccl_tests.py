@@ -23,8 +23,12 @@ def output(
     hosts: int = 1,
     device: str = "NVIDIA H100 80GB HBM3",
     scale: float = 1.0,
+    slow: float = 1.0,
 ) -> str:
-    """A run of nccl-tests; `factor` is bus over algorithm bandwidth, `scale` that of the times."""
+    """A run of nccl-tests; `factor` is bus over algorithm bandwidth.
+
+    `scale` multiplies the times, `slow` divides the bandwidths as well.
+    """
     factor = 2 * (ranks - 1) / max(ranks, 1) if factor is None else factor
     lines = [] if name is None else [f"# Collective test starting: {name}"]
     lines += ["# nThread 1 nGpus 8 minBytes 65536", "# Using devices"]
@@ -36,8 +40,8 @@ def output(
     lines.append(f"# size count type redop {'' if root is None else 'root'} {half} {half}")
     lines.append("#  (B) (elements)   (us)  (GB/s)  (GB/s)    (us)  (GB/s)  (GB/s)")
     for size, time in SIZES.items():
-        rate = size / time / 1e3
-        half = f"{time * scale:.2f} {rate:.2f} {rate * factor:.2f}"
+        rate = size / (time * slow) / 1e3
+        half = f"{time * slow * scale:.2f} {rate:.2f} {rate * factor:.2f}"
         lines.append(f" {size} {size // 4} float {redop} {root or ''} {half} 0 {half} N/A")
     return "\n".join([*lines, "# Out of bounds values : 0 OK", ""])
 
@@ -87,3 +91,29 @@ def test_anything_else_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(RecordError) as error:
         read(tmp_path, text)
     assert "\n" not in str(error.value)
+
+
+# As cudaGetDeviceProperties names the GPUs of the catalog; H200 NVL and V100 are not in it.
+DEVICES = {
+    "NVIDIA H100 80GB HBM3": "h100-sxm",
+    "NVIDIA H100 PCIe": "h100-pcie",
+    "H100 NVL": "h100-nvl",
+    "NVIDIA A100-SXM4-40GB": "a100-sxm-40gb",
+    "A100-PCIE-40GB": "a100-pcie-40gb",
+    "AMD Instinct MI300X": "mi300x",
+    "NVIDIA H200 NVL": "",
+    "Tesla V100-SXM2-16GB": "",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_times_are_read_only_for_their_own_gpu(tmp_path: Path, device: str) -> None:
+    text = output(device=device, slow=20.0)
+    for gpu in ("h100-sxm", "h200", "a100-sxm-80gb", DEVICES[device]):
+        if gpu and gpu == DEVICES[device]:
+            assert len(read(tmp_path, text, gpu)) == len(SIZES)
+        elif gpu:
+            with pytest.raises(RecordError) as error:
+                read(tmp_path, text, gpu)
+            assert repr(device) in str(error.value) and gpu in str(error.value)

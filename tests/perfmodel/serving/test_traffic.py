@@ -118,6 +118,58 @@ def test_requests_that_failed_are_counted(tmp_path: Path) -> None:
         list(Traffic(requests=None, path=str(path)).chunks(0))
 
 
+def stamped(name: str, *stamps: object) -> str:
+    """Requests with these arrivals and blocks."""
+    rows = ({name: stamp, "input_length": 1, "output_length": 1, "hash_ids": [1]}
+            for stamp in stamps)  # fmt: skip
+    return "\n".join(map(json.dumps, rows))
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [
+        (0, 30, 61),
+        (0.0, 30.0, 61.0),
+        ("0.0", "3000.0"),
+        (1_760_000_000, 1_760_000_030),
+        (0, 0, 45),
+        tuple(range(200)),
+    ],
+)
+def test_seconds_are_not_read_as_milliseconds(tmp_path: Path, stamps: tuple[object, ...]) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(stamped("timestamp", *stamps))
+    with pytest.raises(ConfigError, match="arrival_s if it is in seconds, or to arrival_ms"):
+        next(trace_rows(path))
+    for name, unit in (("arrival_s", 1.0), ("arrival_ms", 1e-3)):
+        path.write_text(stamped(name, *stamps))
+        first, *_, last = trace_rows(path)
+        span = unit * (float(str(stamps[-1])) - float(str(stamps[0])))
+        assert (first.arrival_s, last.arrival_s) == (0.0, pytest.approx(span))
+
+
+@pytest.mark.parametrize(
+    "stamps",
+    [(27482, 30535, 30535), (0, 0, 0), (5,), (0, 0, 3000, 3052), tuple(range(0, 40_000, 150)),
+     (1_760_000_000_000, 1_760_000_000_900)],
+)  # fmt: skip
+def test_milliseconds_of_mooncake_are_read(tmp_path: Path, stamps: tuple[int, ...]) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text(stamped("timestamp", *stamps))
+    arrivals = [row.arrival_s for row in trace_rows(path)]
+    assert arrivals == pytest.approx([1e-3 * (stamp - stamps[0]) for stamp in stamps])
+
+
+@pytest.mark.parametrize("name", ["ts", "time", "created_at", "createdAt", "time_ms", "Date"])
+def test_arrivals_of_an_unknown_unit_are_not_replaced_by_drawn_ones(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "o.csv"
+    path.write_text(OWN.replace("arrival_s", name))
+    with pytest.raises(ConfigError, match=f"unit of column '{name}' is unknown; rename it"):
+        next(trace_rows(path))
+
+
 def test_a_compressed_trace_is_read(tmp_path: Path) -> None:
     path = tmp_path / "o.csv.gz"
     path.write_bytes(gzip.compress(OWN.encode()))
@@ -208,7 +260,9 @@ def test_any_text_is_a_trace_or_refused(text: str) -> None:
         ("arrival_s,prompt_tokens,output_tokens\nnan,1,1\n", "line 2: .*nan"),
         ("arrival_s,prompt_tokens,output_tokens\n", "no requests"),
         ("arrival_s,prompt_tokens,output_tokens\n-5,1,1\n", "line 2: .*negative"),
-        ("arrival_ms,prompt_tokens,output_tokens\n0,1,1\n", "line 2: .*unit of .*arrival_ms"),
+        ("arrival_us,prompt_tokens,output_tokens\n0,1,1\n", "line 2: .*unit of .*arrival_us"),
+        ("arrival_ms,prompt_tokens,output_tokens\n-1,1,1\n", "line 2: .*negative"),
+        ("arrival_s,arrival_ms,prompt_tokens,output_tokens\n0,0,1,1\n", "line 2: .*two columns"),
         ("arrived_at_us,prompt_tokens,output_tokens\n0,1,1\n", "line 2: .*arrived_at_us"),
         ("start_time,prompt_tokens,output_tokens\n0,1,1\n", "line 2: .*start_time"),
     ],

@@ -28,7 +28,7 @@ def test_limits_are_converted_to_si() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["tpot<25ms,ttft<2s", " TTFT <= 2 s ;; tpot<= 25000us ", "tpot<2.5e-2s;ttft<2000ms"]
+    "text", ["tpot<25ms,ttft<2s", " TTFT <= 2 s ; tpot<= 25000us ", "tpot<2.5e-2s;ttft<2000ms"]
 )
 def test_the_same_limits_may_be_written_in_several_ways(text: str) -> None:
     limits = parse_slo(text)
@@ -36,7 +36,7 @@ def test_the_same_limits_may_be_written_in_several_ways(text: str) -> None:
 
 
 def test_empty_text_means_no_limits() -> None:
-    assert parse_slo("") == parse_slo(" ; ") == SLO()
+    assert parse_slo("") == parse_slo("  ") == SLO()
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,11 @@ def test_empty_text_means_no_limits() -> None:
         ("tpot<1.2.3s", "'1.2.3' is not a positive number"),
         ("tpot<1e999s", "'1e999' is not a positive number"),
         ("tpot<25ms; ttft", "SLO term 'ttft'"),
+        (";", "SLO ';' has an empty term"),
+        ("tpot<30ms;;ttft<2s", "has an empty term"),
+        ("tpot<30ms, ,ttft<2s", "has an empty term"),
+        (",tpot<30ms", "has an empty term"),
+        ("tpot<30ms;", "has an empty term"),
     ],
 )
 def test_an_invalid_limit_is_refused_with_its_term(text: str, message: str) -> None:

@@ -215,11 +215,37 @@ def test_a_tensor_that_the_config_does_not_expect_is_refused(name: str, tmp_path
     refused(tmp_path, f"does not expect 1 of its tensors, such as {' '.join(name.split())}")
 
 
-def test_stored_rotary_frequencies_and_a_tied_head_are_accepted(tmp_path: Path) -> None:
-    config = FAMILIES["qwen3"]
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(config)))
-    tensors = whole_tensors(config, torch.float32)
-    for name in ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"):
-        tensors[name] = torch.zeros(1)
+def test_stored_rotary_frequencies_are_accepted(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    tensors = whole_tensors(CONFIG, torch.float32)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(1)
     save_file(tensors, tmp_path / "model.safetensors")
     load(tmp_path)
+
+
+@pytest.mark.parametrize("differs", [False, True])
+@pytest.mark.parametrize("name", ["llama-3.2", "qwen3"])
+def test_a_head_stored_beside_a_tied_flag_is_used_as_by_transformers(
+    name: str, differs: bool, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = FAMILIES[name]
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(config)))
+    tensors = whole_tensors(config, torch.float32)
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.flip(0) if differs else embedding.clone()
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).lm_head.weight
+    weights = load(tmp_path)
+    assert torch.equal(weights.head, expected)
+    assert (weights.head is weights.embedding) != differs
+    heads = torch.cat([load(tmp_path, Group(rank, 2)).head for rank in range(2)])
+    assert torch.equal(heads[: config.vocab], expected)
+
+
+def test_a_stored_head_of_another_shape_is_refused(tmp_path: Path) -> None:
+    config = FAMILIES["qwen3"]
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(config)))
+    tensors = whole_tensors(config, torch.float32) | {"lm_head.weight": torch.zeros(1)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    refused(tmp_path, "lm_head.weight has shape [1], but the config says")
