@@ -543,6 +543,15 @@ def test_what_changes_the_mathematics_is_refused_by_name(
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
+def test_a_message_about_another_model_type_leaves_no_family_out() -> None:
+    with pytest.raises(ConfigError) as caught:
+        model_spec({"model_type": "zzz"}, name="mine")
+    for family in ("llama", "deepseek", "glm", "gpt", "gemma", "kimi", "qwen", "mixtral"):
+        assert family in str(caught.value)
+    with pytest.raises(ConfigError, match="use one of deepseek_v3, deepseek_v2"):
+        model_spec({"model_type": "deepseek_v32"}, name="mine")
+
+
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.integers(0, 64) | st.text(max_size=9)
     | st.floats(allow_nan=False, allow_infinity=False) | st.lists(st.integers(0, 9), max_size=6)
