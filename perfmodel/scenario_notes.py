@@ -122,6 +122,12 @@ def _layer_notes(scenario: Scenario) -> list[str]:
                 f"the kernels of {' and '.join(layers.values())} were not measured{of_type} on "
                 f"{curves.name}: {source}"
             )
+    notes += [
+        f"the checkpoint of {spec.name} is in {spec.cast_from}: its unquantised weights and its KV "
+        f"cache are assumed to be cast to bf16, unless --weight-dtype and --kv-dtype say otherwise"
+        for spec in dict.fromkeys((target, scenario.draft or target))
+        if spec.cast_from
+    ]
     notes += _latent_notes(scenario)
     if target.experts:
         notes.append("tokens are assumed to choose experts uniformly and independently")
