@@ -72,7 +72,7 @@ def ratio_error(scenario: Scenario, point: RoundEstimate | None = None) -> float
     the estimate of the scenario, if it is known.
     """
     ranks = max(_link_error(scenario, point), _ranks_error(scenario))
-    unsplit = _unsplit_error(scenario, point, lambda found: float(found.speedup))
+    unsplit = _unsplit_distance(scenario, point, lambda found: float(found.speedup))
     return math.hypot(relative_error(scenario), ranks, unsplit, _parts_error(scenario, point))
 
 
@@ -102,8 +102,8 @@ def time_error(scenario: Scenario) -> float:
     tp = math.log2(scenario.tp)
     doublings = min(abs(tp - math.log2(timed)) for timed in engine.timed_tp or (1,))
     ranks = max(_link_error(scenario), TP_STEP_ERROR * math.sqrt(doublings))
-    unsplit = _unsplit_error(scenario, None, lambda found: float(found.tpot_s))
-    return math.hypot(error, ranks, unsplit, _parts_error(scenario))
+    unsplit = _unsplit_distance(scenario, None, lambda found: float(found.tpot_s))
+    return math.hypot(error, ranks, unsplit / Z90, _parts_error(scenario))
 
 
 def relative_error(scenario: Scenario) -> float:
@@ -203,12 +203,13 @@ def _link_error(scenario: Scenario, point: RoundEstimate | None = None) -> float
     return abs(math.log(float(other.speedup) / float((point or estimate(scenario)).speedup)))
 
 
-def _unsplit_error(
+def _unsplit_distance(
     scenario: Scenario, point: RoundEstimate | None, value: Callable[[RoundEstimate], float]
 ) -> float:
-    """Standard error of ln(value), if latent attention was timed without splitting the cache.
+    """|ln(value)| between kernels of latent attention that split the cache and the one measured.
 
-    The 90 % interval then reaches the value with a kernel that splits it, as serving engines' do.
+    0 if it splits it. Serving engines split it, so no plan may rest on the times of a kernel that
+    does not: this is one standard error of a speedup, and the 90 % interval of a time ends at it.
     """
     rank, workload = target_rank(scenario), scenario.workload
     if (curve := rank.latent_curve) is None:
@@ -225,4 +226,4 @@ def _unsplit_error(
     engine = scenario.engine
     other = engine.changed(attention_factor=engine.attention_factor / ratio)
     split = estimate(replace(scenario, engine=other))
-    return abs(math.log(value(split) / value(point or estimate(scenario)))) / Z90
+    return abs(math.log(value(split) / value(point or estimate(scenario))))

@@ -287,3 +287,11 @@ def test_intervals_reach_the_time_of_a_kernel_that_splits_the_latent_cache() -> 
     assert found.low < 3.35 * plain.value < found.value
     assert estimate(old).target_step.origin == "extrapolated"
     assert any("TensorRT-LLM 1.0.0" in note for note in old.notes)
+
+
+def test_no_speedup_is_clear_because_a_kernel_does_not_split_the_latent_cache() -> None:
+    values = {"target": "deepseek-v2-lite", "batch": 1, "prompt_tokens": 32_000, "tp": 1}
+    scenario = a_scenario(**values, gpu="a100-sxm-80gb", draft="mtp", gamma=5)
+    engine = scenario.engine.changed(attention_factor=1.0 / 43.0)
+    split = service_gain(replace(scenario, engine=engine))
+    assert float(service_gain(scenario).low) < min(1.0, float(split.value))
