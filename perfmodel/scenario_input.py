@@ -22,6 +22,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.scenario_fields import ScenarioFields
 from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
+from perfmodel.specs.dtypes import is_quantised
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Prefill, Workload, parse_slo
@@ -161,14 +162,18 @@ class ScenarioInput(ScenarioFields):
         weights = self.weight_dtype if "weight_dtype" in stated else target.weight_dtype or "bf16"
         of_draft = self.draft_dtype or ""
         if draft is not None and plan.kind is DraftKind.MODEL and not of_draft:
-            of_draft = draft.weight_dtype
+            of_draft = draft.weight_dtype if is_quantised(draft.weight_dtype) else ""
             if not of_draft and weights != self.weight_dtype:
-                of_draft = "bf16"  # the target's checkpoint is quantised, but not the draft's
+                # Only the target's checkpoint is quantised, or engines cast the draft to its type.
+                of_draft = "bf16" if is_quantised(weights) else weights
+        kv = target.kv_dtype
+        if "weight_dtype" in stated and weights != kv and not is_quantised(kv):
+            kv = ""  # the checkpoint is cast to another type
         return {
             "weight_dtype": weights,
             "expert_dtype": "" if "weight_dtype" in stated else target.expert_dtype,
             "part_dtypes": () if "weight_dtype" in stated else target.part_dtypes,
-            "kv_dtype": self.kv_dtype if "kv_dtype" in stated else target.kv_dtype or "bf16",
+            "kv_dtype": self.kv_dtype if "kv_dtype" in stated else kv or "bf16",
             "draft_dtype": of_draft,
             "draft_kv_dtype": self.draft_kv_dtype or "",
         }

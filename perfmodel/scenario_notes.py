@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from perfmodel.catalog.kernels import measured_attention
 from perfmodel.errors import either
+from perfmodel.kernels.latent import UNSPLIT_TIME
 from perfmodel.specs.cuda_graphs import default_graph_notes
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.engine_support import block_obstacle, engine_version
@@ -80,7 +81,7 @@ def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
             "checked on one H200 only"
         )
     timed = scenario.engine.timed_tp
-    if measured_on and scenario.tp not in timed:
+    if measured_on and scenario.engine.host and scenario.tp not in timed:
         notes.append(
             f"engine {scenario.engine.name} was timed at TP {either(map(str, timed))}, not at TP "
             f"{scenario.tp}"
@@ -130,6 +131,13 @@ def _layer_notes(scenario: Scenario) -> list[str]:
                 f"the kernels of {' and '.join(layers.values())} were not measured{of_type} on "
                 f"{curves.name}: {source}"
             )
+    notes += [
+        f"the checkpoint of {spec.name} is in {spec.cast_from}: its unquantised weights and its KV "
+        f"cache are assumed to be cast to bf16, unless --weight-dtype and --kv-dtype say otherwise"
+        for spec in dict.fromkeys((target, scenario.draft or target))
+        if spec.cast_from
+    ]
+    notes += _latent_notes(scenario)
     if target.experts:
         notes.append("tokens are assumed to choose experts uniformly and independently")
     if scenario.plan.draft == "mtp" and not target.mtp_layers:
@@ -148,6 +156,28 @@ def _layer_notes(scenario: Scenario) -> list[str]:
             f"GPUs, which all wait for the fullest one; no measured step supports this"
         )
     return notes
+
+
+def _latent_notes(scenario: Scenario) -> list[str]:
+    """Whose kernel latent attention was timed with, if it is not the engine's."""
+    target, workload = scenario.target, scenario.workload
+    curve = scenario.kernels.latent_curve(target, scenario.target_types.kv)
+    if curve is None or scenario.engine.name.startswith("tensorrt-llm"):
+        return []
+    slower = curve.unsplit_ratio(
+        batch=workload.batch / scenario.dp,
+        kv_tokens=workload.prompt_tokens,
+        heads=target.query_heads_per_rank(scenario.group_tp),
+    )
+    kernel = curve.source.split(": ")[-1].replace("TRTLLM", "TensorRT-LLM")
+    warning = ""
+    if slower >= UNSPLIT_TIME:
+        warning = (
+            f"; it does not split the cache of a sequence among blocks and is {float(slower):.0f} "
+            f"times slower here than at large batches, so engines that split it may be as much "
+            f"faster"
+        )
+    return [f"latent attention takes the time of another engine's kernel ({kernel}){warning}"]
 
 
 def _type_notes(scenario: Scenario) -> list[str]:

@@ -282,14 +282,26 @@ def _model_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
     """The spec of a config, with the storage types of its checkpoint."""
     rest, quantisation = without_quantisation(config, name)
     spec = model_spec(rest, name=name)
-    stored = quantisation.stored(spec)
+    stored, floats = quantisation.stored(spec), _float_type(config)
+    half = "fp16" if floats == "float16" and not any(stored) else ""
     return replace(
         spec,
-        weight_dtype=stored.weights,
+        weight_dtype=stored.weights or half,
         expert_dtype=stored.experts if spec.experts else "",
-        kv_dtype=stored.kv,
+        kv_dtype=stored.kv or half,
+        cast_from=floats if floats in ("float32", "float64") else "",
         part_dtypes=stored.parts,
     )
+
+
+def _float_type(config: Mapping[str, Any]) -> str:
+    """The type of unquantised weights that a config states, or its text decoder; else ""."""
+    text = config.get("text_config")
+    for fields in (text if isinstance(text, Mapping) else {}, config):
+        stated = fields.get("dtype") or fields.get("torch_dtype")
+        if isinstance(stated, str):
+            return stated.removeprefix("torch.")
+    return ""
 
 
 def model_config(name_or_hub_id: str) -> dict[str, Any]:

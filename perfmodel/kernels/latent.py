@@ -20,6 +20,11 @@ from perfmodel.kernels.interpolate import LogTable
 
 # Widths of the measured kernels (DeepSeek-V3): latent vector, rotary key, and prefill's heads.
 LATENT, ROTARY, KEY, VALUE = 512, 64, 192, 128
+# Least ratio of the corrections of the smallest and largest measured batch at the longest cache by
+# which a kernel is taken not to split caches: 41 and 54 on L40S and A100, at most 2.4 elsewhere.
+UNSPLIT_RATIO = 8.0
+# A time this many times that of a full GPU is not what a kernel that splits caches takes.
+UNSPLIT_TIME = 2.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,6 +90,30 @@ class LatentCurve:
                 seconds = np.maximum(seconds, at(np.minimum(knot, last)))
         return seconds
 
+    def unsplit_ratio(
+        self,
+        *,
+        batch: ArrayLike,
+        kv_tokens: ArrayLike,
+        query_tokens: ArrayLike = 1,
+        heads: int,
+    ) -> Floats:
+        """How often the measured kernel takes the time of one that splits caches among blocks. [1]
+
+        A kernel that does not split them fills a GPU only at large batches; the efficiency of the
+        largest batch is taken for one that does. 1 if the measured kernel splits caches. Arguments
+        as in `seconds`.
+        """
+        rows = np.asarray(query_tokens, float) * heads
+        batch, kv = np.asarray(batch, float), np.asarray(kv_tokens, float)
+        batches, longest = self.correction.knots[1], self.correction.knots[2][-1]
+        one = np.asarray(float(heads))
+        few, many = (self.correction.factor(one, at, longest) for at in (batches[0], batches[-1]))
+        slower = self.correction.factor(rows, batch, kv) / self.correction.factor(
+            rows, batches[-1], kv
+        )
+        return np.where(few >= UNSPLIT_RATIO * many, np.maximum(slower, 1.0), 1.0)
+
     def base_seconds(
         self, batch: Floats, kv: Floats, rows: Floats, *, peak_flops: float, hbm_bandwidth: float
     ) -> Floats:
@@ -130,10 +159,16 @@ class LatentCurve:
         query_tokens: ArrayLike = 1,
         heads: int,
     ) -> Bools:
-        """Whether each point is inside the measured range; arguments as in `seconds`."""
+        """Whether each point is inside the measured range; arguments as in `seconds`.
+
+        The times of a kernel that does not split caches are outside where it matters.
+        """
         points = (np.asarray(query_tokens, float) * heads, batch, kv_tokens)
         inside = [
             (np.asarray(x, float) >= k[0]) & (np.asarray(x, float) <= k[-1])
             for x, k in zip(points, self.correction.knots, strict=True)
         ]
-        return np.asarray(inside[0] & inside[1] & inside[2])
+        slower = self.unsplit_ratio(
+            batch=batch, kv_tokens=kv_tokens, query_tokens=query_tokens, heads=heads
+        )
+        return np.asarray(inside[0] & inside[1] & inside[2] & (slower < UNSPLIT_TIME))

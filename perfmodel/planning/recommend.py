@@ -32,7 +32,7 @@ from perfmodel.planning.recommendation import (
 )
 from perfmodel.planning.search import Search
 from perfmodel.scenario import Scenario
-from perfmodel.specs.workload import SLO
+from perfmodel.specs.workload import SLO, Prefill
 from perfmodel.speculation import (
     Gain,
     Interval,
@@ -40,6 +40,7 @@ from perfmodel.speculation import (
     break_even_alpha,
     break_even_batch,
     break_even_context,
+    estimate,
     evidence,
     fastest_gamma,
     gain_value,
@@ -285,4 +286,22 @@ def _nearest_miss(result: Search) -> str:
     return (
         f"no plan meets the limits at batch {work.batch} and {work.prompt_tokens:,} tokens; the "
         f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{fewer}{ideal}"
+        f"{_groups_hint(nearest) if 'memory' in broken else ''}"
+    )
+
+
+def _groups_hint(nearest: Candidate) -> str:
+    """What data-parallel attention takes, if only it makes a latent cache fit; else ""."""
+    scenario, target = nearest.scenario, nearest.scenario.target
+    tp = scenario.tp
+    if target.latent is None or target.experts is None or scenario.dp > 1 or tp == 1:
+        return ""
+    work = replace(scenario.workload, prefill=Prefill.DISAGGREGATED)
+    plain = replace(without_speculation(scenario), ep=tp, dp=tp, workload=work)
+    memory = estimate(plain).memory
+    if not memory.fits:
+        return ""
+    return (
+        f"; data-parallel attention, which divides the latent cache among the GPUs, takes "
+        f"{float(memory.fraction):.0%} of the memory without speculation (--tp {tp} --dp {tp})"
     )

@@ -197,6 +197,11 @@ class Recommendation:
                 f"plan with --runs-on, and measure its acceptance",
                 *notes,
             )
+        if version is not None and self.best.scenario.ep > 1:
+            notes = (
+                "export does not write expert or data parallelism yet: set it in the engine",
+                *notes,
+            )
         if version is None or version == profile_version(engine):
             return notes
         return (

@@ -10,6 +10,7 @@ from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS
 from perfmodel.specs.draft import DraftKind
+from perfmodel.specs.dtypes import is_quantised
 from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import estimate
@@ -85,13 +86,18 @@ class ExportPlan:
     def has_quantised_checkpoint(self) -> bool:
         """Whether the target's checkpoint states its types, so that no flag needs to."""
         target = self.scenario.target
-        return bool(target.weight_dtype or target.expert_dtype or target.part_dtypes)
+        weights = is_quantised(target.weight_dtype)
+        return bool(weights or target.expert_dtype or target.part_dtypes)
 
     @property
     def quantises_draft(self) -> bool:
         """Whether the engine itself turns the draft's weights into fp8 when it loads them."""
         draft = self.scenario.draft
-        is_stored = draft is not None and draft.weight_dtype and self.method in ("draft", "mtp")
+        is_stored = (
+            draft is not None
+            and is_quantised(draft.weight_dtype)
+            and self.method in ("draft", "mtp")
+        )
         return self.scenario.draft_types.weights == "fp8" and not is_stored
 
     @property

@@ -45,6 +45,11 @@ DTYPE_BYTES = {name: dtype.bytes for name, dtype in DTYPES.items()}
 UNQUANTISED = ("bf16", "fp16")
 
 
+def is_quantised(dtype: str) -> bool:
+    """Whether a storage type has less than 16 bits; "" is that of an unquantised checkpoint."""
+    return dtype not in ("", *UNQUANTISED)
+
+
 # Parts of a model whose weights can have a type of their own, by the dense layers of a pass.
 PARTS = {
     "o_proj": "attention output",

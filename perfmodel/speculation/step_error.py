@@ -8,6 +8,7 @@ was timed. Elsewhere, the errors are those of predictions whose GPU or ranks wer
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from enum import IntEnum
 
@@ -21,6 +22,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
+from perfmodel.units import Z90
 
 # Rms of ln(predicted / measured speedup), by what was left out.
 SISTER_ERROR = 0.065  # the GPU, predicted from another one of its architecture
@@ -70,7 +72,8 @@ def ratio_error(scenario: Scenario, point: RoundEstimate | None = None) -> float
     the estimate of the scenario, if it is known.
     """
     ranks = max(_link_error(scenario, point), _ranks_error(scenario))
-    return math.hypot(relative_error(scenario), ranks, _parts_error(scenario, point))
+    unsplit = _unsplit_distance(scenario, point, lambda found: float(found.speedup))
+    return math.hypot(relative_error(scenario), ranks, unsplit, _parts_error(scenario, point))
 
 
 def pair_error(one: Scenario, other: Scenario) -> float:
@@ -99,7 +102,8 @@ def time_error(scenario: Scenario) -> float:
     tp = math.log2(scenario.tp)
     doublings = min(abs(tp - math.log2(timed)) for timed in engine.timed_tp or (1,))
     ranks = max(_link_error(scenario), TP_STEP_ERROR * math.sqrt(doublings))
-    return math.hypot(error, ranks, _parts_error(scenario))
+    unsplit = _unsplit_distance(scenario, None, lambda found: float(found.tpot_s))
+    return math.hypot(error, ranks, unsplit / Z90, _parts_error(scenario))
 
 
 def relative_error(scenario: Scenario) -> float:
@@ -197,3 +201,29 @@ def _link_error(scenario: Scenario, point: RoundEstimate | None = None) -> float
     slower = scenario.engine.changed(comm_factor=scenario.engine.comm_factor * math.exp(error))
     other = estimate(replace(scenario, engine=slower))
     return abs(math.log(float(other.speedup) / float((point or estimate(scenario)).speedup)))
+
+
+def _unsplit_distance(
+    scenario: Scenario, point: RoundEstimate | None, value: Callable[[RoundEstimate], float]
+) -> float:
+    """|ln(value)| between kernels of latent attention that split the cache and the one measured.
+
+    0 if it splits it. Serving engines split it, so no plan may rest on the times of a kernel that
+    does not: this is one standard error of a speedup, and the 90 % interval of a time ends at it.
+    """
+    rank, workload = target_rank(scenario), scenario.workload
+    if (curve := rank.latent_curve) is None:
+        return 0.0
+    ratio = float(
+        curve.unsplit_ratio(
+            batch=workload.batch / rank.dp,
+            kv_tokens=workload.prompt_tokens,
+            heads=rank.spec.query_heads_per_rank(rank.tp),
+        )
+    )
+    if ratio == 1.0:
+        return 0.0
+    engine = scenario.engine
+    other = engine.changed(attention_factor=engine.attention_factor / ratio)
+    split = estimate(replace(scenario, engine=other))
+    return abs(math.log(value(split) / value(point or estimate(scenario))))

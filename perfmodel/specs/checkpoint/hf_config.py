@@ -8,8 +8,9 @@ follows the same rules; `tests/test_config_truth.py` checks both against transfo
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -198,7 +199,7 @@ def from_hf_config(
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: a config must be an object of fields, not {shown(config)}")
-    family = _family(config, name, ", ".join(model_types))
+    family = _family(config, name, model_types)
     check_names(config, name)
     check_refused(config, name)
     check_known(config, name, config["model_type"], family.model_fields)
@@ -226,15 +227,13 @@ def from_hf_config(
     )
 
 
-def _family(config: Mapping[str, Any], name: str, supported: str) -> type[_Decoder]:
+def _family(config: Mapping[str, Any], name: str, supported: Sequence[str]) -> type[_Decoder]:
     if "model_type" not in config:
-        raise ConfigError(f"{name}: model_type is missing; use one of {supported}")
+        raise ConfigError(f"{name}: model_type is missing; use {_listed('', supported)}")
     model_type = config["model_type"]
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
-        listed = textwrap.shorten(supported, 120, placeholder=" ...")
-        raise ConfigError(
-            f"{name}: model_type={shown(model_type)} is not supported; use one of {listed}"
-        )
+        listed = _listed(model_type, supported)
+        raise ConfigError(f"{name}: model_type={shown(model_type)} is not supported; use {listed}")
     family, architecture = _FAMILIES[model_type]
     stated = config.get("architectures")
     if isinstance(stated, str):
@@ -247,6 +246,15 @@ def _family(config: Mapping[str, Any], name: str, supported: str) -> type[_Decod
             f"{model_type}; use {architecture}"
         )
     return family
+
+
+def _listed(model_type: object, supported: Sequence[str]) -> str:
+    """The supported model types with the nearest names, or else all of them by their first word."""
+    near = get_close_matches(model_type, supported, 4, 0.5) if isinstance(model_type, str) else []
+    if near or len(supported) <= len(_FAMILIES):
+        return f"one of {', '.join(near or supported)}"
+    makers = dict.fromkeys(re.split(r"[\d_]", one)[0] for one in supported)
+    return f"one of {', '.join(makers)} (docs/results/architectures.md lists their versions)"
 
 
 def first_fault(error: ValidationError) -> str:

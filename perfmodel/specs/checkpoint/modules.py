@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import translate
 from typing import NamedTuple
 
@@ -21,6 +22,16 @@ MOST = 0.9  # least share of a part that has one type, which is then taken for a
 _WRAPPERS = re.compile(r"^(?:(?:model|language_model)\.)+")
 _REPEATED = re.compile(r"[*+}][^()]*\)[*+{]")  # a repeated group with a repetition inside
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+
+# Parts of the names of modules, of which a nearly equal one is a misspelling.
+_WORDS = (
+    "layers self_attn linear_attn mlp feed_forward block_sparse_moe experts expert shared_expert "
+    "shared_experts shared_expert_gate lm_head embed_tokens gate gate_proj up_proj gate_up_proj "
+    "down_proj q_proj k_proj v_proj o_proj qkv_proj out_proj in_proj q_a_proj q_b_proj kv_b_proj "
+    "kv_a_proj kv_a_proj_with_mqa fused_qkv_a_proj in_proj_qkvz in_proj_qkv in_proj_ba router "
+    "in_proj_a in_proj_b in_proj_z kv_proj qk_proj proj attn self_attention vision_model "
+    "vision_tower linear_fc1 linear_fc2"
+)
 
 
 class Names:
@@ -107,6 +118,7 @@ class Quantisation:
         """
         if not self.groups:
             return Stored(kv=self.kv)
+        self._check_left_out(spec)
         type_of = self._types()
         types = {
             part: self._type_of_part(spec, part, modules, type_of)
@@ -124,6 +136,26 @@ class Quantisation:
         head = {"head": type_of("lm_head")} if covers_head else {}
         others = {part: dtype or "bf16" for part, dtype in types.items() if dtype != weights}
         return Stored(weights, experts, self.kv, tuple((others | head).items()))
+
+    def _check_left_out(self, spec: ModelSpec) -> None:
+        """Refuse a module of a layer that the model does not have, or nearly a known name.
+
+        Other names may be those of towers, routers and norms, which are never quantised here.
+        """
+        last = spec.layers + max(spec.mtp_layers, 1)  # checkpoints keep MTP after the last layer
+        known = _WORDS.split()
+        for entry in self.left_out:
+            if entry.startswith("re:") or set(entry) & set("*?["):
+                continue
+            words, reason = _WRAPPERS.sub("", entry).split("."), ""
+            number = words[1][:9] if words[0] == "layers" and len(words) > 1 else ""
+            if number.isdecimal() and int(number) >= last:
+                reason = f"{spec.name} has {spec.layers} layers; remove it"
+            for word in set(words).difference(known):
+                if near := get_close_matches(word, known, n=1, cutoff=0.9):
+                    reason = f"matches no module; did you mean {near[0]}?"
+            if reason:
+                raise ConfigError(f"{self.where}: {shown(entry)} is left out, but {reason}")
 
     @property
     def types(self) -> tuple[str, ...]:

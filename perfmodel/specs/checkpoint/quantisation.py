@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
 from perfmodel.errors import ConfigError, either, shown
+from perfmodel.specs.checkpoint.config_fields import has_no_effect
 from perfmodel.specs.checkpoint.modules import LINEAR, Quantisation
 
 FIELD = "quantization_config"
@@ -26,6 +28,40 @@ _MODELOPT = {
     "W4A8_AWQ": "int4",
     "MXFP4": "mxfp4",
 }
+# Fields that a method may have: those that are read here, and those that change neither the bytes
+# nor the kernels that are priced.
+_COMMON = (
+    "quant_method modules_to_not_convert ignore exclude_modules ignored_layers kv_cache_scheme fmt "
+    "dequantize bits w_bit num_bits weight_bits wbits producer quant_library version "
+    "activation_scheme provider"
+)
+_GPTQ = (
+    "group_size q_group_size zero_point sym desc_act static_groups true_sequential damp_percent "
+    "damp_auto_increment act_group_aware lm_head dynamic meta format checkpoint_format "
+    "pack_dtype quantizer model_file_base_name model_name_or_path tokenizer dataset backend "
+    "exllama_config use_exllama use_cuda_fp16 disable_exllama max_input_length model_seqlen "
+    "batch_size pad_token_id block_name_to_quantize module_name_preceding_first_block "
+    "cache_block_outputs modules_in_block_to_quantize is_marlin_format hyb_act mse adapter "
+    "offload_to_disk do_fuse fuse_max_seq_len modules_to_fuse quant_type data_type iters "
+    "enable_quanted_input seqlen nsamples autoround_version packing_format desc"
+)
+_FIELDS = {
+    "fp8": "weight_block_size scale_fmt weight_scale_fmt use_ue8m0",
+    "fbgemm_fp8": "activation_scale_ub",
+    "compressed-tensors": "config_groups format quantization_status global_compression_ratio "
+    "run_compressed sparsity_config transform_config use_optimized_inference",
+    "awq": _GPTQ,
+    "gptq": _GPTQ,
+    "mxfp4": "",
+    "modelopt": "quantization quant_algo kv_cache_quant_algo group_size has_zero_point "
+    "pre_quant_scale config_groups quantized_layers kv_cache_bits awq_block_size",
+}
+_GROUP = "targets weights input_activations output_activations format"
+_GROUP_WEIGHTS = (
+    "num_bits type symmetric group_size strategy block_structure dynamic actorder observer "
+    "observer_kwargs scale_dtype zp_dtype"
+)
+_BLOCK = [128, 128]  # inputs and outputs per scale of the measured kernels
 
 
 def without_quantisation(
@@ -53,10 +89,26 @@ def without_quantisation(
             f"{where} has quant_method={shown(method)}, which is not supported; use a "
             f"checkpoint in {either(_READERS)}"
         )
+    for fields in (stated, _modelopt_fields(stated)):
+        _check_fields(fields, f"{_COMMON} {_FIELDS[stated['quant_method']]}", where)
     quantisation = reader(stated, where)
     for dtype in quantisation.types:
         _check_bits(stated, dtype, where)
-    return rest, replace(quantisation, left_out=tuple(_left_out(stated, where)))
+    kv = quantisation.kv or _scheme(stated, where)
+    return rest, replace(quantisation, kv=kv, left_out=tuple(_left_out(stated, where)))
+
+
+def _check_fields(fields: Mapping[str, Any], known: str, where: str) -> None:
+    """Refuse a field that is not in the list `known`, unless it has no effect."""
+    names = known.split()
+    for field, value in fields.items():
+        if field in names or field.startswith("_") or has_no_effect(field, value):
+            continue
+        near = get_close_matches(field, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else "remove it if it changes no weights"
+        raise ConfigError(
+            f"{where}: {shown(field)[1:-1]}={shown(value)} is not supported in this format; {hint}"
+        )
 
 
 def _check_bits(stated: Mapping[str, Any], dtype: str, where: str) -> None:
@@ -104,10 +156,20 @@ def _fp8(stated: Mapping[str, Any], where: str) -> Quantisation:
     block = stated.get("weight_block_size")
     if block is None:
         return _all_linear(where, "fp8")
-    sides = block if isinstance(block, list) else []
-    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
-        raise ConfigError(f"{where}: weight_block_size={shown(block)} must be two whole numbers")
+    _check_block("weight_block_size", block, where)
     return _all_linear(where, "fp8_block")
+
+
+def _check_block(field: str, block: Any, where: str) -> None:
+    if (
+        block != _BLOCK
+        or not isinstance(block, list)
+        or any(type(side) is not int for side in block)
+    ):
+        raise ConfigError(
+            f"{where}: {field}={shown(block)} is not supported; use a checkpoint with {_BLOCK}, "
+            f"the blocks of the measured kernels"
+        )
 
 
 def _mxfp4(stated: Mapping[str, Any], where: str) -> Quantisation:
@@ -162,9 +224,13 @@ def _group_dtype(group: Any, where: str) -> str:
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(weights, Mapping):
         raise ConfigError(f"{where}: a group must have weights with num_bits and type")
+    _check_fields(group, _GROUP, where)
+    _check_fields(weights, _GROUP_WEIGHTS, where)
     bits, kind = weights.get("num_bits"), weights.get("type")
     inputs, strategy = group.get("input_activations"), weights.get("strategy")
     width = bits if type(bits) is int else 0
+    if strategy == "block" and weights.get("block_structure") is not None:
+        _check_block("block_structure", weights["block_structure"], where)
     if (width, kind) == (8, "float"):
         return "fp8_block" if strategy == "block" else "fp8"
     if (width, kind) == (4, "float"):

@@ -104,6 +104,16 @@ class Text(Sizes):
             )
         return sum(kind in wanted for kind in kinds)
 
+    def layer_numbers(self, name: str, field: str) -> set[int]:
+        """The layers that a field lists, from 0; one that the model does not have is refused."""
+        numbers = getattr(self, field) or []
+        if wrong := [i for i in numbers if i >= self.num_hidden_layers]:
+            raise ConfigError(
+                f"{name}: {field} lists layer {wrong[0]}, but the last of {self.num_hidden_layers} "
+                f"layers is {self.num_hidden_layers - 1}; remove it"
+            )
+        return set(numbers)
+
 
 class Windowed(Text):
     """Some layers, by default all, attend to a sliding window."""
@@ -116,16 +126,14 @@ class Windowed(Text):
 
     def kinds(self) -> list[Kind]:
         """The kind of each layer."""
-        if self.layer_types is not None and self.lists_layers:
-            return list(self.layer_types)
         step = getattr(self, "sliding_window_pattern", self.pattern)
-        return [
-            "full_attention" if step > 1 and (i + 1) % step == 0 else "sliding_attention"
-            for i in range(self.num_hidden_layers)
-        ]
+        if self.layer_types is None or not self.lists_layers:
+            return _by_pattern(step, self.num_hidden_layers)
+        return list(self.layer_types)
 
     def spec(self, name: str) -> ModelSpec:
         spec, window = super().spec(name), self.sliding_window
+        self._check_pattern(name)
         layers = self.of_kind(name, self.kinds(), "sliding_attention")
         if layers and window is None and self.layer_types is not None and self.lists_layers:
             raise ConfigError(
@@ -136,3 +144,20 @@ class Windowed(Text):
         if layers == spec.layers:
             return replace(spec, sliding_window_tokens=window)
         return replace(spec, local=LocalAttention(layers=layers, window_tokens=window))
+
+    def _check_pattern(self, name: str) -> None:
+        """Refuse a stated pattern that contradicts the list of layers."""
+        field = "sliding_window_pattern"
+        if field not in self.model_fields_set or self.layer_types is None:
+            return
+        step = getattr(self, field)
+        if self.kinds() != _by_pattern(step, self.num_hidden_layers):
+            raise ConfigError(f"{name}: {field}={step} contradicts layer_types; remove one of them")
+
+
+def _by_pattern(step: int, layers: int) -> list[Kind]:
+    """Every `step`-th layer attends to all tokens; with 1, none does."""
+    return [
+        "full_attention" if step > 1 and (i + 1) % step == 0 else "sliding_attention"
+        for i in range(layers)
+    ]

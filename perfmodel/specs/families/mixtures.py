@@ -111,7 +111,7 @@ class Sparse(Text):
     sliding_window: Size | None = None
 
     def spec(self, name: str) -> ModelSpec:
-        dense = self.mlp_only_layers or []
+        dense = self.layer_numbers(name, "mlp_only_layers")
         layers = sum(
             i not in dense and (i + 1) % self.decoder_sparse_step == 0
             for i in range(self.num_hidden_layers)
@@ -203,8 +203,7 @@ class Shared(Text):
     """GLM and DeepSeek: the first layers are dense, and experts are also shared."""
 
     ignored = (
-        f"{Text.ignored} n_group topk_group topk_method norm_topk_prob routed_scaling_factor "
-        "scoring_func ep_size"
+        f"{Text.ignored} topk_method norm_topk_prob routed_scaling_factor scoring_func ep_size"
     )
     aliases: ClassVar[tuple[tuple[str, str], ...]] = (
         ("num_local_experts", "n_routed_experts"),
@@ -216,19 +215,40 @@ class Shared(Text):
     n_shared_experts: Whole | None = 1
     first_k_dense_replace: Whole = 1
     num_nextn_predict_layers: Whole = 1
+    n_group: Whole | None = None
+    topk_group: Whole | None = None
 
     def spec(self, name: str) -> ModelSpec:
+        self._check_groups(name)
+        if self.first_k_dense_replace > self.num_hidden_layers:
+            raise ConfigError(
+                f"{name}: first_k_dense_replace={self.first_k_dense_replace} exceeds the "
+                f"{self.num_hidden_layers} layers; use at most that many"
+            )
         states_mtp = "num_nextn_predict_layers" in self.model_fields_set
         return _with_experts(
             replace(
                 super().spec(name), mtp_layers=self.num_nextn_predict_layers if states_mtp else 0
             ),
-            layers=max(self.num_hidden_layers - self.first_k_dense_replace, 0),
+            layers=self.num_hidden_layers - self.first_k_dense_replace,
             count=self.n_routed_experts,
             top_k=self.num_experts_per_tok,
             width=self.moe_intermediate_size,
             shared_width=(self.n_shared_experts or 0) * self.moe_intermediate_size,
         )
+
+    def _check_groups(self, name: str) -> None:
+        """Refuse groups of experts that routers cannot form; they change no time here."""
+        groups, chosen = self.n_group or 1, self.topk_group or 1
+        if self.n_routed_experts % groups:
+            raise ConfigError(
+                f"{name}: {self.n_routed_experts} experts do not divide evenly among n_group="
+                f"{groups} groups; use a divisor"
+            )
+        if chosen > groups and self.n_group:
+            raise ConfigError(
+                f"{name}: topk_group={chosen} exceeds n_group={groups}; use at most that many"
+            )
 
 
 class Glm4Moe(Shared):
@@ -326,7 +346,7 @@ class Llama4(Text):
             replace(spec, ffn_hidden=self.intermediate_size_mlp),
             layers=moe_layers
             if self.moe_layers is None
-            else sum(i in self.moe_layers for i in range(spec.layers)),
+            else len(self.layer_numbers(name, "moe_layers")),
             count=self.num_local_experts,
             top_k=self.num_experts_per_tok,
             width=self.intermediate_size,
@@ -346,6 +366,4 @@ def _with_experts(spec: ModelSpec, *, layers: int, **experts: Any) -> ModelSpec:
             f"{spec.name}: num_experts_per_tok={experts['top_k']} exceeds the "
             f"{experts['count']} experts of a layer; use at most that many"
         )
-    if layers > spec.layers:
-        raise ConfigError(f"{spec.name}: moe_layers lists more than {spec.layers} layers")
     return replace(spec, experts=Experts(layers=layers, **experts) if layers else None)

@@ -188,3 +188,18 @@ def test_latent_prefill_does_the_flops_of_causal_attention() -> None:
     both = latent().prefill_seconds(batch=1, new_tokens=8192, heads=8, **PEAKS)
     first = latent().prefill_seconds(batch=1, new_tokens=4096, heads=8, **PEAKS)
     assert whole == pytest.approx(float(both - first), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "splits"),
+    [("a100-sxm-80gb", False), ("l40s", False), ("h100-sxm", True), ("h200", True), ("b200", True)],
+)
+def test_times_of_a_kernel_that_does_not_split_the_cache_are_outside_the_range(
+    gpu: str, splits: bool
+) -> None:
+    curve = efficiency(gpu).latent["bf16"]
+    at = {"batch": np.array([1.0, 1024.0]), "kv_tokens": 32_000, "heads": 16}
+    ratio = curve.unsplit_ratio(**at)
+    assert (ratio == 1.0).all() if splits else ratio[0] > 10.0
+    assert ratio[1] == 1.0
+    assert curve.in_range(**at).tolist() == [splits, True]

@@ -184,3 +184,16 @@ def test_a_published_acceptance_counts_as_extrapolated() -> None:
     answer = find_plan({**FULL_CACHE, "draft": "eagle3", "acceptance": None})
     assert "acceptance" in answer.evidence.extrapolated
     assert answer.gain_probability is not None and answer.gain_probability <= 0.95
+
+
+def test_groups_are_named_where_only_they_make_a_latent_cache_fit() -> None:
+    values: dict[str, Any] = {"target": "deepseek-v3", "gpu": "h200", "batch": 64, "tp": 8}
+    values["draft"] = "mtp"
+    with pytest.raises(NoFeasiblePlan, match="--tp 8 --dp 8"):
+        find_plan(values)
+    answer = find_plan({**values, "dp": 8}, runs_on="vllm")
+    assert answer.best.memory_fraction <= 1.0
+    assert any(note.startswith("export does not write") for note in answer.notes)
+    with pytest.raises(NoFeasiblePlan) as caught:
+        find_plan({**values, "batch": 4096})
+    assert "--dp" not in str(caught.value)

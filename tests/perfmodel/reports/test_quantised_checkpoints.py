@@ -104,3 +104,27 @@ def test_a_head_states_its_type_unless_it_is_part_of_the_checkpoint() -> None:
     assert "me/head" in export_plan(engine="vllm", plan=head(draft="eagle3", draft_dtype="bf16"))
     with pytest.raises(ConfigError, match="draft_dtype"):
         export_plan(engine="vllm", plan=head(draft="eagle3"))
+
+
+@pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
+def test_a_checkpoint_in_float16_runs_in_fp16_unless_another_type_is_stated(
+    field: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {field: "float16"}))
+    target = str(tmp_path)
+    plan = plan_of(target=target, draft="llama-3.2-1b", draft_policy="full")
+    types, draft = plan.scenario.target_types, plan.scenario.draft_types
+    assert {types.weights, types.kv, draft.weights, draft.kv} == {"fp16"}
+    assert "--dtype float16" in " ".join(words("vllm", plan))
+    for stated, weights, kv in (("bf16", "bf16", "bf16"), ("fp8", "fp8", "bf16")):
+        plan = plan_of(target=target, weight_dtype=stated)
+        assert (plan.scenario.weight_dtype, plan.scenario.kv_dtype) == (weights, kv)
+        assert "--dtype bfloat16" in " ".join(words("vllm", plan))
+
+
+def test_a_checkpoint_in_float32_is_assumed_to_be_cast(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"torch_dtype": "float32"}))
+    scenario = plan_of(target=str(tmp_path)).scenario
+    assert scenario.weight_dtype == "bf16"
+    assert any("in float32" in note for note in scenario.notes)
+    assert not any("in float32" in note for note in plan_of(target="llama-3.1-8b").scenario.notes)

@@ -151,7 +151,6 @@ CASES = {
     "llama4_text": case("llama4_text", head_dim=8, intermediate_size_mlp=160),
     "llama4_text, every second": case("llama4_text", head_dim=8, interleave_moe_layer_step=2),
     "llama4_text, listed": case("llama4_text", head_dim=8, moe_layers=[0, 5]),
-    "llama4_text, listed beyond": case("llama4_text", head_dim=8, moe_layers=[0, 5, 7]),
     "gemma3_text": case("gemma3_text", head_dim=16),
     "ministral": case("ministral", layer_types=[FULL, SLIDING] * 3, sliding_window=16, head_dim=8),
     "phi3": case("phi3", num_key_value_heads=8),
@@ -500,6 +499,13 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("mixtral", num_experts_per_tok=9), "exceeds the 8 experts"
     yield case("mixtral", num_local_experts=0), "num_local_experts"
     yield case("glm4_moe", num_experts_per_tok="8"), "num_experts_per_tok"
+    yield case("llama4_text", head_dim=8, moe_layers=[0, 99]), "moe_layers lists layer 99"
+    yield case("qwen3_moe", mlp_only_layers=[99]), "mlp_only_layers lists layer 99"
+    yield case("deepseek_v3", **MLA, first_k_dense_replace=99), "first_k_dense_replace"
+    yield case("deepseek_v3", **MLA, n_group=7), "n_group"
+    yield case("deepseek_v3", **MLA, n_group=4, topk_group=5), "topk_group"
+    other = [FULL] + [SLIDING] * 5
+    yield case("gemma3_text", sliding_window_pattern=6, layer_types=other), "sliding_window_pattern"
     yield case("gemma3_text", layer_types=[FULL]), "layer_types"
     yield case("qwen3_next", layer_types=[LINEAR] * 6), "full_attention"
     yield case("gemma3_text", layer_types=[CHUNKED] * 6), "layer_types"
@@ -535,6 +541,15 @@ def test_what_changes_the_mathematics_is_refused_by_name(
     with pytest.raises(ConfigError, match=named) as caught:
         model_spec(config, name="mine")
     assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_a_message_about_another_model_type_leaves_no_family_out() -> None:
+    with pytest.raises(ConfigError) as caught:
+        model_spec({"model_type": "zzz"}, name="mine")
+    for family in ("llama", "deepseek", "glm", "gpt", "gemma", "kimi", "qwen", "mixtral"):
+        assert family in str(caught.value)
+    with pytest.raises(ConfigError, match="use one of deepseek_v3, deepseek_v2"):
+        model_spec({"model_type": "deepseek_v32"}, name="mine")
 
 
 SCALARS = (

@@ -275,3 +275,23 @@ def test_an_unmeasured_all_reduce_widens_the_interval_and_adds_a_note(
         assert beyond(other) > beyond(one)
     assert not any("all-reduce" in note for note in one.notes)
     assert any("all-reduce" in note for note in other.notes)
+
+
+def test_intervals_reach_the_time_of_a_kernel_that_splits_the_latent_cache() -> None:
+    values = {"target": "deepseek-v2-lite", "batch": 1, "prompt_tokens": 32_000}
+    old, new = (a_scenario(gpu=gpu, **values) for gpu in ("a100-sxm-80gb", "h100-sxm"))
+    found, plain = tpot_interval(old), tpot_interval(new)
+    assert found is not None
+    assert plain is not None
+    # An H100 is at most 3.35 times as fast as an A100 in bandwidth and FLOP/s.
+    assert found.low < 3.35 * plain.value < found.value
+    assert estimate(old).target_step.origin == "extrapolated"
+    assert any("TensorRT-LLM 1.0.0" in note for note in old.notes)
+
+
+def test_no_speedup_is_clear_because_a_kernel_does_not_split_the_latent_cache() -> None:
+    values = {"target": "deepseek-v2-lite", "batch": 1, "prompt_tokens": 32_000, "tp": 1}
+    scenario = a_scenario(**values, gpu="a100-sxm-80gb", draft="mtp", gamma=5)
+    engine = scenario.engine.changed(attention_factor=1.0 / 43.0)
+    split = service_gain(replace(scenario, engine=engine))
+    assert float(service_gain(scenario).low) < min(1.0, float(split.value))
