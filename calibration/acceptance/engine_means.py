@@ -101,7 +101,8 @@ def check_one_model(sources: Iterable[Mapping[str, Any]], name: str) -> None:
 
 def check_fixed_drafts(parts: Sequence[tuple[float, float]], name: str) -> None:
     """Raise a `ConfigError` if a part, as (rounds, draft tokens), has more per round than all."""
-    rounds, drafted = (sum(part[i] for part in parts) for i in (0, 1))
+    counted = [part for part in parts if part[1]]  # some pages state the drafts of one part only
+    rounds, drafted = (sum(part[i] for part in counted) for i in (0, 1))
     most = max((two / one for one, two in parts if one >= 1 and two), default=0.0)
     if rounds >= 1 and most > (1.0 + SHORT_ROUNDS) * max(1, round(drafted / rounds)):
         raise ConfigError(

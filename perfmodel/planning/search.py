@@ -250,7 +250,10 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
         max(0.0, 1.0 - (1.0 - value) * factor * wider)
         for value, wider in ((given.alpha, 1.0), (given.low, spread), (given.high, 1.0 / spread))
     )
-    lender = "" if curve.origin == Origin.FITTED else f" of {curve.source.split(',')[0]}"
+    source = curve.source.split(",")[0]
+    lender = "" if curve.origin == Origin.FITTED else f" {source}"
+    if lender and not source.startswith("borrowed"):
+        lender = f" of {source}"
     return Acceptance.from_alpha(
         alpha,
         low=low,
