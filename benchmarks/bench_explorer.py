@@ -88,9 +88,9 @@ def start_seconds(page: Any) -> tuple[subprocess.Popen[bytes], tuple[float, floa
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server."""
-    process.terminate()
-    process.wait(timeout=20)
+    """End the server, which would otherwise wait for its open page."""
+    process.kill()
+    process.wait()
 
 
 def chart_seconds(page: Any) -> float:
