@@ -24,7 +24,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -169,12 +169,7 @@ def engine_errors(path: Path, gpu: str) -> None:
     points = [line for line in lines if line.get("op") == "engine-point"]
     targets = {line["point"]["setup"]["target"] for line in points}
     models = {name: asdict(catalog.model(name)) for name in targets}
-    for peer, (package, make) in PEERS.items():
-        try:
-            number = version(package)
-        except PackageNotFoundError:
-            print(f"{peer}: {package} is not installed; left out", file=sys.stderr)
-            continue
+    for peer, number, make in installed():
         with contextlib.redirect_stdout(io.StringIO()):
             step, errors = make(models, gpu), dict[str, list[float]]()
             for line in points:
@@ -201,6 +196,15 @@ PEERS = {
 }
 
 
+def installed() -> Iterator[tuple[str, str, Callable[[dict[str, Any], str], Step]]]:
+    """Name, version and maker of each tool; says on stderr which ones are not installed."""
+    for peer, (package, make) in PEERS.items():
+        try:
+            yield peer, version(package), make
+        except PackageNotFoundError:
+            print(f"{peer}: {package} is not installed; left out", file=sys.stderr)
+
+
 def main() -> int:
     """Write one line per tool and case; report on stderr what is not installed or fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -219,12 +223,7 @@ def main() -> int:
     models = {name: shape for file in files for name, shape in file["models"].items()}
     cases = [case for file in files for case in file["cases"]]
     lines, sources = [], []
-    for peer, (package, make) in PEERS.items():
-        try:
-            number = version(package)
-        except PackageNotFoundError:
-            print(f"{peer}: {package} is not installed; left out", file=sys.stderr)
-            continue
+    for peer, number, make in installed():
         with contextlib.redirect_stdout(io.StringIO()):  # both print as they go
             step = make(models, options.gpu)
             found, failed = {}, 0
@@ -234,7 +233,7 @@ def main() -> int:
                 except Exception as error:  # whatever a peer cannot do is a hole in its column
                     failed += 1
                     print(f"{peer}, {case['id']}: {error}", file=sys.stderr)
-        sources.append(f"{package}=={number} ({len(found)} of {len(found) + failed} cases)")
+        sources.append(f"{PEERS[peer][0]}=={number} ({len(found)} of {len(found) + failed} cases)")
         for name, times in found.items():
             cells = ["" if times[p] is None else f"{times[p]:.6g}" for p in PHASES]
             lines.append(",".join([peer, name, *cells]))

@@ -114,7 +114,7 @@ def write_files(files: Mapping[str, str], folder: Path) -> list[Path]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{folder} cannot be created: there is no folder {folder.parent}; create it first"
+            f"{folder} cannot be created: {folder.parent} does not exist; create that folder first"
         ) from error
     except OSError as error:
         raise ConfigError(f"{folder} cannot be created: {os_reason(error)}") from error

@@ -229,7 +229,7 @@ def test_progress_is_shown_only_on_a_terminals_stderr(
 
 
 def test_a_folder_in_one_that_does_not_exist_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"there is no folder {tmp_path / 'no'}; create it"):
+    with pytest.raises(ConfigError, match=f"{tmp_path / 'no'} does not exist; create that"):
         write_files({"a/b.toml": "x"}, tmp_path / "no" / "such")
     assert not list(tmp_path.iterdir())
     (tmp_path / "no").mkdir()

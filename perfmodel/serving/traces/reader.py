@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perfmodel.errors import ConfigError, shown
-from perfmodel.serving.trace_cells import text_lines, trace_cells
+from perfmodel.serving.traces.cells import text_lines, trace_cells
 from perfmodel.specs.draft import MAX_GAMMA
 from perfmodel.units import ambiguous, parse_number
 
