@@ -10,6 +10,9 @@ the first come from vLLM's prefix cache. A prompt repeats a period of 97 tokens,
 look-up finds a continuation. Every draft is accepted (`synthetic_acceptance_rates` of 1), so that
 all sequences have the same length. Rounds are derived from vLLM's counters: each yields the
 accepted drafts and one token of the target.
+
+Of `specroof calibrate traffic`, a job has runs instead of points. A run adds its requests as they
+arrive, and reports when each had its first and its last token, in seconds from the first arrival.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 
 PERIOD_TOKENS = 97
 FIRST_TOKEN, LAST_TOKEN = 1000, 30_000  # of random prompts: ordinary tokens of any vocabulary
+WARM_REQUESTS, WARM_TOKENS = 12, 48  # of a run, served before it
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -39,14 +43,18 @@ def main(job_path: str, out_path: str) -> None:
         started = time.perf_counter()
         llm = _engine(job["engine"])
         _write(out, {"start": time.perf_counter() - started, "facts": facts(llm)})
-        prompts = Prompts(max(point["prompt_tokens"] for point in job["points"]))
-        for point in job["points"]:
+        points, runs = job.get("points", []), job.get("runs", [])
+        lengths = [point["prompt_tokens"] for point in points]
+        prompts = Prompts(max([*lengths, *(row[1] for run in runs for row in run["requests"])]))
+        work = [(point, lambda p: time_point(llm, prompts, p, job)) for point in points]
+        work += [(run, lambda r: play_run(llm, prompts, r)) for run in runs]
+        for item, measure in work:
             began = time.perf_counter()
             try:
-                result = time_point(llm, prompts, point, job)
-            except Exception as error:  # any error of the engine: report it, try the next point
+                result = measure(item)
+            except Exception as error:  # any error of the engine: report it, try the next one
                 result = {"error": f"{type(error).__name__}: {error}"}
-            _write(out, {"id": point["id"], "wall_s": time.perf_counter() - began, **result})
+            _write(out, {"id": item["id"], "wall_s": time.perf_counter() - began, **result})
 
 
 class Prompts:
@@ -87,6 +95,49 @@ def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str,
         "latency_s": sorted(latencies)[len(latencies) // 2],
         "prefill_s": prefill_s,
     }
+
+
+def play_run(llm: Any, prompts: Prompts, run: dict[str, Any]) -> dict[str, Any]:
+    """Serve the requests of a run as they arrive; before that, short ones to warm up.
+
+    `run["requests"]` has rows of arrival in seconds, prompt and output tokens, in order of arrival.
+    The result has rows of the first and last token in seconds, and the increase of the counters.
+    """
+    rows, first = run["requests"], run["first_prompt"]
+    warm = [[0.0, prompt, min(output, WARM_TOKENS)] for _, prompt, output in rows[:WARM_REQUESTS]]
+    _serve(llm, prompts, warm, first + len(rows))
+    before = counters(llm)
+    times = _serve(llm, prompts, rows, first)
+    after = counters(llm)
+    return {"times": times, **{name: after[name] - before[name] for name in after}}
+
+
+def _serve(llm: Any, prompts: Prompts, rows: list[Any], first: int) -> list[list[float]]:
+    from vllm import SamplingParams
+    from vllm.inputs.engine import tokens_input
+    from vllm.sampling_params import RequestOutputKind
+
+    engine, added, times = llm.llm_engine, 0, [[0.0, 0.0]] * len(rows)
+    inputs = [tokens_input(prompts.get(first + i, row[1])) for i, row in enumerate(rows)]
+    began = time.monotonic()  # the clock of the time stamps of vLLM's engine process
+    while added < len(rows) or engine.has_unfinished_requests():
+        while added < len(rows) and rows[added][0] <= time.monotonic() - began:
+            sampling = SamplingParams(
+                temperature=0.0, max_tokens=rows[added][2], ignore_eos=True, detokenize=False
+            )
+            sampling.output_kind = RequestOutputKind.FINAL_ONLY
+            engine.add_request(f"{first + added}", inputs[added], sampling)
+            added += 1
+        if not engine.has_unfinished_requests():
+            time.sleep(max(0.0, rows[added][0] - (time.monotonic() - began)))
+            continue
+        for output in engine.step():
+            index, got = int(output.request_id) - first, len(output.outputs[0].token_ids)
+            if got != rows[index][2]:
+                raise RuntimeError(f"the engine returned {got} tokens instead of {rows[index][2]}")
+            stamps = output.metrics
+            times[index] = [stamps.first_token_ts - began, stamps.last_token_ts - began]
+    return times
 
 
 def facts(llm: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -166,10 +166,17 @@ def start(python: str, setup: Setup, points: Sequence[Point], folder: Path) -> P
 
     Raises `ConfigError` if this Python does not exist.
     """
+    return launch(python, job(setup, points, folder), folder, setup.key.replace("/", "-"))
+
+
+def launch(python: str, work: Mapping[str, Any], folder: Path, name: str) -> Process:
+    """Start the adapter for a job, whose files in `folder` are named `name`.
+
+    Raises `ConfigError` if this Python does not exist.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    name = setup.key.replace("/", "-")
     files = {kind: folder / f"{name}.{kind}" for kind in ("json", "jsonl", "log")}
-    files["json"].write_text(json.dumps(job(setup, points, folder)), encoding="utf-8")
+    files["json"].write_text(json.dumps(work), encoding="utf-8")
     files["jsonl"].write_text("", encoding="utf-8")
     # A copy, so that modules in the folder of the script do not shadow those of the engine.
     script = folder / SCRIPT.name

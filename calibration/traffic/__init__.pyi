@@ -1,0 +1,9 @@
+from .compare import RunComparison as RunComparison
+from .compare import compare_runs as compare_runs
+from .compare import comparison_dict as comparison_dict
+from .compare import comparison_lines as comparison_lines
+from .play import TrafficRun as TrafficRun
+from .play import records_of as records_of
+from .play import traffic_job as traffic_job
+from .records import PlayedRun as PlayedRun
+from .records import read_traffic_records as read_traffic_records
