@@ -143,6 +143,11 @@ def _measured(requests: Sequence[RequestRecord]) -> dict[str, float]:
     return {
         "makespan": makespan,
         "throughput": sum(r.output_tokens for r in requests) / makespan,
-        **{f"tpot p{p}": float(np.percentile(tpot, p)) for p in (50, 99)},
-        **{f"ttft p{p}": float(np.percentile(ttft, p)) for p in (50, 99)},
+        **{f"tpot p{p}": _quantile(tpot, p) for p in (50, 99)},
+        **{f"ttft p{p}": _quantile(ttft, p) for p in (50, 99)},
     }
+
+
+def _quantile(seconds: Sequence[float], percent: int) -> float:
+    """A quantile as `Durations.quantile_s` defines it."""
+    return float(np.percentile(seconds, percent, method="inverted_cdf"))

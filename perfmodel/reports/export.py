@@ -173,12 +173,18 @@ class ExportPlan:
         vLLM captures full graphs of a round in multiples of γ+1, up to those of the whole batch,
         and those of a draft step up to the batch. A size that is not a multiple only has a
         piecewise graph of the target; the multiple before the batch takes the smaller rounds.
+        Larger sizes have piecewise graphs only: for passes with prompts, and for the first step of
+        a draft model, which reads γ+2 tokens per sequence.
         """
         batch, per_round = self.batch, self.most_drafts + 1
         step = max(16, batch // 32)
         counts = {*range(1, min(batch, 8)), *range(8, min(batch, 64), 8), *range(64, batch, step)}
         sizes = {per_round * count for count in counts | {batch}}
-        return sorted((sizes | {batch, batch // per_round * per_round}) - {0})
+        sizes |= {batch, batch // per_round * per_round}
+        most = max(DEFAULT_GRAPH_TOKENS, batch * (per_round + (self.method == "draft")))
+        unit = math.lcm(per_round, max(32, step))
+        sizes |= {size for size in range(unit, most + unit, unit) if size > batch * per_round}
+        return sorted(sizes - {0})
 
     @property
     def step_tokens(self) -> int:

@@ -32,6 +32,7 @@ from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.stats import ServingStats
 from perfmodel.serving.traffic import RequestChunk, Traffic
 from perfmodel.specs.workload import SLO, Prefill
+from perfmodel.speculation.host import mixed_pass_host_s, schedules_ahead
 
 # Share of the cache that is reserved at admission for growth (vLLM's watermark).
 KV_WATERMARK = 0.01
@@ -144,6 +145,8 @@ class RequestLoop:
         self.prefixes = PrefixCache(self.capacity)
         self._tokens = {gamma: process.mean_tokens(gamma) for gamma in gammas}
         self.now, self.prefill_tokens, self.finished = 0.0, 0.0, 0
+        self._ahead = schedules_ahead(times.scenario)
+        self._scheduled_s = 0.0  # when the next pass was scheduled
         self.prefilling: deque[Request] = deque()
         self.preempted: deque[Request] = deque()
         rng = np.random.default_rng([seed, 1])
@@ -161,6 +164,8 @@ class RequestLoop:
         """Simulate all requests, and periodically call `progress` with the number finished."""
         reported = 0
         while True:
+            if not self._ahead or not (len(self.batch) or self.prefilling):
+                self._scheduled_s = self.now
             self._admit()
             running = len(self.batch)
             if running or self.prefilling:
@@ -184,7 +189,7 @@ class RequestLoop:
         """Admit waiting requests, preempted ones first, while there are slots and free cache."""
         while len(self.batch) + len(self.prefilling) < self.serving.max_batch:
             request = self.preempted[0] if self.preempted else self._next
-            if request is None or request.arrival_s > self.now:
+            if request is None or request.arrival_s > self._scheduled_s:
                 return
             if request.prompt + request.output > self.longest:
                 self.stats.refused += 1
@@ -259,6 +264,8 @@ class RequestLoop:
         seconds = extra_s
         if running:
             seconds += self.times.round_seconds(gamma, running, context)
+        host_s = mixed_pass_host_s(self.times.scenario, running, gamma, rows)
+        seconds = max(seconds, float(host_s))
         self._pass_time(gamma, running, context, 1, seconds)
         if running:
             self._finish(self.batch.advance(gamma, 1))
@@ -286,7 +293,7 @@ class RequestLoop:
         first_s = self.times.round_seconds(gamma, running, cached / running)
         rounds = min(batch.rounds_to_finish(gamma), int(room / grows) + 1)
         if self._next is not None and running < self.serving.max_batch and not self.preempted:
-            wait = self._next.arrival_s - self.now
+            wait = self._next.arrival_s - self._scheduled_s
             if 0.0 < wait < (1.0 + MOST_GROWTH) * rounds * first_s:
                 most = batch.rounds_at_once(gamma, ARRIVAL_GROWTH)
                 rounds = min(rounds, most, int(wait / first_s) + 1)
@@ -313,6 +320,7 @@ class RequestLoop:
             bound=bound,
             tokens=tokens,
         )
+        self._scheduled_s = self.now + (rounds - 1) / rounds * seconds
         self.now += seconds
 
     def _finish(self, requests: list[Request]) -> None:

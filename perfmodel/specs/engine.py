@@ -156,6 +156,14 @@ class EngineProfile:
         piecewise = np.where(full, 0.0, self.piecewise_layer_s)
         return np.where(tokens > self.graph_tokens, self.eager_layer_s, piecewise)
 
+    def mixed_launch_s(self, tokens: ArrayLike) -> Floats:
+        """Host seconds to launch one layer of a pass with so many tokens, some of prompts.
+
+        Such passes replay piecewise graphs at best, and none with more tokens than any graph.
+        """
+        is_eager = np.asarray(tokens) > self.graph_tokens
+        return np.where(is_eager, self.eager_layer_s, self.piecewise_layer_s)
+
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with some coefficients replaced, given by field name."""
         return replace(self, **coefficients)  # type: ignore[arg-type]

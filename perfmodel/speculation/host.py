@@ -52,6 +52,36 @@ def host_wait_s(
     return np.asarray(before + np.maximum(launches - passes_s, 0.0))
 
 
+def mixed_pass_host_s(
+    scenario: Scenario, batch: ArrayLike, gamma: ArrayLike, tokens: ArrayLike
+) -> Floats:
+    """Least seconds of a pass with prompt tokens, which the host launches layer by layer.
+
+    0 if the profile has no host costs. A profile of an engine without graphs of such passes states
+    what it costs to launch a layer of them (`EngineProfile.mixed_launch_s`).
+
+    Parameters
+    ----------
+    batch, gamma, tokens : float or array, mutually broadcastable
+        Sequences that decode in the pass; their drafts per round; all tokens of the pass. [1]
+    """
+    running, tokens = np.asarray(batch, float), np.asarray(tokens, float)
+    costs, draft = scenario.engine.host_costs(method_of(scenario)), scenario.draft
+    if costs is None:
+        return np.zeros(())
+    layers = scenario.target.layers + (draft.layers if draft else 0)
+    steps = np.where(running > 0, gamma, 0)  # of drafts; those of a new sequence come later
+    launches = layers * scenario.engine.mixed_launch_s(tokens)
+    launches = launches + _drafts_launch_s(scenario, costs, steps)
+    return np.asarray(costs.step_s + costs.sequence_s * running + launches)
+
+
+def schedules_ahead(scenario: Scenario) -> bool:
+    """Whether the host schedules a pass while the GPU still runs the one before."""
+    costs = scenario.engine.host_costs(method_of(scenario))
+    return costs is not None and costs.overlapped
+
+
 def method_of(scenario: Scenario) -> str:
     """The name of the scenario's decoding method in `HostCosts.method`."""
     plan = scenario.plan
@@ -61,13 +91,17 @@ def method_of(scenario: Scenario) -> str:
 
 
 def _launches_s(scenario: Scenario, costs: HostCosts, batch: Floats, gamma: ArrayLike) -> Floats:
-    engine, draft, method = scenario.engine, scenario.draft, scenario.plan.method
-    per_step = costs.draft_step_s + costs.draft_layer_s * (draft.layers if draft else 0)
-    steps = np.asarray(gamma, float)
-    if method is not None and method.kind is MethodKind.ONE_PASS:
-        steps = np.minimum(steps, 1.0)
-    total = steps * per_step
+    engine, total = scenario.engine, _drafts_launch_s(scenario, costs, gamma)
     if engine.default_graphs:
         launch_s = engine.default_launch_s(costs.method, batch, gamma)
         total = total + scenario.target.layers * launch_s
     return np.asarray(total)
+
+
+def _drafts_launch_s(scenario: Scenario, costs: HostCosts, gamma: ArrayLike) -> Floats:
+    draft, method = scenario.draft, scenario.plan.method
+    per_step = costs.draft_step_s + costs.draft_layer_s * (draft.layers if draft else 0)
+    steps = np.asarray(gamma, float)
+    if method is not None and method.kind is MethodKind.ONE_PASS:
+        steps = np.minimum(steps, 1.0)
+    return np.asarray(steps * per_step)

@@ -36,6 +36,7 @@ from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.drafting import draft_start_s
+from perfmodel.speculation.host import mixed_pass_host_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 
 
@@ -151,6 +152,9 @@ def service(
         rows = queue.beside * (drafts + 1.0)
         prompt_s = _prompt_s(scenario, prompt, computed, rows, queue)
         prompt_s = prompt_s + draft_start_s(scenario, prompt, prompt - computed, budget)
+        prompt_s = prompt_s + _host_s(
+            scenario, whole, computed, drafts, middle.round_s, queue, prompt_s
+        )
     return ServiceEstimate(
         decode=decode,
         batch=whole,
@@ -220,6 +224,7 @@ def _queue(
 
 # Nodes and weights of the Gauss-Hermite rule of three points, for a standard normal variable.
 _NODES = (-math.sqrt(3.0), 0.0, math.sqrt(3.0))
+MOST_SHARING = 12  # prompts that start in one pass
 _WEIGHTS = (1.0 / 6.0, 2.0 / 3.0, 1.0 / 6.0)
 
 
@@ -249,6 +254,36 @@ def _prompt_s(
     dense_s = full * whole + (1.0 - waits) * alone + waits * last / room * whole
     read = _attention_s(rank, prompt) - _attention_s(rank, prompt - computed)
     return np.asarray(dense_s + read)
+
+
+def _host_s(
+    scenario: Scenario,
+    batch: Floats,
+    computed: Floats,
+    gamma: Floats,
+    round_s: Floats,
+    queue: _Queue,
+    prompt_s: Floats,
+) -> Floats:
+    """Seconds per request in which passes with prompts wait for the host (`mixed_pass_host_s`).
+
+    Only the last pass of a prompt, which may be short, waits. Prompts that reach it in the same
+    pass share it; each of the B requests does so with probability x / B, independently.
+    """
+    share = np.maximum(queue.rate, 1e-9) / batch
+    room = np.maximum(scenario.engine.prefill_chunk_tokens - queue.beside * (gamma + 1.0), 1.0)
+    last = np.minimum(computed - np.floor(computed / room) * room, computed)
+    waits: Floats = np.zeros(())
+    chance = (1.0 - share) ** batch
+    for count in range(1, MOST_SHARING + 1):
+        ways = np.maximum(batch - count + 1.0, 0.0) / count
+        chance = chance * ways * share / (1.0 - share)
+        running = np.maximum(np.minimum(queue.beside, batch - count), 0.0)
+        tokens = np.minimum(last * count, room)
+        gpu_s = np.where(running > 0, round_s, 0.0) + prompt_s * tokens / np.maximum(computed, 1.0)
+        host_s = mixed_pass_host_s(scenario, running, gamma, running * (gamma + 1.0) + tokens)
+        waits = waits + chance * np.maximum(host_s - gpu_s, 0.0)
+    return np.asarray(waits / (batch * share))
 
 
 def _dense_s(rank: Rank, *tokens: Floats) -> Floats:

@@ -22,8 +22,11 @@ MODEL_ERROR = 0.03
 def drawn(rng: random.Random) -> Scenario:
     """A random scenario that fits in memory, with short and long prompts and outputs."""
     while True:
-        draft = rng.choice(["none", "self", "self", "llama-3.2-1b"])
+        engine = rng.choice(["specroof", "specroof", "vllm"])
+        own = "self" if engine == "specroof" else "eagle3"
+        draft = rng.choice(["none", own, own, "llama-3.2-1b"])
         values: dict[str, Any] = {
+            "engine": engine,
             "gpu": rng.choice(["h100-sxm", "a100-sxm-80gb", "h200"]),
             "tp": rng.choice([1, 2, 4, 8]),
             "batch": rng.choice([1, 2, 4, 8, 16, 32, 48, 64, 96, 128]),
@@ -33,9 +36,12 @@ def drawn(rng: random.Random) -> Scenario:
             "prefill": rng.choice(["shared"] * 5 + ["disaggregated"]),
             "draft": draft,
         }
-        if draft != "none":
+        if draft == "eagle3":
+            values |= {"gamma": rng.randint(1, 7), "acceptance": rng.choice([0.6, 0.75, 0.9])}
+        elif draft != "none":
             policies = ["streamingllm", "snapkv" if draft == "self" else "full"]
-            values |= {"draft_policy": rng.choice(policies), "gamma": rng.randint(1, 7)}
+            policy = rng.choice(policies) if engine == "specroof" else "full"
+            values |= {"draft_policy": policy, "gamma": rng.randint(1, 7)}
             values |= {"acceptance": rng.choice([0.6, 0.75, 0.9])}
             if values["draft_policy"] != "full":
                 values["kv_budget"] = min(rng.choice([256, 1024]), values["prompt_tokens"] // 2)
@@ -63,7 +69,11 @@ def simulated(scenario: Scenario, seed: int) -> tuple[float, float]:
     )
     simulation = Simulation(
         traffic=traffic,
-        serving=Serving(max_batch=work.batch, prefill=work.prefill),
+        serving=Serving(
+            max_batch=work.batch,
+            token_budget=scenario.engine.prefill_chunk_tokens,
+            prefill=work.prefill,
+        ),
         process=scenario_acceptance(scenario),
         seed=seed,
     )
