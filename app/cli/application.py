@@ -14,6 +14,7 @@ from app.cli.commands.calibrate.acceptance import (
 )
 from app.cli.commands.calibrate.engine import calibrate_engine
 from app.cli.commands.calibrate.kernels import calibrate_app
+from app.cli.commands.calibrate.traffic import calibrate_traffic
 from app.cli.commands.explain import explain
 from app.cli.commands.explore import explore
 from app.cli.commands.export import export
@@ -37,6 +38,7 @@ app.command("list")(list_catalog)
 app.command()(explore)
 calibrate_app.command("engine")(calibrate_engine)
 calibrate_app.command("acceptance")(measure_acceptance)
+calibrate_app.command("traffic", cls=ScenarioCommand)(calibrate_traffic)
 for report in (acceptance_report, fit_acceptance, import_acceptance):
     calibrate_app.command()(report)
 app.add_typer(calibrate_app, name="calibrate")

@@ -75,15 +75,21 @@ class Group:
 
     def waits(self, profile: EngineProfile, passes_s: Array) -> Array:
         """Predicted seconds in addition to the passes, per record."""
-        scenario = replace(self.scenario, engine=profile)
+        scenario = replace(self.scenario, engine=self._started(profile))
         gamma = np.asarray(float(scenario.plan.gamma))
         return host_wait_s(scenario, self.method, self.batch, self.context_tokens, gamma, passes_s)
 
     def seconds(self, profile: EngineProfile) -> Array:
         """Predicted seconds of a step or round, per record."""
-        scenario = replace(self.scenario, engine=profile)
+        scenario = replace(self.scenario, engine=self._started(profile))
         point = estimate(scenario, batch=self.batch, prompt_tokens=self.context_tokens)
         return np.asarray(np.broadcast_to(point.round_s, self.batch.shape), dtype=np.float64)
+
+    def _started(self, profile: EngineProfile) -> EngineProfile:
+        """The profile with the CUDA graphs of the setup."""
+        if self.records[0].point.setup.exported_graphs:
+            return replace(profile, default_graphs=False)
+        return profile
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

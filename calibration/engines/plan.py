@@ -52,6 +52,7 @@ class PlanOptions:
     context: tuple[int, int] = CONTEXT
     start_s: float = START_S
     served: bool = False  # use a running server: one method, one γ, no engine start
+    exported_graphs: bool = False  # capture the CUDA graphs that `export` lists
 
     @property
     def start_cost_s(self) -> float:
@@ -223,7 +224,14 @@ def _setups(options: PlanOptions, starts: int, rng: random.Random) -> list[Setup
         gamma = 0 if method == "plain" else gamma
         return [_setup(options, options.targets[0], method, gamma)]
     plain = [
-        Setup(target=target, method="plain", gamma=0, tp=options.tp) for target in options.targets
+        Setup(
+            target=target,
+            method="plain",
+            gamma=0,
+            tp=options.tp,
+            exported_graphs=options.exported_graphs,
+        )
+        for target in options.targets
     ]
     chosen = plain + list(islice(_drafting(options, rng), max(1, starts - len(plain))))
     return sorted(chosen, key=lambda s: (options.targets.index(s.target), s.method != "plain"))
@@ -242,7 +250,14 @@ def _drafting(options: PlanOptions, rng: random.Random) -> Iterator[Setup]:
 
 def _setup(options: PlanOptions, target: str, method: str, gamma: int) -> Setup:
     draft = (options.draft or default_draft(target)) if method == "draft" else ""
-    return Setup(target=target, method=method, gamma=gamma, draft=draft, tp=options.tp)
+    return Setup(
+        target=target,
+        method=method,
+        gamma=gamma,
+        draft=draft,
+        tp=options.tp,
+        exported_graphs=options.exported_graphs,
+    )
 
 
 def _spread_order(gammas: Sequence[int], rng: random.Random) -> list[int]:

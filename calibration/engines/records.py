@@ -23,6 +23,8 @@ class Setup:
     """How one engine process is started: a target, and how to draft for it.
 
     `method` is "plain", "draft" (the model `draft`) or a built-in method such as "eagle3".
+    `exported_graphs` is whether the engine captures the CUDA graphs that `export` lists instead of
+    its default ones.
     """
 
     target: str
@@ -30,18 +32,22 @@ class Setup:
     gamma: Annotated[int, Field(ge=0)]
     draft: str = ""
     tp: Count = 1
+    exported_graphs: bool = False
 
     @property
     def label(self) -> str:
         """The setup in words."""
         how = "plain" if self.method == "plain" else f"{self.method} γ={self.gamma}"
         ranks = f", TP {self.tp}" if self.tp > 1 else ""
-        return f"{self.target}, {how}{ranks}"
+        graphs = ", exported graphs" if self.exported_graphs else ""
+        return f"{self.target}, {how}{ranks}{graphs}"
 
     @property
     def key(self) -> str:
         """Identifier of the setup."""
-        return f"{self.target}/{self.method}-{self.draft or 'none'}-{self.gamma}/tp{self.tp}"
+        graphs = "/exported" if self.exported_graphs else ""
+        how = f"{self.method}-{self.draft or 'none'}-{self.gamma}"
+        return f"{self.target}/{how}/tp{self.tp}{graphs}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -292,7 +292,8 @@ def _by_launch(
     for error in errors:
         setup, batch = error.record.point.setup, error.record.point.batch
         costs = profile.host_costs(setup.method)
-        in_pieces = float(profile.default_launch_s(setup.method, batch, setup.gamma)) > 0.0
+        launch_s = profile.default_launch_s(setup.method, batch, setup.gamma)
+        in_pieces = not setup.exported_graphs and float(launch_s) > 0.0
         by_host = in_pieces or (costs is not None and costs.draft_layer_s > 0.0)
         name = "launched layer by layer" if by_host else "in full graphs"
         by_launch.setdefault(name, []).append(error)

@@ -23,6 +23,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 PERIOD_TOKENS = 97
@@ -46,15 +47,20 @@ def main(job_path: str, out_path: str) -> None:
         points, runs = job.get("points", []), job.get("runs", [])
         lengths = [point["prompt_tokens"] for point in points]
         prompts = Prompts(max([*lengths, *(row[1] for run in runs for row in run["requests"])]))
-        work = [(point, lambda p: time_point(llm, prompts, p, job)) for point in points]
-        work += [(run, lambda r: play_run(llm, prompts, r)) for run in runs]
-        for item, measure in work:
-            began = time.perf_counter()
-            try:
-                result = measure(item)
-            except Exception as error:  # any error of the engine: report it, try the next one
-                result = {"error": f"{type(error).__name__}: {error}"}
-            _write(out, {"id": item["id"], "wall_s": time.perf_counter() - began, **result})
+        for point in points:
+            _measure(out, point, lambda item: time_point(llm, prompts, item, job))
+        for run in runs:
+            _measure(out, run, lambda item: play_run(llm, prompts, item))
+
+
+def _measure(out: Any, item: dict[str, Any], measure: Callable[[dict[str, Any]], Any]) -> None:
+    """Write the result of a point or run; any error of the engine becomes its result."""
+    began = time.perf_counter()
+    try:
+        result = measure(item)
+    except Exception as error:
+        result = {"error": f"{type(error).__name__}: {error}"}
+    _write(out, {"id": item["id"], "wall_s": time.perf_counter() - began, **result})
 
 
 class Prompts:

@@ -17,10 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from calibration.engines.plan import LONG_ROUNDS, REPEATS, SHORT_ROUNDS
+from calibration.engines.plan import LONG_ROUNDS, REPEATS, SHORT_ROUNDS, point_scenario
 from calibration.engines.records import Point, Setup
 from perfmodel import ConfigError, catalog
 from perfmodel.catalog import model_config
+from perfmodel.reports import ExportPlan
 from perfmodel.specs import METHODS, ModelSpec
 
 SCRIPT = Path(__file__).with_name("vllm_offline.py")
@@ -78,8 +79,19 @@ def engine_arguments(setup: Setup, points: Sequence[Point], folder: Path) -> dic
         "tensor_parallel_size": setup.tp,
         "disable_log_stats": False,
     }
+    if setup.exported_graphs:
+        arguments["cudagraph_capture_sizes"] = _exported_graphs(setup, points)
     speculative = speculative_config(setup, folder)
     return arguments | ({"speculative_config": speculative} if speculative else {})
+
+
+def _exported_graphs(setup: Setup, points: Sequence[Point]) -> list[int]:
+    """Tokens of the CUDA graphs that `export` lists for the largest batch of some points."""
+    most = max(points, key=lambda point: point.batch)
+    scenario = point_scenario(
+        setup, gpu="h200", engine="vllm", batch=most.batch, prompt=most.prompt_tokens
+    )
+    return ExportPlan(scenario=scenario).graph_sizes
 
 
 def speculative_config(setup: Setup, folder: Path) -> dict[str, Any] | None:

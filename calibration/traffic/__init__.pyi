@@ -3,7 +3,9 @@ from .compare import compare_runs as compare_runs
 from .compare import comparison_dict as comparison_dict
 from .compare import comparison_lines as comparison_lines
 from .play import TrafficRun as TrafficRun
-from .play import records_of as records_of
+from .play import paired_runs as paired_runs
+from .play import play_runs as play_runs
+from .play import record_of as record_of
 from .play import traffic_job as traffic_job
-from .records import PlayedRun as PlayedRun
+from .records import RunRecord as RunRecord
 from .records import read_traffic_records as read_traffic_records

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from calibration.traffic.records import PlayedRun, RequestRecord
+from calibration.records.markdown import markdown_table
+from calibration.traffic.records import Request, RunRecord
 from perfmodel import Scenario, Simulation, Traffic, parse_scenario, simulate_requests
 from perfmodel.serving import AcceptanceProcess, Serving
+from perfmodel.units import format_seconds
 
 SEEDS = 5  # of the drawn acceptance; their mean is compared
 TOLERANCES = {"makespan": 10.0, "throughput": 10.0, "tpot p50": 10.0, "tpot p99": 10.0}  # percent
@@ -47,22 +49,27 @@ class RunComparison:
         ]
 
 
-def compare_runs(runs: Sequence[PlayedRun], *, engine: str = "") -> list[RunComparison]:
+def compare_runs(runs: Sequence[RunRecord], *, engine: str = "") -> list[RunComparison]:
     """Simulate every run with its own requests, by default with the engine of its scenario."""
     return [_compared(run, engine) for run in runs]
 
 
 def comparison_lines(compared: Sequence[RunComparison]) -> list[str]:
-    """A line of figures per run: measured, simulated and the error in percent."""
-    lines = []
-    for run in compared:
-        figures = [
-            f"{name} {_shown(name, run.measured[name])} / {_shown(name, run.simulated[name])} "
-            f"({run.errors[name]:+.1f} %)"
-            for name in run.measured
+    """A table: measured and simulated figures, and the error in percent, per run."""
+    names = list(compared[0].measured)
+    rows = [
+        [run.run, run.label, str(run.requests)]
+        + [
+            f"{_shown(name, run.measured[name])} / {_shown(name, run.simulated[name])} "
+            f"({run.errors[name]:+.1f})"
+            for name in names
         ]
-        lines += [f"{run.run}: {run.label}, {run.requests} requests, measured / simulated", *figures]
-    return lines
+        for run in compared
+    ]
+    return [
+        "Measured / simulated (error in percent); throughput in output tokens/s",
+        markdown_table(["run", "engine", "requests", *names], rows),
+    ]
 
 
 def comparison_dict(compared: Sequence[RunComparison]) -> dict[str, Any]:
@@ -84,38 +91,35 @@ def comparison_dict(compared: Sequence[RunComparison]) -> dict[str, Any]:
 
 
 def _shown(name: str, value: float) -> str:
-    if name == "throughput":
-        return f"{value:.0f} tokens/s"
-    return f"{1e3 * value:.2f} ms" if value < 1.0 else f"{value:.2f} s"
+    return f"{value:,.0f}" if name == "throughput" else format_seconds(value)
 
 
-def _compared(run: PlayedRun, engine: str) -> RunComparison:
-    values = dict(run.record.scenario) | ({"engine": engine} if engine else {})
+def _compared(run: RunRecord, engine: str) -> RunComparison:
+    values = dict(run.scenario) | ({"engine": engine} if engine else {})
     scenario = parse_scenario(values).scenario()
-    rates = run.record.rates or (0.0,)
+    rates = run.rates or (0.0,)
     with tempfile.TemporaryDirectory() as folder:
         path = _trace(run.requests, Path(folder))
         simulation = Simulation(
             traffic=Traffic(requests=None, path=str(path)),
-            serving=Serving(
-                max_batch=scenario.workload.batch, token_budget=run.record.token_budget
-            ),
+            serving=Serving(max_batch=scenario.workload.batch, token_budget=run.token_budget),
             process=AcceptanceProcess(per_position=rates),
             exact=True,
         )
         drawn = [_simulated(scenario, replace(simulation, seed=seed)) for seed in range(SEEDS)]
     plan = scenario.plan
     return RunComparison(
-        run=run.record.run,
-        label=f"{scenario.target.name}, {plan.draft} γ={plan.gamma}" if plan.speculates else
-        f"{scenario.target.name}, plain",
+        run=run.run,
+        label=f"{scenario.target.name}, {plan.draft} γ={plan.gamma}"
+        if plan.speculates
+        else f"{scenario.target.name}, plain",
         requests=len(run.requests),
         measured=_measured(run.requests),
         simulated={name: float(np.mean([d[name] for d in drawn])) for name in drawn[0]},
     )
 
 
-def _trace(requests: Sequence[RequestRecord], folder: Path) -> Path:
+def _trace(requests: Sequence[Request], folder: Path) -> Path:
     path = folder / "requests.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -136,7 +140,7 @@ def _simulated(scenario: Scenario, simulation: Simulation) -> dict[str, float]:
     }
 
 
-def _measured(requests: Sequence[RequestRecord]) -> dict[str, float]:
+def _measured(requests: Sequence[Request]) -> dict[str, float]:
     makespan = max(r.finish_s for r in requests) - requests[0].arrival_s
     tpot = [r.tpot_s for r in requests if r.output_tokens > 1]
     ttft = [r.ttft_s for r in requests]

@@ -5,7 +5,8 @@ Weights are random and the acceptance of drafts is injected, as for `specroof ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from calibration.engines import Setup
-from calibration.engines.vllm_process import model_folder, speculative_config
-from calibration.traffic.records import RequestRecord, RunRecord
-from perfmodel import Scenario, Traffic, scenario_dict
+from calibration.engines.run import POLL_S, SAME_RUN
+from calibration.engines.vllm_process import Process, launch, model_folder, speculative_config
+from calibration.records.jsonl import RecordLog
+from calibration.traffic.records import Request, RunRecord
+from perfmodel import ConfigError, Scenario, Traffic, scenario_dict, without_speculation
 from perfmodel.reports import ExportPlan
 from perfmodel.specs import METHODS
 
@@ -24,12 +27,15 @@ NUMBERS = 1_000_000  # of prompts between two runs of an engine, so that no prom
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrafficRun:
-    """Requests to serve in one start of an engine; `alpha` is injected at every position."""
+    """Requests to serve in one start of an engine.
+
+    `rates` is the acceptance to inject per draft position, conditional as in `Acceptance`.
+    """
 
     name: str
     scenario: Scenario
     traffic: Traffic
-    alpha: float = 0.0
+    rates: tuple[float, ...] = ()
     seed: int = 0
     longest_tokens: int = 0  # of a request that the engine allows, if more than the requests need
 
@@ -42,11 +48,6 @@ class TrafficRun:
         return ExportPlan(scenario=self.scenario, longest_tokens=longest)
 
     @property
-    def rates(self) -> tuple[float, ...]:
-        """Conditional acceptance per draft position."""
-        return (self.alpha,) * self.scenario.plan.gamma
-
-    @property
     def requests(self) -> list[tuple[float, int, int]]:
         """Arrival in seconds, prompt and output tokens of each request."""
         return [
@@ -56,6 +57,76 @@ class TrafficRun:
                 chunk.arrival_s, chunk.prompt_tokens, chunk.output_tokens, strict=True
             )
         ]
+
+
+def paired_runs(scenario: Scenario, traffic: Traffic, *, seed: int) -> list[TrafficRun]:
+    """The traffic without speculation, and with the scenario's draft if it has one.
+
+    Raises `ConfigError` if the acceptance of the draft is not stated.
+    """
+    runs = [
+        TrafficRun(name="plain", scenario=without_speculation(scenario), traffic=traffic, seed=seed)
+    ]
+    plan, given = scenario.plan, scenario.acceptance
+    if not plan.speculates:
+        return runs
+    if given is None:
+        raise ConfigError("the acceptance to inject is not stated; add --acceptance")
+    values = given.per_position
+    rates = tuple(values[min(i, len(values) - 1)] for i in range(plan.gamma))
+    name = f"{plan.draft}-{plan.gamma}"
+    return [
+        *runs,
+        TrafficRun(name=name, scenario=scenario, traffic=traffic, rates=rates, seed=seed),
+    ]
+
+
+def play_runs(
+    runs: Sequence[TrafficRun],
+    out: Path,
+    header: Mapping[str, Any],
+    *,
+    python: str,
+    show: Callable[[int, str], None] = lambda done, label: None,
+) -> list[str]:
+    """Serve the runs that are not in `out`, one engine start each; return lines on failures.
+
+    Raises `RecordError` if `out` cannot be written or has records of another engine or GPU, and
+    `ConfigError` if this Python does not exist or an engine does not start.
+    """
+    folder, failed = out.with_suffix(".work"), []
+    with RecordLog(out, header, same=SAME_RUN) as log:
+        done = {line.decode(RunRecord).run for line in log.lines}
+        for index, run in enumerate(runs):
+            if run.name in done:
+                continue
+            show(index, run.name)
+            job = traffic_job([run], folder)
+            process = launch(python, job, folder, f"traffic-{run.name.replace('/', '-')}")
+            try:
+                facts, line = _served(process, run.name)
+            finally:
+                process.stop()
+            if "error" in line:
+                failed.append(f"failed: {run.name}: {line['error']}")
+                continue
+            log.append(record_of(run, line, job["engine"], facts))
+    return failed
+
+
+def _served(process: Process, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the engine chose, and the adapter's line for the run."""
+    facts: dict[str, Any] = {}
+    while True:
+        ended, lines = process.ended, process.lines()
+        for line in lines:
+            if "start" not in line:
+                return facts, line
+            facts = line.get("facts", {})
+        if ended and not lines:
+            raise ConfigError(f"{name}: the engine ended early: {process.failure}")
+        if not lines:
+            time.sleep(POLL_S)
 
 
 def setup_of(scenario: Scenario) -> Setup:
@@ -109,11 +180,11 @@ def traffic_job(runs: Sequence[TrafficRun], folder: Path) -> dict[str, Any]:
     }
 
 
-def records_of(
+def record_of(
     run: TrafficRun, line: dict[str, Any], arguments: dict[str, Any], facts: dict[str, Any]
-) -> Iterator[RunRecord | RequestRecord]:
-    """The records of a run from the adapter's line."""
-    yield RunRecord(
+) -> RunRecord:
+    """The record of a run from the adapter's line."""
+    return RunRecord(
         run=run.name,
         scenario=scenario_dict(replace(run.scenario, acceptance=None)),
         rates=run.rates,
@@ -123,13 +194,10 @@ def records_of(
         accepted=line["accepted"],
         arguments={key: value for key, value in arguments.items() if key != "model"},
         facts=facts,
+        requests=tuple(
+            Request(round(arrival, 6), prompt, output, round(first, 6), round(last, 6))
+            for (arrival, prompt, output), (first, last) in zip(
+                run.requests, line["times"], strict=True
+            )
+        ),
     )
-    for (arrival, prompt, output), (first, last) in zip(run.requests, line["times"], strict=True):
-        yield RequestRecord(
-            run=run.name,
-            arrival_s=round(arrival, 6),
-            prompt_tokens=prompt,
-            output_tokens=output,
-            first_token_s=round(first, 6),
-            finish_s=round(last, 6),
-        )

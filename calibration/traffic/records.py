@@ -5,41 +5,18 @@ A run is one scenario, of which the engine ran the exported plan, and the reques
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from calibration.records.jsonl import Count, NonNegative, Positive, RecordError, read_lines
 from perfmodel.errors import shown
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
-    """One run: the scenario in the keys of the command line, and what the engine reported.
+class Request(NamedTuple):
+    """One served request; times are in seconds from the first arrival."""
 
-    `rates` is the injected acceptance per draft position, conditional as in `Acceptance`. `drafts`
-    and `accepted` are the engine's counts of rounds of a sequence and of accepted drafts.
-    """
-
-    op: Literal["traffic-run"] = "traffic-run"
-    run: str
-    scenario: Mapping[str, Any]
-    rates: tuple[float, ...] = ()
-    token_budget: Count
-    seed: int = 0
-    drafts: NonNegative = 0.0
-    accepted: NonNegative = 0.0
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestRecord:
-    """One request of a run; times are in seconds from the first arrival."""
-
-    op: Literal["request"] = "request"
-    run: str
     arrival_s: NonNegative
     prompt_tokens: Count
     output_tokens: Count
@@ -58,41 +35,56 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlayedRun:
-    """A run and its requests, in order of arrival."""
+class RunRecord:
+    """One run: the scenario in the keys of the command line, and what the engine reported.
 
-    record: RunRecord
-    requests: tuple[RequestRecord, ...]
-
-
-def read_traffic_records(path: Path) -> tuple[Mapping[str, Any], list[PlayedRun]]:
-    """The header and the runs of a file.
-
-    Raises `RecordError`, with the line number, for a line that is not such a record, and if no run
-    has requests.
+    `rates` is the injected acceptance per draft position, conditional as in `Acceptance`. `drafts`
+    and `accepted` are the engine's counts of rounds of a sequence and of accepted drafts.
+    `requests` are in order of arrival.
     """
-    header: Mapping[str, Any] = {}
-    runs: dict[str, RunRecord] = {}
-    requests: dict[str, list[RequestRecord]] = {}
-    for line in read_lines(path):
-        match line.value.get("op"):
-            case _ if line.header is not None:
-                header = line.header
-            case "traffic-run":
-                run = line.decode(RunRecord)
-                runs[run.run], requests[run.run] = run, []
-            case "request":
-                request = line.decode(RequestRecord)
-                if request.run not in runs:
-                    raise RecordError(f"{line.place}: the run {shown(request.run)} is not above it")
-                requests[request.run].append(request)
-            case other:
-                raise RecordError(f"{line.place}: unknown operation {shown(other)}")
-    played = [
-        PlayedRun(record=run, requests=tuple(requests[name]))
-        for name, run in runs.items()
-        if requests[name]
-    ]
-    if not played:
-        raise RecordError(f"{path} has no served request; record some with calibrate traffic")
-    return header, played
+
+    op: Literal["traffic-run"] = "traffic-run"
+    run: str
+    scenario: Mapping[str, Any]
+    rates: tuple[float, ...] = ()
+    token_budget: Count
+    seed: int = 0
+    drafts: NonNegative = 0.0
+    accepted: NonNegative = 0.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    requests: tuple[Request, ...]
+
+
+def read_traffic_records(paths: Iterable[Path]) -> list[RunRecord]:
+    """The runs of some files.
+
+    Raises `RecordError`, with the line number, for a line that is not such a record, for a run
+    without requests, and if the files have no run.
+    """
+    runs: list[RunRecord] = []
+    for path in paths:
+        for line in read_lines(path):
+            if line.header is not None:
+                continue
+            if line.value.get("op") != "traffic-run":
+                raise RecordError(f"{line.place}: unknown operation {shown(line.value.get('op'))}")
+            runs.append(_checked(line.decode(RunRecord), line.place))
+    if not runs:
+        raise RecordError("the records have no run; record one with specroof calibrate traffic")
+    return runs
+
+
+def _checked(run: RunRecord, place: str) -> RunRecord:
+    if not run.requests:
+        raise RecordError(f"{place}: the run {shown(run.run)} has no requests")
+    arrivals = [request.arrival_s for request in run.requests]
+    if arrivals != sorted(arrivals):
+        raise RecordError(f"{place}: the arrivals of {shown(run.run)} are not in order")
+    for number, request in enumerate(run.requests, start=1):
+        if not request.arrival_s < request.first_token_s <= request.finish_s:
+            raise RecordError(
+                f"{place}: request {number} of {shown(run.run)} has a first token at "
+                f"{request.first_token_s} s, which is not between its arrival and its end"
+            )
+    return run

@@ -190,3 +190,31 @@ def validate_records(
         print("\n".join(comparison_lines(comparison)))
     if outside := comparison.outside():
         raise OutsideTolerance("; ".join(outside))
+
+
+@validate_app.command("traffic")
+def validate_traffic(
+    records: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="Records of `calibrate traffic`.")
+    ],
+    engine: Annotated[
+        str, option("NAME", "Engine profile to simulate with (default: that of the records).")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Compare served requests with their simulation; exit 4 if an error exceeds 10 %."""
+    from calibration.traffic import (
+        compare_runs,
+        comparison_dict,
+        comparison_lines,
+        read_traffic_records,
+    )
+    from perfmodel import OutsideTolerance
+
+    compared = compare_runs(read_traffic_records(records), engine=engine)
+    if as_json:
+        print_json(comparison_dict(compared))
+    else:
+        print("\n".join(comparison_lines(compared)))
+    if outside := [clause for run in compared for clause in run.outside]:
+        raise OutsideTolerance("; ".join(outside))

@@ -53,6 +53,12 @@ class EngineOptions:
         typer.Option(metavar="MIN", min=0.0, help="Time limit of this run (default: --minutes)."),
     ] = None
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the plan.")] = 0
+    exported_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--exported-graphs", help="Capture the CUDA graphs that `export` lists (offline vLLM)."
+        ),
+    ] = False
     hold_back: Annotated[
         float, typer.Option(metavar="SHARE", help="Share of workloads used only for validation.")
     ] = 0.3
@@ -261,6 +267,7 @@ def _plan_options(options: EngineOptions, gpu: str) -> PlanOptions:
         batch=_range("batch", options.batch),
         context=_range("context", options.context),
         served=bool(options.url),
+        exported_graphs=options.exported_graphs,
     )
 
 
