@@ -47,8 +47,12 @@ class SimulationOptions:
         option("FILE", "File with the accepted draft tokens of each round, one per line."),
     ] = None
     token_budget: Annotated[
-        int, option("TOKENS", "Maximum tokens per pass, including prompts.")
-    ] = 8192
+        int | None,
+        option(
+            "TOKENS",
+            "Maximum tokens per pass, including prompts. Default: the engine's; 8192 or 16384.",
+        ),
+    ] = None
     finished: Annotated[
         str, option("compaction|padding|graphs", "Fixed batch: what happens to finished sequences.")
     ] = "compaction"
@@ -112,7 +116,14 @@ class SimulationOptions:
         from perfmodel.serving import Serving
 
         work = scenario.workload
-        return Serving(max_batch=work.batch, token_budget=self.token_budget, prefill=work.prefill)
+        return Serving(
+            max_batch=work.batch, token_budget=self.budget(scenario), prefill=work.prefill
+        )
+
+    def budget(self, scenario: Scenario) -> int:
+        """The stated token budget, or that of the scenario's engine."""
+        stated = self.token_budget
+        return scenario.engine.prefill_chunk_tokens if stated is None else stated
 
     def process(self, scenario: Scenario) -> AcceptanceProcess:
         """The acceptance process of the drafts."""

@@ -14,17 +14,21 @@ SOURCE = """
 import json, os, time
 __version__ = "0.26.0"
 _clock = [time.perf_counter()]
-time.perf_counter = lambda: _clock[0]
+time.perf_counter = time.monotonic = lambda: _clock[0]
+def _sleep(seconds):
+    _clock[0] += seconds + 1e-6
+time.sleep = _sleep
 KNOWN = {"model", "load_format", "skip_tokenizer_init", "max_model_len", "tensor_parallel_size",
-         "disable_log_stats", "speculative_config"}
+         "disable_log_stats", "speculative_config", "cudagraph_capture_sizes", "max_num_seqs",
+         "max_num_batched_tokens", "gpu_memory_utilization"}
 SPECULATIVE = {"method", "model", "num_speculative_tokens", "rejection_sample_method",
                "synthetic_acceptance_rates", "draft_tensor_parallel_size",
                "prompt_lookup_max", "prompt_lookup_min"}
 
 
 class SamplingParams:
-    def __init__(self, *, temperature, max_tokens, min_tokens, ignore_eos, detokenize):
-        assert temperature == 0.0 and ignore_eos and max_tokens == min_tokens
+    def __init__(self, *, temperature, max_tokens, ignore_eos, detokenize, min_tokens=0):
+        assert temperature == 0.0 and ignore_eos and min_tokens in (0, max_tokens)
         self.tokens = max_tokens
 
 
@@ -39,6 +43,41 @@ class _Output:
         self.outputs = [type("O", (), {"token_ids": list(range(tokens))})()]
 
 
+class _Engine:
+    # Serves all requests together: a pass prefills what is new, and decodes one round.
+
+    def __init__(self, llm, config):
+        self.llm, self.vllm_config, self.active = llm, config, {}
+
+    def add_request(self, name, inputs, sampling):
+        self.active[name] = [len(inputs["prompt_token_ids"]), sampling.tokens, 0, 0.0]
+
+    def has_unfinished_requests(self):
+        return bool(self.active)
+
+    def step(self):
+        llm = self.llm
+        running = [r for r in self.active.values() if r[2]]
+        fresh = [r for r in self.active.values() if not r[2]]
+        _clock[0] += 1e-3 * sum(r[0] for r in fresh)
+        _clock[0] += (ROUND_MS + SEQUENCE_MS * len(running)) / 1e3 if running else 0.0
+        for request in fresh:
+            request[2], request[3] = 1, _clock[0]
+        for request in running:
+            taken = min(llm.gamma + 1, request[1] - request[2])
+            llm.accepted, llm.drafts = llm.accepted + taken - 1, llm.drafts + bool(llm.gamma)
+            request[2] += taken
+        done = []
+        for name in [name for name, r in self.active.items() if r[2] == r[1]]:
+            request = self.active.pop(name)
+            output = _Output(request[1])
+            output.request_id, output.finished = name, True
+            output.metrics = type("M", (), {"first_token_ts": request[3],
+                                            "last_token_ts": _clock[0]})()
+            done.append(output)
+        return done
+
+
 class LLM:
     def __init__(self, **arguments):
         unknown = set(arguments) - KNOWN
@@ -48,7 +87,8 @@ class LLM:
         if spec:
             assert not set(spec) - SPECULATIVE, f"unknown key {set(spec) - SPECULATIVE}"
             self.gamma = spec["num_speculative_tokens"]
-            assert spec["synthetic_acceptance_rates"] == [1.0] * self.gamma
+            rates = spec["synthetic_acceptance_rates"]
+            assert len(rates) == self.gamma and rates == sorted(rates, reverse=True)
             assert spec["rejection_sample_method"] == "synthetic"
         for folder in (arguments["model"], (spec or {}).get("model")):
             if folder:
@@ -61,7 +101,7 @@ class LLM:
         scheduler = type("S", (), {"async_scheduling": self.gamma == 0})()
         graphs = type("C", (), {"max_cudagraph_capture_size": 512})()
         config = type("V", (), {"scheduler_config": scheduler, "compilation_config": graphs})()
-        self.llm_engine = type("E", (), {"vllm_config": config})()
+        self.llm_engine = _Engine(self, config)
 
     def generate(self, requests, sampling, use_tqdm):
         batch, length = len(requests), len(requests[0]["prompt_token_ids"])
@@ -96,6 +136,17 @@ class cuda:
 """
 
 
+INPUTS = """
+def tokens_input(tokens):
+    return {"type": "token", "prompt_token_ids": tokens}
+"""
+
+SAMPLING = """
+class RequestOutputKind:
+    FINAL_ONLY = 2
+"""
+
+
 def write_fake_vllm(folder: Path) -> Path:
     """Write the fake package, a fake torch and their versions; return the folder for PYTHONPATH."""
     for name, source in {
@@ -109,4 +160,7 @@ def write_fake_vllm(folder: Path) -> Path:
         version = info.name.removesuffix(".dist-info").rpartition("-")[2]
         text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         (info / "METADATA").write_text(text, encoding="utf-8")
+    (folder / "vllm" / "inputs").mkdir()
+    for name, source in {"inputs/engine": INPUTS, "sampling_params": SAMPLING}.items():
+        (folder / "vllm" / f"{name}.py").write_text(source, encoding="utf-8")
     return folder

@@ -114,7 +114,11 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
                 traffic=perfmodel.Traffic(
                     requests=requests, path=path, prefix_hit_rate=work.prefix_hit_rate
                 ),
-                serving=Serving(max_batch=work.batch, prefill=work.prefill),
+                serving=Serving(
+                    max_batch=work.batch,
+                    token_budget=studied.engine.prefill_chunk_tokens,
+                    prefill=work.prefill,
+                ),
                 process=scenario_acceptance(studied),
                 slo=parse_slo(slo),
             ),

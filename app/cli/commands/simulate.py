@@ -49,7 +49,7 @@ def simulate(
         workload,
         seed=options.seed,
         exact=options.exact or not options.plays_requests,
-        token_budget=options.token_budget,
+        token_budget=options.budget(base),
     )
     if html is not None:
         from app.render.pages import simulation_html

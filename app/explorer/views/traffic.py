@@ -36,7 +36,6 @@ from perfmodel.serving import (
 )
 from perfmodel.specs import parse_slo
 
-TOKEN_BUDGET = 8192  # the default of `specroof simulate`
 LOAD = 0.8  # of a service without speculation, if no rate is given
 SPREADS = ("prompt_cv", "output_cv")
 
@@ -145,7 +144,11 @@ def simulated(values: Values, flags: Values, trace: str) -> dict[str, Any]:
             output_cv=given.get("output_cv", 0.0),
             prefix_hit_rate=work.prefix_hit_rate,
         ),
-        serving=Serving(max_batch=work.batch, token_budget=TOKEN_BUDGET, prefill=work.prefill),
+        serving=Serving(
+            max_batch=work.batch,
+            token_budget=scenario.engine.prefill_chunk_tokens,
+            prefill=work.prefill,
+        ),
         process=scenario_acceptance(scenario),
         slo=parse_slo(str(dict(values).get("slo", ""))),
     )
@@ -160,7 +163,7 @@ def simulated(values: Values, flags: Values, trace: str) -> dict[str, Any]:
         workload_dict(runs[0].stats),
         seed=0,
         exact=False,
-        token_budget=TOKEN_BUDGET,
+        token_budget=scenario.engine.prefill_chunk_tokens,
     )
 
 
