@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from calibration.records.published import GOLDEN
-from perfmodel import parse_scenario, speculation
+from perfmodel import Interval, Scenario, parse_scenario, speculation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +44,13 @@ class ServedGroup:
 
 def served_groups() -> tuple[ServedGroup, ...]:
     """The errors of InferenceX's rows, in the order of the file."""
+    return tuple(_groups(served_rows()))
+
+
+def served_rows() -> Iterator[dict[str, Any]]:
+    """InferenceX's rows."""
     text = (GOLDEN / "inferencex_tpot.csv").read_text(encoding="utf-8").splitlines()
-    return tuple(_groups(csv.DictReader(line for line in text if not line.startswith("#"))))
+    return csv.DictReader(line for line in text if not line.startswith("#"))
 
 
 def served_lines(groups: Iterable[ServedGroup]) -> list[str]:
@@ -57,10 +62,19 @@ def served_lines(groups: Iterable[ServedGroup]) -> list[str]:
 
 def tpot_error(row: dict[str, Any]) -> float:
     """Predicted over published time per output token of one row, minus 1."""
-    columns = ("gpu", "target", "tp", "ep", "prompt_tokens", "output_tokens", "batch")
-    values = {name: row[name] for name in columns} | {"weight_dtype": row["weight_dtype"]}
-    predicted = speculation.service(parse_scenario(values).scenario()).tpot_s
+    predicted = speculation.service(_scenario(row)).tpot_s
     return float(predicted) / (1e-3 * float(row["tpot_ms"])) - 1.0
+
+
+def served_tpot(row: dict[str, Any], engine: str) -> Interval:
+    """Predicted time per output token of one row by an engine profile. [s]"""
+    return speculation.service_tpot(_scenario(row, engine=engine))
+
+
+def _scenario(row: dict[str, Any], **values: str) -> Scenario:
+    columns = ("gpu", "target", "tp", "ep", "prompt_tokens", "output_tokens", "batch")
+    of_row = {name: row[name] for name in columns} | {"weight_dtype": row["weight_dtype"]}
+    return parse_scenario(of_row | values).scenario()
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[ServedGroup]:
