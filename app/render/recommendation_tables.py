@@ -140,11 +140,13 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
     if fleet:
         replica = fleet["replica"]
         other = "does not meet the limits" if not plain_fleet else f"{plain_fleet['gpus']} GPUs"
+        other = f"without speculation: {other}"
+        if fleet["scenario"]["draft"] == "none":
+            other = "no draft clearly needs fewer"
         lines.append(
             f"fewest GPUs for {fleet['rate']:g} requests/s: {fleet['gpus']}, as {fleet['replicas']}"
             f" x TP {replica['tp']} with {replica['label']}, each at most "
-            f"{replica['concurrency']:,} requests at once ({fleet['load']:.0%} loaded; without "
-            f"speculation: {other})"
+            f"{replica['concurrency']:,} requests at once ({fleet['load']:.0%} loaded; {other})"
         )
     return lines
 

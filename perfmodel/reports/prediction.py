@@ -332,7 +332,7 @@ def fleet_dict(fleet: Fleet) -> dict[str, Any]:
         "replicas": fleet.replicas,
         "load": fleet.load,
         "replica": capacity_dict(fleet.capacity),
-        "scenario": scenario_dict(fleet.capacity.candidate.scenario),
+        "scenario": scenario_dict(fleet.capacity.scenario),
     }
 
 

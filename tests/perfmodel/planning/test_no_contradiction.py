@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
@@ -12,7 +13,7 @@ import pytest
 
 from perfmodel import ConfigError, NoFeasiblePlan, Recommendation, find_plan, recommendation_dict
 from perfmodel.specs import parse_slo
-from perfmodel.speculation import Rule, best_gain
+from perfmodel.speculation import Rule, best_gain, service_gain
 
 GPUS = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s", "l40", "b200")
 TARGETS = ("llama-3.1-8b", "llama-3.1-70b", "qwen3-32b", "llama-2-7b-32k", "mistral-7b-v0.3")
@@ -37,11 +38,12 @@ def drawn(rng: random.Random) -> tuple[dict[str, Any], str]:
 
 
 def answers(count: int, seed: int) -> list[tuple[dict[str, Any], Recommendation]]:
-    rng, found = random.Random(seed), []
+    rng, rates, found = random.Random(seed), random.Random(seed + 1), []
     while len(found) < count:
         values, objective = drawn(rng)
+        rate = round(2 ** rates.uniform(-2, 8), 3)
         try:
-            found.append((values, find_plan(values, objective=objective)))
+            found.append((values, find_plan(values, objective=objective, rate=rate)))
         except (ConfigError, NoFeasiblePlan):
             continue
     return found
@@ -59,6 +61,7 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
     )  # fmt: skip
     assert (start == "No clear gain") == (answer.verdict == "no clear gain")
     check_limit(values, answer)
+    check_fleet(answer)
     if studied is None:
         return
     check_faster(answer)
@@ -121,6 +124,19 @@ def check_limit(values: dict[str, Any], answer: Recommendation) -> None:
     assert ("the plan may miss it" in near) == (limit is not None and high > limit)
     if "plain decoding may meet it" in near:
         assert limit is not None and answer.speculates and answer.plain_tpot.value > limit
+
+
+def check_fleet(answer: Recommendation) -> None:
+    """A fleet with a draft needs fewer GPUs than plain decoding even at the low end of its gain."""
+    fleet, plain = answer.fleet, answer.plain_fleet
+    assert fleet is not None and fleet.load <= 1.0
+    if not fleet.capacity.candidate.parts:
+        assert plain is not None and fleet.gpus == plain.gpus
+        return
+    gain = service_gain(fleet.capacity.scenario)
+    replicas = math.ceil(fleet.rate / fleet.capacity.requests_per_s * float(gain.value / gain.low))
+    tp = fleet.capacity.scenario.tp
+    assert plain is None or fleet.gpus <= tp * replicas < plain.gpus
 
 
 def check_faster(answer: Recommendation) -> None:
