@@ -211,7 +211,7 @@ def _relative_gain(candidate: Candidate, other: Candidate, objective: str) -> Ga
 def _verdict(best: Candidate, advantage: Interval | None) -> Verdict:
     if best.scenario.plan.speculates:
         return Verdict.SPECULATE
-    if advantage is not None and advantage.value > 1.0:
+    if advantage is not None and advantage.high >= 1.0:
         return Verdict.NO_CLEAR_GAIN
     return Verdict.DO_NOT_SPECULATE
 
