@@ -88,6 +88,7 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
             assert first is not None
             stated = [int(word) for word in re.findall(r"\d+", ranges[1])]
             assert set(stated) <= {first, last}
+    check_ranges(values, answer)
     # The map: one point at a time, and the schedule's cell if the point is one of its cells.
     rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
     at = {
@@ -112,6 +113,21 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
     if result["studied"]["acceptance_origin"] == "borrowed":
         assert answer.gain_probability <= 0.95
         assert re.search("borrowed (from|α)", answer.sentence)
+
+
+def check_ranges(values: dict[str, Any], answer: Recommendation) -> None:
+    """A gain is called clear in a range only if the whole interval is above 1 at all its values."""
+    assert answer.studied is not None and answer.batch is not None and answer.schedule is not None
+    rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
+    work, first, last = answer.best.scenario.workload, answer.batch.from_value, answer.batch.until
+    if first is not None:
+        batches = np.arange(first, min(last or max(first, work.batch), 256) + 1.0)
+        prompt = np.asarray(float(work.prompt_tokens))
+        best = best_gain(answer.studied.scenario, rule, batch=batches, prompt_tokens=prompt)
+        assert np.all(best.gain.is_clear | ~best.plain_allowed)
+        assert not answer.batch.clear or np.all(best.gain.is_clear)
+        assert ("alone meets the limits" in answer.answer) <= (not answer.batch.clear)
+    assert answer.batch.clear or rule.limits.tpot_s or rule.limits.ttft_s
 
 
 def check_limit(values: dict[str, Any], answer: Recommendation) -> None:
