@@ -15,14 +15,13 @@ are recommended, and the plan that would be best without this restriction is sta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
 from perfmodel.errors import NoFeasiblePlan
-from perfmodel.planning.candidate import Candidate
-from perfmodel.planning.capacity import capacity, fleets
+from perfmodel.planning.candidate import Candidate, simplest
+from perfmodel.planning.capacity import capacity, fewest, fleets
 from perfmodel.planning.recommendation import (
     Binding,
     EngineGap,
@@ -114,7 +113,7 @@ def recommend(
         runs_on=result.version,
         engine_gap=_engine_gap(result, best),
         capacity=capacity(best, result.slo),
-        fleet=sized[0] if sized else None,
+        fleet=fewest(sized, result.slo),
         plain_fleet=next((f for f in sized if f.capacity.candidate.parts == 0), None),
         price_per_hour=price_per_hour,
     )
@@ -161,22 +160,22 @@ def _engine_gap(result: Search, best: Candidate) -> EngineGap | None:
 def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
     """The simplest plan that is not clearly worse than another one; see the module docstring.
 
-    Of each draft and policy, the fastest plan that clearly gains is considered. A plan is not
-    chosen if a simpler one, which was refused, is faster.
+    Of each draft and policy, the fastest plan that clearly gains is considered.
     """
     clear: dict[tuple[str, str], Candidate] = {}
     for candidate in drafts:
         choice = (candidate.scenario.plan.draft, candidate.scenario.plan.policy)
         if choice not in clear and (plain is None or _is_clear(result, candidate, plain)):
             clear[choice] = candidate
-    refused = math.inf
-    for candidate in sorted(clear.values(), key=lambda c: c.parts):  # then the fastest first
-        if result.cost(candidate) < refused:
-            if not any(_lead(result, rival, candidate).low > 1.0 for rival in clear.values()):
-                return candidate
-            refused = result.cost(candidate)
-    assert plain is not None  # otherwise, the fastest draft was returned
-    return plain
+    best = simplest(
+        list(clear.values()),  # the fastest first
+        plain,
+        parts=lambda c: c.parts,
+        cost=result.cost,
+        beats=lambda rival, c: _lead(result, rival, c).low > 1.0,
+    )
+    assert best is not None  # without plain decoding, it is a draft
+    return best
 
 
 def _faster(result: Search, best: Candidate, fastest: Candidate, plain: Candidate) -> Faster | None:
@@ -212,7 +211,7 @@ def _relative_gain(candidate: Candidate, other: Candidate, objective: str) -> Ga
 def _verdict(best: Candidate, advantage: Interval | None) -> Verdict:
     if best.scenario.plan.speculates:
         return Verdict.SPECULATE
-    if advantage is not None and advantage.value > 1.0:
+    if advantage is not None and advantage.high >= 1.0:
         return Verdict.NO_CLEAR_GAIN
     return Verdict.DO_NOT_SPECULATE
 

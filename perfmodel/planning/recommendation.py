@@ -304,6 +304,8 @@ class Recommendation:
         if self.batch is None or self.studied is None:
             return "nothing to compare"
         pays = f"at {self.studied.scenario.workload.prompt_tokens:,} tokens it clearly pays"
+        if not self.batch.clear:
+            pays += " or alone meets the limits"
         first, last = self.batch.from_value, self.batch.until
         if first is None:
             return f"{pays} at no batch that fits"

@@ -227,7 +227,8 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
     """The given acceptance at the scenario's KV budget, if it was measured at another one.
 
     The loss 1 - α scales as that of the draft's acceptance curve. Its 90 % interval widens with the
-    distance of the budgets as the curve's does. Raises `ConfigError` if there is no curve.
+    distance of the budgets as the curve's does, and its origin is "extrapolated". Raises
+    `ConfigError` if there is no curve.
     """
     given, curve, plan = scenario.acceptance, scenario.curve, scenario.plan
     assert given is not None and plan.kv_budget_tokens is not None
@@ -258,7 +259,8 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
         alpha,
         low=low,
         high=high,
-        source=f"{given.alpha:g} as given for budget {measured_budget:,}, carried to "
+        origin=Origin.EXTRAPOLATED,
+        source=f"{given.alpha:g} given for budget {measured_budget:,}, carried to "
         f"{plan.kv_budget_tokens:,} along the curve{lender}",
     )
 

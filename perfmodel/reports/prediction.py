@@ -294,14 +294,19 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         ),
         "break_even_batch": None if answer.batch is None else answer.batch.from_value,
         "break_even_batch_until": None if answer.batch is None else answer.batch.until,
+        "break_even_batch_is_clear": None if answer.batch is None else answer.batch.clear,
         "break_even_prompt_tokens": None if answer.context is None else answer.context.from_value,
         "break_even_prompt_tokens_until": None if answer.context is None else answer.context.until,
+        "break_even_prompt_tokens_is_clear": None
+        if answer.context is None
+        else answer.context.clear,
         "gamma_schedule": None
         if schedule is None
         else {
             "batch": list(schedule.batches),
             "prompt_tokens": list(schedule.contexts),
             "gamma": [list(row) for row in schedule.gamma],
+            "is_clear": schedule.clear,
         },
         "fastest_gamma": answer.fastest_gamma,
         "sensitivities": [
@@ -332,7 +337,7 @@ def fleet_dict(fleet: Fleet) -> dict[str, Any]:
         "replicas": fleet.replicas,
         "load": fleet.load,
         "replica": capacity_dict(fleet.capacity),
-        "scenario": scenario_dict(fleet.capacity.candidate.scenario),
+        "scenario": scenario_dict(fleet.capacity.scenario),
     }
 
 

@@ -48,13 +48,16 @@ class BreakEven:
     It is the range that contains the scenario's value if speculation pays there, and otherwise the
     last one. `lowest` is the smallest value tried. `from_value` is None if speculation never pays.
     `until` is None if it pays up to the largest value that was tried and fits in memory; otherwise
-    it is the end of the range: larger values may be bound by compute or miss the limits.
+    it is the end of the range: larger values may be bound by compute or miss the limits. `clear` is
+    whether the gain is clear in the whole range; otherwise plain decoding misses the limits at some
+    of its values.
     """
 
     axis: str
     lowest: int
     from_value: int | None
     until: int | None
+    clear: bool = True
 
     def contains(self, value: int) -> bool:
         """Whether speculation pays at a value that fits."""
@@ -65,11 +68,16 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GammaSchedule:
-    """Best γ of a draft choice per batch and context; 0 is plain decoding, -1 does not fit."""
+    """Best γ of a draft choice per batch and context; 0 is plain decoding, -1 does not fit.
+
+    `clear` is whether the gain is clear at every γ above 0; otherwise plain decoding misses the
+    limits at some of them.
+    """
 
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     gamma: tuple[tuple[int, ...], ...]  # [batch][context]
+    clear: bool = True
 
     def ranges(self, context_tokens: int) -> tuple[tuple[int, int, int], ...]:
         """(first batch, last batch, γ) at the tabulated context nearest to `context_tokens`."""
@@ -210,7 +218,10 @@ def gamma_schedule(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> GammaSchedu
     otherwise = np.where(plain.feasible, 0, -1)
     chosen = np.where(best.pays, _steady(best), otherwise).astype(int)
     return GammaSchedule(
-        batches=BATCHES, contexts=CONTEXTS, gamma=tuple(tuple(map(int, row)) for row in chosen)
+        batches=BATCHES,
+        contexts=CONTEXTS,
+        gamma=tuple(tuple(map(int, row)) for row in chosen),
+        clear=bool(np.all(best.gain.is_clear[best.pays])),
     )
 
 
@@ -264,4 +275,6 @@ def _paying_range(axis: str, values: Floats, best: BestGain, asked: int) -> Brea
     first = int(before[-1]) + 1 if before.size else 0
     last = inside + int(after[0]) - 1 if after.size else len(tried) - 1
     until = None if tried[last] == values[best.fits][-1] else int(tried[last])
-    return BreakEven(axis=axis, lowest=lowest, from_value=int(tried[first]), until=until)
+    clear = bool(np.all(best.gain.is_clear[best.possible][first : last + 1]))
+    start = int(tried[first])
+    return BreakEven(axis=axis, lowest=lowest, from_value=start, until=until, clear=clear)

@@ -50,8 +50,8 @@ def _acceptance(scenario: Scenario, alpha: float) -> str:
     if not plan.speculates:
         return ""
     if given is not None:
-        origin = "" if given.origin == Origin.GIVEN else f"{given.origin} "
-        return f"{origin}α {given.alpha:.2f} ({given.source or 'as given'})"
+        source = f" ({given.source})" if given.source else ""
+        return f"{given.origin} α {given.alpha:.2f}{source}"
     if curve is None:
         return "an unknown acceptance"
     if curve.origin == Origin.IDENTITY:
