@@ -121,7 +121,7 @@ def _published(found: LeftOut, distance: str, rows_out: Iterable[Split]) -> None
             point = predict_row(row, fit.apply)
             scenario = point.scenario
             error = math.log1p(row_error(row, point).errors["speedup"])
-            found.add(distance, label, Miss(error, Z90 * ratio_error(scenario)))
+            found.add(distance, label, Miss(error, Z90 * float(ratio_error(scenario))))
             _add_step(found, distance, label, row, point)
             assert row.tpot_s is not None
             late = math.log(float(point.tpot_s) / row.tpot_s)
@@ -196,7 +196,7 @@ def _add_record(
         return
     late = math.log(times["round_s"] / record.round_s)
     found.add(f"round, {distance}", label, Miss(late, Z90 * time_error(scenario)))
-    miss = Miss(_speedup_error(record, scenario, ends), Z90 * ratio_error(scenario))
+    miss = Miss(_speedup_error(record, scenario, ends), Z90 * float(ratio_error(scenario)))
     found.add(distance, label, miss)
     if distance == "this GPU: specroof":
         found.add(f"{distance}, by target", record.case.target, miss)
@@ -211,7 +211,7 @@ def _add_prompt(found: LeftOut, label: str, record: StepRecord, scenario: Scenar
     tokens = record.prefill_tokens
     waits = ", waiting for launches" if waits_for_launches(scenario, tokens) else ""
     error = math.log(prefill_s(scenario, tokens) / record.prefill_s)
-    miss = Miss(error, Z90 * prefill_error(scenario, tokens))
+    miss = Miss(error, Z90 * float(prefill_error(scenario, tokens)))
     found.add(f"prompts on this GPU{waits}", label, miss)
 
 
@@ -242,7 +242,7 @@ def _serving_engine(found: LeftOut) -> None:
     plain = {p.workload: error for p, (error, _) in errors.items() if not p.setup.gamma}
     for point, (error, scenario) in errors.items():
         if point.setup.gamma and point.workload in plain:
-            miss = Miss(plain[point.workload] - error, Z90 * ratio_error(scenario))
+            miss = Miss(plain[point.workload] - error, Z90 * float(ratio_error(scenario)))
             found.add(distance, scenario.target.name, miss)
 
 

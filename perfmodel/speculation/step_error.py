@@ -10,13 +10,13 @@ assumed to be three times that of another architecture, or that of the datasheet
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from perfmodel import catalog
+from perfmodel._typing import Bools, Floats
 from perfmodel.passes.communication import sum_error
 from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.rank import Rank
@@ -66,21 +66,43 @@ class Distance(IntEnum):
     VENDOR = 3  # a GPU of another vendor
 
 
+Delays = tuple[Floats, Floats]  # of a round, or of the plain step without a draft; of a plain step
+_NONE = np.zeros(())
+
+
 def _by_distance(sister: float, architecture: float, bound: float) -> tuple[float, ...]:
     """Standard errors in the order of `Distance`; `bound` is that of `ideal`, of a datasheet."""
     return 0.0, sister, architecture, max(UNMEASURED_FACTOR * architecture, bound)
 
 
-def ratio_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
+def ratio_error(
+    scenario: Scenario,
+    point: RoundEstimate | None = None,
+    *,
+    batch: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
+) -> Floats:
     """Standard error of ln(speedup) that follows from that of step times.
 
     Combines `relative_error`, the errors of experts and all-to-alls, and those of several ranks: of
-    an all-reduce that was not measured, and of ranks at which the engine was not timed. `point` is
-    the estimate of the scenario, if it is known.
+    an all-reduce that was not measured, and of ranks at which the engine was not timed.
+
+    Parameters
+    ----------
+    point : RoundEstimate, optional
+        The estimate of the scenario, if it is known.
+    batch, prompt_tokens : array, optional
+        Those of `point`, which must be given with them; the shape is that of `point`. [1]
     """
-    ranks = math.hypot(_link_error(scenario, point), _ranks_error(scenario))
-    unsplit = _unsplit_distance(scenario, point, lambda found: float(found.speedup))
-    return math.hypot(relative_error(scenario), ranks, unsplit, _parts_error(scenario, point))
+    links = np.subtract(*_link_delays(scenario, point, batch))
+    unsplit = np.subtract(*_split_delays(scenario, point, batch, prompt_tokens))
+    parts = _parts_error(scenario, point)
+    return _total(relative_error(scenario), _ranks_error(scenario), links, unsplit, parts)
+
+
+def _total(*errors: ArrayLike) -> Floats:
+    """Independent errors in quadrature."""
+    return np.asarray(np.sqrt(sum(np.square(error) for error in errors)))
 
 
 def pair_error(one: Scenario, other: Scenario) -> float:
@@ -91,9 +113,11 @@ def pair_error(one: Scenario, other: Scenario) -> float:
     """
     both = (one, other)
     kernels = PAIR_SHARE * max(relative_error(plan) for plan in both)
-    ranks = PAIR_TP_SHARE * max(math.hypot(_link_error(p), _ranks_error(p)) for p in both)
+    links = [float(np.subtract(*_link_delays(plan))) for plan in both]
+    apart_ranks = (math.hypot(e, _ranks_error(p)) for e, p in zip(links, both, strict=True))
+    ranks = PAIR_TP_SHARE * max(apart_ranks)
     rows = abs(math.log((one.plan.gamma + 1) / (other.plan.gamma + 1))) / math.log(4.0)
-    experts = rows * max(_parts_error(plan) for plan in both)
+    experts = rows * max(float(_parts_error(plan)) for plan in both)
     apart = TP_ERROR * math.sqrt(abs(math.log2(one.tp / other.tp)))
     return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart)
 
@@ -106,9 +130,9 @@ def time_error(scenario: Scenario) -> float:
     engine = scenario.engine
     own = bound if engine.is_bound else engine.speedup_error
     error = _kernel_error(scenario, own, _by_distance(SISTER_STEP_ERROR, architecture, bound))
-    ranks = math.hypot(_link_error(scenario), TP_STEP_ERROR * math.sqrt(_doublings(scenario)))
-    unsplit = _unsplit_distance(scenario, None, lambda found: float(found.tpot_s))
-    return math.hypot(error, ranks, unsplit / Z90, _parts_error(scenario))
+    ranks = TP_STEP_ERROR * math.sqrt(_doublings(scenario))
+    links, unsplit = _link_delays(scenario)[0], _split_delays(scenario)[0] / Z90
+    return float(_total(error, ranks, links, unsplit, _parts_error(scenario)))
 
 
 def relative_error(scenario: Scenario) -> float:
@@ -139,21 +163,21 @@ def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, ...]) -> 
     return error * (UNMEASURED_FACTOR if ranks[0].assumes_layers else 1.0)
 
 
-def prefill_error(scenario: Scenario, prompt_tokens: int | None = None) -> float:
+def prefill_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) -> Floats:
     """Standard error of ln(time of a prompt), relative to that of decoding.
 
     `prompt_tokens` defaults to that of the workload.
     """
     tokens = scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens
-    own = LAUNCH_ERROR if waits_for_launches(scenario, tokens) else PREFILL_ERROR
-    return math.hypot(own, relative_error(scenario), _ranks_error(scenario))
+    own = np.where(waits_for_launches(scenario, tokens), LAUNCH_ERROR, PREFILL_ERROR)
+    return _total(own, relative_error(scenario), _ranks_error(scenario))
 
 
-def waits_for_launches(scenario: Scenario, prompt_tokens: int) -> bool:
+def waits_for_launches(scenario: Scenario, prompt_tokens: ArrayLike) -> Bools:
     """Whether the GPU may finish the kernels of a prompt's passes faster than a host launches."""
-    chunk = min(prompt_tokens, scenario.engine.prefill_chunk_tokens)
+    chunk = np.minimum(prompt_tokens, scenario.engine.prefill_chunk_tokens)
     pass_s = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=chunk).total_s
-    return float(pass_s) < LAUNCH_LAYER_S * scenario.target.layers
+    return np.asarray(pass_s < LAUNCH_LAYER_S * scenario.target.layers)
 
 
 def engine_distance(scenario: Scenario) -> Distance:
@@ -199,46 +223,55 @@ def _doublings(scenario: Scenario) -> float:
     return min(abs(tp - math.log2(timed)) for timed in scenario.engine.timed_tp or (1,))
 
 
-def _parts_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
+def _parts_error(scenario: Scenario, point: RoundEstimate | None = None) -> Floats:
     """Standard error of ln(T_V / T_T) that follows from `PART_ERRORS`, by their shares of T_V."""
     if scenario.target.experts is None:
-        return 0.0
+        return _NONE
     verify = (point or estimate(scenario)).verify
     errors = [PART_ERRORS.get(part.name, 0.0) * part.seconds for part in verify.parts]
-    return math.hypot(*(float(error / verify.total_s) for error in errors))
+    return _total(*(error / verify.total_s for error in errors))
 
 
-def _link_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
-    """Standard error of ln(speedup) that follows from that of all-reduces."""
-    error = sum_error(target_rank(scenario), np.asarray(float(scenario.workload.batch)))
-    if not error:
-        return 0.0
-    slower = scenario.engine.changed(comm_factor=scenario.engine.comm_factor * math.exp(error))
-    other = estimate(replace(scenario, engine=slower))
-    return abs(math.log(float(other.speedup) / float((point or estimate(scenario)).speedup)))
+def _link_delays(
+    scenario: Scenario, point: RoundEstimate | None = None, batch: ArrayLike | None = None
+) -> Delays:
+    """The delays that follow from the standard error of all-reduces that were not measured."""
+    rows = np.asarray(scenario.workload.batch if batch is None else batch, float)
+    error = sum_error(target_rank(scenario), rows)
+    if not np.any(error):
+        return _NONE, _NONE
+    return _delays(point or estimate(scenario), "comm", np.expm1(error))
 
 
-def _unsplit_distance(
-    scenario: Scenario, point: RoundEstimate | None, value: Callable[[RoundEstimate], float]
-) -> float:
-    """|ln(value)| between kernels of latent attention that split the cache and the one measured.
+def _split_delays(
+    scenario: Scenario,
+    point: RoundEstimate | None = None,
+    batch: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
+) -> Delays:
+    """The delays if kernels of latent attention split the cache and the one measured does not.
 
-    0 if it splits it. Serving engines split it, so no plan may rest on the times of a kernel that
-    does not: this is one standard error of a speedup, and the 90 % interval of a time ends at it.
+    Serving engines split it, so no plan may rest on the times of a kernel that does not: this is
+    one standard error of a speedup, and the 90 % interval of a time ends at it.
     """
     rank, workload = target_rank(scenario), scenario.workload
     if (curve := rank.latent_curve) is None:
-        return 0.0
-    ratio = float(
-        curve.unsplit_ratio(
-            batch=workload.batch / rank.dp,
-            kv_tokens=workload.prompt_tokens,
-            heads=rank.spec.query_heads_per_rank(rank.tp),
-        )
+        return _NONE, _NONE
+    ratio = curve.unsplit_ratio(
+        batch=np.asarray(workload.batch if batch is None else batch, float) / rank.dp,
+        kv_tokens=workload.prompt_tokens if prompt_tokens is None else prompt_tokens,
+        heads=rank.spec.query_heads_per_rank(rank.tp),
     )
-    if ratio == 1.0:
-        return 0.0
-    engine = scenario.engine
-    other = engine.changed(attention_factor=engine.attention_factor / ratio)
-    split = estimate(replace(scenario, engine=other))
-    return abs(math.log(value(split) / value(point or estimate(scenario))))
+    if np.all(ratio == 1.0):
+        return _NONE, _NONE
+    return _delays(point or estimate(scenario), "attention", 1.0 / ratio - 1.0)
+
+
+def _delays(point: RoundEstimate, group: str, more: Floats) -> Delays:
+    """ln(time / predicted) of a round and of a plain step if parts take 1 + `more` as long."""
+    spent = point.verify.group_s(group)
+    if point.draft_step is not None:
+        spent = spent + point.gamma * point.draft_step.group_s(group)
+    plain = np.log1p(more * point.target_step.group_s(group) / point.plain_tpot_s)
+    late = np.where(point.gamma > 0, np.log1p(more * spent / point.round_s), plain)
+    return late, plain

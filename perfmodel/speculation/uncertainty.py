@@ -98,7 +98,7 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
         return None
     point = estimate(scenario)
     low, middle, high = (_speedup_at(point, alpha) for alpha in alphas)
-    model = Z90 * ratio_error(scenario, point)
+    model = Z90 * float(ratio_error(scenario, point))
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
     return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))

@@ -146,7 +146,7 @@ def test_the_interval_widens_with_the_distance_from_a_timed_engine(tp: int) -> N
     never = a_scenario(**at, gpu="a100-sxm-80gb")
     farther = a_scenario(**at, gpu="mi300x")
     for error in ERRORS:
-        errors = [error(s) for s in (here, sister, never, farther)]
+        errors = [float(error(s)) for s in (here, sister, never, farther)]
         assert errors == sorted(errors) and len(set(errors)) == 4
 
 
