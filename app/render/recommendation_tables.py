@@ -198,13 +198,10 @@ def schedule_legend(schedule: Mapping[str, Any]) -> str:
 
 
 def _paying_range(answer: Mapping[str, Any], key: str, axis: str) -> str:
-    """The range of values at which speculation pays, and why."""
-    first, last = answer[key], answer[f"{key}_until"]
+    """The ranges of values at which speculation pays, why, and why the widest ends."""
+    ranges, end = answer[f"{key}_ranges"], answer[f"{key}_end"]
     why = "clear gain" if answer[f"{key}_is_clear"] else "clear gain, or only it meets the limits,"
-    if first is None:
-        values = "none"
-    elif last is None:
-        values = f"from {first:,}"
-    else:
-        values = f"{first:,} only" if first == last else f"{first:,} to {last:,}"
-    return f"{why} by {axis}: {values}"
+    shown = (f"{low:,} only" if low == high else f"{low:,} to {high:,}" for low, high in ranges)
+    values = " and ".join(shown) or "none"
+    ends = {"memory": " (more does not fit)", "limits": " (more misses the limits)"}
+    return f"{why} by {axis}: {values}{ends.get(end, '')}"

@@ -94,6 +94,7 @@ def recommend(
         faster=_faster(result, best, ranked[0], reference),
         runners_up=_one_per_choice(ranked, skip=best),
         unmeasured=result.unmeasured,
+        beyond_limits=None if drafts else _nearest_draft(result),
         drafts=result.drafts,
         tpot=service_tpot(best.scenario),
         plain_tpot=service_tpot(without_speculation(best.scenario)),
@@ -256,6 +257,12 @@ def _ranked_without(result: Search, limits: SLO, *, ignore_memory: bool) -> list
         return not broken or (ignore_memory and broken == {"memory"})
 
     return sorted(filter(allowed, result.candidates), key=result.cost)
+
+
+def _nearest_draft(result: Search) -> Candidate | None:
+    """The draft with a known acceptance that misses the limits by least."""
+    drafts = [c for c in result.candidates if c.parts]
+    return min(drafts, key=lambda c: max(c.violation(result.slo).values()), default=None)
 
 
 def _nearest_miss(result: Search) -> str:

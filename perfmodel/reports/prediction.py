@@ -17,6 +17,7 @@ from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.scenario import Scenario
 from perfmodel.specs.labels import Origin
+from perfmodel.speculation.paying_ranges import BreakEven
 from perfmodel.speculation.round import RoundEstimate, without_speculation
 from perfmodel.speculation.uncertainty import (
     Interval,
@@ -292,14 +293,8 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "break_even_acceptance": _number(
             math.nan if answer.alpha_to_break_even is None else answer.alpha_to_break_even
         ),
-        "break_even_batch": None if answer.batch is None else answer.batch.from_value,
-        "break_even_batch_until": None if answer.batch is None else answer.batch.until,
-        "break_even_batch_is_clear": None if answer.batch is None else answer.batch.clear,
-        "break_even_prompt_tokens": None if answer.context is None else answer.context.from_value,
-        "break_even_prompt_tokens_until": None if answer.context is None else answer.context.until,
-        "break_even_prompt_tokens_is_clear": None
-        if answer.context is None
-        else answer.context.clear,
+        **_break_even("break_even_batch", answer.batch),
+        **_break_even("break_even_prompt_tokens", answer.context),
         "gamma_schedule": None
         if schedule is None
         else {
@@ -338,6 +333,17 @@ def fleet_dict(fleet: Fleet) -> dict[str, Any]:
         "load": fleet.load,
         "replica": capacity_dict(fleet.capacity),
         "scenario": scenario_dict(fleet.capacity.scenario),
+    }
+
+
+def _break_even(key: str, found: BreakEven | None) -> dict[str, Any]:
+    """The values at which speculation pays, under keys that start with `key`."""
+    return {
+        key: found and found.from_value,
+        f"{key}_until": found and found.until,
+        f"{key}_ranges": found and [list(span) for span in found.ranges],
+        f"{key}_end": found and found.end,
+        f"{key}_is_clear": found and found.clear,
     }
 
 

@@ -2,7 +2,6 @@
 
 from perfmodel.speculation.break_even import (
     BestGain,
-    BreakEven,
     GammaSchedule,
     Rule,
     best_gain,
@@ -25,6 +24,7 @@ from perfmodel.speculation.gain import (
     service_tpot,
 )
 from perfmodel.speculation.host import host_wait_s
+from perfmodel.speculation.paying_ranges import BreakEven, End
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.speculation.step_error import (
@@ -51,6 +51,7 @@ __all__ = [
     "BestGain",
     "BreakEven",
     "Diagnosis",
+    "End",
     "Evidence",
     "Gain",
     "GammaSchedule",

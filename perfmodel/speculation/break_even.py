@@ -6,6 +6,7 @@ rule by which a plan is recommended.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,10 +24,12 @@ from perfmodel.speculation.gain import (
     reads_own_cache,
     service_gain,
 )
+from perfmodel.speculation.paying_ranges import BreakEven, changes, paying_ranges
 from perfmodel.speculation.round import estimate, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+EVERY_BATCH, MOST_BATCH = 256, 4096  # up to which every batch, and some batches, are tried
 CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 
@@ -39,31 +42,6 @@ class Rule:
 
 
 DEFAULT_RULE = Rule()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakEven:
-    """The contiguous range of values at which speculation clearly pays.
-
-    It is the range that contains the scenario's value if speculation pays there, and otherwise the
-    last one. `lowest` is the smallest value tried. `from_value` is None if speculation never pays.
-    `until` is None if it pays up to the largest value that was tried and fits in memory; otherwise
-    it is the end of the range: larger values may be bound by compute or miss the limits. `clear` is
-    whether the gain is clear in the whole range; otherwise plain decoding misses the limits at some
-    of its values.
-    """
-
-    axis: str
-    lowest: int
-    from_value: int | None
-    until: int | None
-    clear: bool = True
-
-    def contains(self, value: int) -> bool:
-        """Whether speculation pays at a value that fits."""
-        if self.from_value is None or value < self.from_value:
-            return False
-        return self.until is None or value <= self.until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,25 +163,47 @@ def within(result: ServiceEstimate, limits: SLO) -> Bools:
 def break_even_batch(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven:
     """The batches at which the scenario's draft choice pays at its context and the best γ.
 
-    Every batch up to 256 is tried, then steps of less than 4 % up to the scenario's batch.
+    Every batch up to 256 is tried. If that fits, so are steps of 3 % up to 4,096, and every batch
+    between two of them at which the answer differs.
     """
-    asked = scenario.workload.batch
-    values = np.arange(1.0, 257.0)
-    if asked > 256:
-        values = np.unique(np.concatenate([values, np.geomspace(256, asked, 200).round()]))
     prompt = np.asarray(float(scenario.workload.prompt_tokens))
-    best = best_gain(scenario, rule, batch=values, prompt_tokens=prompt)
-    return _paying_range("batch", values, best, asked)
+
+    def tried(values: Floats) -> BestGain:
+        return best_gain(scenario, rule, batch=values, prompt_tokens=prompt)
+
+    values = np.arange(1.0, EVERY_BATCH + 1.0)
+    best = tried(values)
+    if best.fits[-1]:
+        steps = math.ceil(math.log(MOST_BATCH / EVERY_BATCH) / math.log(1.03))
+        more = np.geomspace(EVERY_BATCH, MOST_BATCH, steps + 1).round()
+        found = tried(more)
+        values = np.unique([*values, *more, *changes(more, found.pays, found.possible, found.fits)])
+        best = tried(values)
+    return _paying_ranges("batch", values, best)
 
 
 def break_even_context(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven:
-    """The contexts at which the scenario's draft choice pays at its batch and the best γ."""
+    """The contexts at which the scenario's draft choice pays at its batch and the best γ.
+
+    Steps of about 3 % are tried, and the scenario's context.
+    """
     asked = scenario.workload.prompt_tokens
     last = float(max(scenario.target.max_context_tokens, asked))
     values = np.unique(np.append(np.geomspace(256.0, last, 200).round(), asked))
     batch = np.asarray(float(scenario.workload.batch))
     best = best_gain(scenario, rule, batch=batch, prompt_tokens=values)
-    return _paying_range("prompt_tokens", values, best, asked)
+    return _paying_ranges("prompt_tokens", values, best)
+
+
+def _paying_ranges(axis: str, values: Floats, best: BestGain) -> BreakEven:
+    return paying_ranges(
+        axis,
+        values,
+        pays=best.pays,
+        clear=best.gain.is_clear,
+        possible=best.possible,
+        fits=best.fits,
+    )
 
 
 def gamma_schedule(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> GammaSchedule:
@@ -261,20 +261,3 @@ def break_even_alpha(scenario: Scenario, *, objective: str = "throughput") -> fl
         middle = 0.5 * (low + high)
         low, high = (middle, high) if loses(middle) else (low, middle)
     return high
-
-
-def _paying_range(axis: str, values: Floats, best: BestGain, asked: int) -> BreakEven:
-    tried, pays = values[best.possible], best.pays[best.possible]
-    lowest = int(values[0])
-    if not np.any(pays):
-        return BreakEven(axis=axis, lowest=lowest, from_value=None, until=None)
-    here = np.flatnonzero((tried == asked) & pays)
-    inside = int(here[0]) if here.size else int(np.flatnonzero(pays)[-1])
-    before = np.flatnonzero(~pays[:inside])
-    after = np.flatnonzero(~pays[inside:])
-    first = int(before[-1]) + 1 if before.size else 0
-    last = inside + int(after[0]) - 1 if after.size else len(tried) - 1
-    until = None if tried[last] == values[best.fits][-1] else int(tried[last])
-    clear = bool(np.all(best.gain.is_clear[best.possible][first : last + 1]))
-    start = int(tried[first])
-    return BreakEven(axis=axis, lowest=lowest, from_value=start, until=until, clear=clear)

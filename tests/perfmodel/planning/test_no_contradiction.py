@@ -84,10 +84,11 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
         assert answer.context.contains(work.prompt_tokens) == speculates
         ranges = re.search(r"clearly pays (.*?)\.", answer.answer)
         if ranges and "no batch" not in ranges[1]:
-            first, last = answer.batch.from_value, answer.batch.until
-            assert first is not None
-            stated = [int(word) for word in re.findall(r"\d+", ranges[1])]
-            assert set(stated) <= {first, last}
+            assert answer.batch.from_value is not None
+            stated = {int(word.replace(",", "")) for word in re.findall(r"[\d,]*\d", ranges[1])}
+            ends = {end for span in answer.batch.ranges for end in span}
+            assert stated <= ends | {work.batch}
+        assert ("exception" in answer.answer) == answer.batch.is_exception(work.batch)
     check_ranges(values, answer)
     # The map: one point at a time, and the schedule's cell if the point is one of its cells.
     rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
@@ -119,9 +120,10 @@ def check_ranges(values: dict[str, Any], answer: Recommendation) -> None:
     """A gain is called clear in a range only if the whole interval is above 1 at all its values."""
     assert answer.studied is not None and answer.batch is not None and answer.schedule is not None
     rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
-    work, first, last = answer.best.scenario.workload, answer.batch.from_value, answer.batch.until
-    if first is not None:
-        batches = np.arange(first, min(last or max(first, work.batch), 256) + 1.0)
+    work, exact = answer.best.scenario.workload, answer.batch.exact
+    inside = [np.arange(first, min(last, 256) + 1.0) for first, last in exact]
+    batches = np.concatenate([np.zeros(0), *inside])
+    if batches.size:
         prompt = np.asarray(float(work.prompt_tokens))
         best = best_gain(answer.studied.scenario, rule, batch=batches, prompt_tokens=prompt)
         assert np.all(best.gain.is_clear | ~best.plain_allowed)

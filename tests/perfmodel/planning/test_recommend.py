@@ -295,13 +295,27 @@ def test_a_draft_that_may_be_faster_is_not_refused_as_slower() -> None:
     assert result.verdict == "no clear gain" and not result.speculates
 
 
+NGRAM = ("ngram", "full")
+
+
 def test_the_sentence_states_the_break_even_batch() -> None:
     result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")], **APART)
     assert result.batch is not None and result.batch.from_value is not None
     assert result.batch.from_value > 1
-    assert result.answer.endswith(
-        f"at 32,000 tokens it clearly pays from batch {result.batch.from_value}."
-    )
+    stated = f"at 32,000 tokens it clearly pays from batch {result.batch.from_value}"
+    assert stated in result.answer
+
+
+def test_drafts_that_do_not_fit_are_named_and_not_called_unknown() -> None:
+    """EAGLE-3's acceptance is known, but it does not fit; look-ups' acceptance is unknown."""
+    values = {"target": "qwen3-30b-a3b", "gpu": "a100-sxm-80gb", "engine": "vllm", "tp": 1}
+    result = answer(**values, batch=19, prompt_tokens=4000, choices=[("eagle3", "full"), NGRAM])
+    known = result.beyond_limits
+    assert result.studied is None and result.unmeasured and known is not None
+    assert known.scenario.plan.draft == "eagle3" and set(known.violation(SLO())) == {"memory"}
+    assert f"{known.memory_fraction:.0%}" in result.answer
+    fits = answer(**values, batch=12, prompt_tokens=4000, choices=[("eagle3", "full"), NGRAM])
+    assert fits.studied is not None and fits.beyond_limits is None
 
 
 def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:

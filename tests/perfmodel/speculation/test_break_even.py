@@ -12,6 +12,8 @@ from strategies import a_scenario, with_acceptance
 
 from perfmodel import Scenario, estimate, without_speculation
 from perfmodel.speculation import (
+    BreakEven,
+    End,
     best_gain,
     break_even_alpha,
     break_even_batch,
@@ -20,6 +22,7 @@ from perfmodel.speculation import (
     service,
     service_gain,
 )
+from perfmodel.speculation.paying_ranges import paying_ranges
 
 # Decoding alone, on a pool of its own.
 APART: dict[str, Any] = {"prefill": "disaggregated"}
@@ -129,6 +132,74 @@ def test_the_gain_at_the_break_even_alpha_is_one(prefill: str) -> None:
     assert 0.0 < alpha < 1.0
     gain = service_gain(with_acceptance(scenario, alpha)).value
     assert float(gain) == pytest.approx(1.0, abs=1e-5)
+
+
+# ---- ranges -----------------------------------------------------------------------------------
+
+ASKED: tuple[dict[str, Any], ...] = (
+    {"target": "qwen3-30b-a3b", "gpu": "a100-sxm-80gb", "draft": "eagle3", "prompt_tokens": 4000},
+    {"target": "llama-3.1-8b", "gpu": "l4", "tp": 8, "draft": "eagle3", "prompt_tokens": 2000},
+    {"target": "deepseek-v2-lite", "gpu": "a100-sxm-80gb", "draft": "mtp", "acceptance": 0.9},
+    {"target": "llama-3.2-1b", "gpu": "h100-sxm", "draft": "eagle3", "prompt_tokens": 512},
+)
+
+
+@pytest.mark.parametrize("values", ASKED)
+def test_the_break_even_batch_does_not_depend_on_the_batch_or_gamma_asked(
+    values: dict[str, Any],
+) -> None:
+    """With experts, over PCIe, with latent attention, and where more than 256 requests fit."""
+    asked = [a_scenario(**values, batch=b, gamma=g) for b, g in ((1, 1), (7, 5), (300, 3))]
+    first, *others = [break_even_batch(scenario) for scenario in asked]
+    assert all(other == first for other in others)
+    assert first.exact and first.from_value is not None
+    for scenario in asked:
+        batch = scenario.workload.batch
+        at = best_gain(scenario, batch=np.array(float(batch)), prompt_tokens=prompt_of(scenario))
+        assert first.contains(batch) == bool(at.pays)
+
+
+def prompt_of(scenario: Scenario) -> np.ndarray[Any, Any]:
+    return np.array(float(scenario.workload.prompt_tokens))
+
+
+def ranges_of(pays: str, possible: str = "", fits: str = "") -> BreakEven:
+    """From strings of 0 and 1, one for each value from 1."""
+    flags = [np.array([c == "1" for c in text or "1" * len(pays)]) for text in (possible, fits)]
+    clear = np.array([c == "1" for c in pays])
+    values = np.arange(1.0, len(pays) + 1.0)
+    return paying_ranges("batch", values, pays=clear, clear=clear, possible=flags[0], fits=flags[1])
+
+
+def test_ranges_and_gaps_narrower_than_the_resolution_are_not_stated() -> None:
+    """At 51, 1 of 50 is narrow; at 2 it is not."""
+    sliver = ranges_of("0" * 50 + "1" + "0" * 50)
+    assert sliver.exact == ((51, 51),) and sliver.ranges == ()
+    assert sliver.contains(51) and sliver.is_exception(51) and not sliver.is_exception(52)
+    assert sliver.from_value is sliver.until is None
+    gap = ranges_of("0" * 20 + "1" * 30 + "0" + "1" * 49)
+    assert gap.ranges == ((21, 100),) and gap.exact == ((21, 50), (52, 100))
+    assert gap.is_exception(51) and not gap.contains(51) and gap.contains(52)
+    small = ranges_of("0100110000")
+    assert small.exact == small.ranges == ((2, 2), (5, 6))
+    assert (small.from_value, small.until) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("pays", "possible", "fits", "end", "until"),
+    [
+        ("01110", "11110", "11110", End.MEMORY, None),
+        ("01110", "11110", "11111", End.LIMITS, 4),
+        ("01110", "11111", "11111", End.GAIN, 4),
+        ("01111", "11111", "11111", End.TRIED, None),
+    ],
+)
+def test_a_range_says_why_it_ends(
+    pays: str, possible: str, fits: str, end: End, until: int | None
+) -> None:
+    found = ranges_of(pays, possible, fits)
+    assert (found.from_value, found.until, found.end) == (2, until, end)
+    assert found.contains(10) == (end is End.TRIED)
 
 
 # ---- the γ schedule ---------------------------------------------------------------------------
