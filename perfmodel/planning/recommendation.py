@@ -314,7 +314,7 @@ class Recommendation:
         broken = candidate.violation(self.rule.limits)
         name = max(broken, key=lambda limit: broken[limit])
         if name == "memory":
-            return f"needs {candidate.memory_fraction:.0%} of the GPU memory"
+            return f"needs {candidate.memory_fraction:.1%} of the GPU memory"
         if name == "tpot":
             return f"takes {format_seconds(candidate.tpot_s)} per token"
         return f"takes {format_seconds(candidate.ttft_s)} until the first token"

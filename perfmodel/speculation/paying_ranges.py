@@ -1,7 +1,8 @@
 """`BreakEven`: the batches or contexts at which speculation clearly pays, and why they end.
 
 Kernel times are interpolated between powers of two, and step times jump where rows pass a kernel's
-tile. Ranges and gaps that are narrower than `RESOLUTION` are therefore not stated.
+tile or data-parallel groups become unequal. Ranges and gaps that are narrower than `RESOLUTION` are
+therefore not stated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 
 from perfmodel._typing import Bools, Floats
 
-RESOLUTION = 0.1  # of a value
+RESOLUTION = 0.25  # of a value
 Span = tuple[int, int]  # first and last value
 
 
@@ -73,7 +74,8 @@ class BreakEven:
         first, last = _widest(self.ranges)
         if len(self.ranges) == 1 and first == self.lowest and self.until is None:
             return f"at every {unit} that fits"
-        ends = " and ".join(self._span(span, unit) for span in self.ranges)
+        *spans, final = (self._span(span, unit) for span in self.ranges)
+        ends = f"{', '.join(spans)} and {final}" if spans else final
         if self.ranges[-1] != (first, last) or self.end in (None, End.TRIED):
             return ends
         beyond = {
@@ -150,7 +152,7 @@ def _without_gaps(spans: Iterable[Span]) -> list[Span]:
 
 
 def _is_wide(first: int, last: int) -> bool:
-    return last + 1 >= (1.0 + RESOLUTION) * first
+    return last + 1 > (1.0 + RESOLUTION) * first
 
 
 def _widest(spans: Iterable[Span]) -> Span:

@@ -172,7 +172,7 @@ def ranges_of(pays: str, possible: str = "", fits: str = "") -> BreakEven:
 
 
 def test_ranges_and_gaps_narrower_than_the_resolution_are_not_stated() -> None:
-    """At 51, 1 of 50 is narrow; at 2 it is not."""
+    """Up to a quarter of the value is narrow: one batch is at 51, but not at 2."""
     sliver = ranges_of("0" * 50 + "1" + "0" * 50)
     assert sliver.exact == ((51, 51),) and sliver.ranges == ()
     assert sliver.contains(51) and sliver.is_exception(51) and not sliver.is_exception(52)
