@@ -70,7 +70,7 @@ class BreakEven:
     def where(self, unit: str) -> str:
         """The stated ranges and the reason of the end in words; `unit` is "batch", for example."""
         if not self.ranges:
-            return f"at no {unit} that fits"
+            return f"at {'hardly any' if self.exact else 'no'} {unit} that fits"
         first, last = _widest(self.ranges)
         if len(self.ranges) == 1 and first == self.lowest and self.until is None:
             return f"at every {unit} that fits"

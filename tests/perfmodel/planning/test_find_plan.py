@@ -195,9 +195,11 @@ def test_the_paying_range_ends_where_the_limits_are_missed() -> None:
         "output_tokens": 800, "slo": "tpot<30ms", "draft": "self",
     }  # fmt: skip
     answer = find_plan({**values, "batch": 14})
-    assert answer.batch is not None and answer.batch.until is not None
+    assert answer.batch is not None and answer.batch.exact
+    last = answer.batch.exact[-1][1]
+    assert last >= 14 and not answer.batch.contains(last + 1)
     with pytest.raises(NoFeasiblePlan):
-        find_plan({**values, "batch": answer.batch.until + 1})
+        find_plan({**values, "batch": last + 1})
 
 
 def test_a_published_acceptance_counts_as_extrapolated() -> None:
