@@ -109,17 +109,20 @@ def pair_error(one: Scenario, other: Scenario) -> float:
     """Standard error of ln(ratio of two plans' speedups) that follows from that of step times.
 
     The plans differ in their drafts, γ or TP; target, workload, GPU and engine are the same. With
-    experts, T_V depends on γ; at another TP, so does T_T on the ranks.
+    experts, T_V depends on γ; at another TP, so does T_T on the ranks. A kernel of latent attention
+    that does not split the cache changes both speedups, so their ratio has the difference.
     """
     both = (one, other)
     kernels = PAIR_SHARE * max(relative_error(plan) for plan in both)
     links = [float(np.subtract(*_link_delays(plan))) for plan in both]
-    apart_ranks = (math.hypot(e, _ranks_error(p)) for e, p in zip(links, both, strict=True))
-    ranks = PAIR_TP_SHARE * max(apart_ranks)
+    ranks = PAIR_TP_SHARE * max(
+        math.hypot(link, _ranks_error(plan)) for link, plan in zip(links, both, strict=True)
+    )
     rows = abs(math.log((one.plan.gamma + 1) / (other.plan.gamma + 1))) / math.log(4.0)
     experts = rows * max(float(_parts_error(plan)) for plan in both)
     apart = TP_ERROR * math.sqrt(abs(math.log2(one.tp / other.tp)))
-    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart)
+    first, second = (float(np.subtract(*_split_delays(plan))) for plan in both)
+    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart, first - second)
 
 
 def time_error(scenario: Scenario) -> float:
