@@ -300,6 +300,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
             "is_clear": schedule.clear,
         },
         "fastest_gamma": answer.fastest_gamma,
+        "plateau_gamma": answer.plateau_gamma,
         "sensitivities": [
             {"name": s.name, "change": s.change, "gain_low": s.low, "gain_high": s.high}
             for s in answer.sensitivities
