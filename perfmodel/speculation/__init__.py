@@ -10,6 +10,7 @@ from perfmodel.speculation.break_even import (
     break_even_alpha,
     break_even_batch,
     break_even_context,
+    gamma_ranges,
     gamma_schedule,
     within,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "estimate",
     "evidence",
     "gain_value",
+    "gamma_ranges",
     "gamma_schedule",
     "host_wait_s",
     "implausible",

@@ -236,23 +236,40 @@ def break_even_context(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEv
     return _paying_range("prompt_tokens", values, best, asked)
 
 
-def gamma_schedule(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> GammaSchedule:
-    """The best γ of the scenario's draft choice over powers of two of batch and context.
+def gamma_schedule(
+    scenario: Scenario,
+    rule: Rule = DEFAULT_RULE,
+    *,
+    batches: tuple[int, ...] = BATCHES,
+    contexts: tuple[int, ...] = CONTEXTS,
+) -> GammaSchedule:
+    """The best γ of the scenario's draft choice over batches and contexts, which ascend.
 
     Among the γ within 1 % of the best, it is the one that does not fall as the context grows.
     """
-    batch, context = np.array(BATCHES, float)[:, None], np.array(CONTEXTS, float)
+    batch, context = np.array(batches, float)[:, None], np.array(contexts, float)
     best = best_gain(scenario, rule, batch=batch, prompt_tokens=context)
     plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=context)
     # If only the draft does not fit, plain decoding is chosen.
     otherwise = np.where(plain.feasible, 0, -1)
     chosen = np.where(best.pays, _steady(best), otherwise).astype(int)
     return GammaSchedule(
-        batches=BATCHES,
-        contexts=CONTEXTS,
+        batches=batches,
+        contexts=contexts,
         gamma=tuple(tuple(map(int, row)) for row in chosen),
         clear=bool(np.all(best.gain.is_clear[best.pays])),
     )
+
+
+def gamma_ranges(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> tuple[tuple[int, int, int], ...]:
+    """(first batch, last batch, γ) at the scenario's prompt length, with a row up to its batch.
+
+    Its γ at that batch is that of `best_gamma` if speculation pays there.
+    """
+    prompt = scenario.workload.prompt_tokens
+    batches = tuple(sorted({*BATCHES, scenario.workload.batch}))
+    schedule = gamma_schedule(scenario, rule, batches=batches, contexts=(prompt,))
+    return schedule.ranges(prompt)
 
 
 def best_gamma(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> tuple[int, int, int]:

@@ -30,13 +30,15 @@ class Evidence:
     acceptance: str  # "" without speculation
     engine: str
     extrapolated: tuple[str, ...]  # step times, and "acceptance"
+    is_timed: bool  # whether the engine was timed on this GPU with as many ranks
     labels: Labels
 
     @property
     def sentence(self) -> str:
         """The evidence as one sentence."""
         outside = ", ".join(self.extrapolated)
-        tail = f"extrapolated: {outside}" if outside else "nothing is extrapolated"
+        none = "nothing is extrapolated" if self.is_timed else "no kernel time is extrapolated"
+        tail = f"extrapolated: {outside}" if outside else none
         bases = " and ".join(filter(None, (self.acceptance, self.engine)))
         return f"Based on {bases}; {tail}."
 
@@ -52,6 +54,8 @@ def evidence(scenario: Scenario, point: RoundEstimate | None = None) -> Evidence
         acceptance=text,
         engine=_engine(scenario),
         extrapolated=tuple(outside),
+        is_timed=scenario.engine.measured_on == scenario.machine.gpu.name
+        and not _timed_tp(scenario),
         labels=labels(scenario),
     )
 
