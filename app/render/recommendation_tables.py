@@ -114,6 +114,8 @@ def _gamma_choice(answer: Mapping[str, Any]) -> str:
     chosen, fastest = answer["studied"]["scenario"]["gamma"], answer["fastest_gamma"]
     if chosen == fastest:
         return ""
+    if chosen < answer["plateau_gamma"]:
+        return f"γ={chosen} is the fastest γ with a clear gain; that of γ={fastest} is not clear"
     return f"γ={chosen} is the smallest γ within 1 % of the best (γ={fastest})"
 
 

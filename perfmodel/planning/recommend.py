@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
+
 from perfmodel.errors import NoFeasiblePlan
 from perfmodel.planning.candidate import Candidate, simplest
 from perfmodel.planning.capacity import capacity, fewest, fleets
@@ -29,19 +31,19 @@ from perfmodel.planning.recommendation import (
     Recommendation,
     Verdict,
 )
-from perfmodel.planning.search import Search
+from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO, Prefill
 from perfmodel.speculation import (
     Gain,
     Interval,
     Rule,
+    best_gamma,
     break_even_alpha,
     break_even_batch,
     break_even_context,
     estimate,
     evidence,
-    fastest_gamma,
     gain_value,
     gamma_schedule,
     interval_probability,
@@ -80,9 +82,10 @@ def recommend(
     reference = plain or _plain_of(result)
     sized = fleets(result, rate) if rate else []
     rule = Rule(objective=result.objective, limits=result.slo)
-    at, advantage, interval = None, None, None
+    at, advantage, interval, gammas = None, None, None, None
     if studied is not None:
         at = studied.scenario
+        gammas = best_gamma(at, rule)
         interval = gain_interval(studied, result.objective)
         advantage = _advantage(result, studied, reference)
     return Recommendation(
@@ -107,7 +110,8 @@ def recommend(
         batch=break_even_batch(at, rule) if at else None,
         context=break_even_context(at, rule) if at else None,
         schedule=gamma_schedule(at, rule) if at else None,
-        fastest_gamma=fastest_gamma(at, rule) if at else None,
+        fastest_gamma=gammas[2] if gammas else None,
+        plateau_gamma=gammas[1] if gammas else None,
         sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
         evidence=evidence(at or best.scenario),
         binding=_binding(result, ranked[0]),
@@ -161,15 +165,24 @@ def _engine_gap(result: Search, best: Candidate) -> EngineGap | None:
 def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
     """The simplest plan that is not clearly worse than another one; see the module docstring.
 
-    Of each draft and policy, the fastest plan that clearly gains is considered.
+    Of each draft and policy, the fastest plan that clearly gains is considered, if necessary with a
+    smaller γ.
     """
     clear: dict[tuple[str, str], Candidate] = {}
+    surer: dict[tuple[str, str], Candidate] = {}
     for candidate in drafts:
         choice = (candidate.scenario.plan.draft, candidate.scenario.plan.policy)
-        if choice not in clear and (plain is None or _is_clear(result, candidate, plain)):
+        if choice in clear:
+            continue
+        if choice in surer and result.cost(surer[choice]) <= result.cost(candidate):
+            clear[choice] = surer[choice]
+        elif plain is None or _is_clear(result, candidate, plain):
             clear[choice] = candidate
+        elif (other := _surer(result, candidate)) and _is_clear(result, other, plain):
+            surer[choice] = min(surer.get(choice, other), other, key=result.cost)
+    clear = surer | clear
     best = simplest(
-        list(clear.values()),  # the fastest first
+        sorted(clear.values(), key=result.cost),
         plain,
         parts=lambda c: c.parts,
         cost=result.cost,
@@ -177,6 +190,21 @@ def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) ->
     )
     assert best is not None  # without plain decoding, it is a draft
     return best
+
+
+def _surer(result: Search, candidate: Candidate) -> Candidate | None:
+    """The same plan with the smaller γ that `best_gain` chooses, if the gain is not clear."""
+    rule, scenario = Rule(objective=result.objective, limits=result.slo), candidate.scenario
+    smaller = np.arange(1.0, scenario.plan.gamma)
+    if candidate.gain <= 1.0 or not smaller.size:
+        return None
+    if not np.any(service_gain(scenario, objective=result.objective, gamma=smaller).is_clear):
+        return None
+    gamma = best_gamma(scenario, rule)[0]
+    if not 0 < gamma < scenario.plan.gamma:
+        return None
+    plan = replace(scenario.plan, gamma=gamma)
+    return evaluated(replace(scenario, plan=plan), result.objective)
 
 
 def _faster(result: Search, best: Candidate, fastest: Candidate, plain: Candidate) -> Faster | None:

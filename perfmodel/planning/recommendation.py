@@ -92,7 +92,9 @@ class Recommendation:
     batch: BreakEven | None
     context: BreakEven | None
     schedule: GammaSchedule | None
-    fastest_gamma: int | None  # that of the studied plan is the smallest within 1 % of its cost
+    fastest_gamma: int | None
+    plateau_gamma: int | None  # the smallest within 1 % of its cost; that of the studied plan, or
+    # the studied plan's is smaller because only then its gain is clear
     sensitivities: tuple[Sensitivity, ...]
     evidence: Evidence  # of the studied plan, or of plain decoding
     binding: Binding | None

@@ -1,7 +1,10 @@
 """Where speculation clearly pays: break-even batch and context, and γ over batch and context.
 
 It pays where the whole 90 % interval of its gain is above 1, at the best γ within the limits: the
-rule by which a plan is recommended.
+rule by which a plan is recommended. The best γ is the smallest within 1 % of the lowest cost or, if
+its gain is not clear, the fastest smaller one whose gain is. Intervals widen with γ, since more of
+the gain then depends on α: without the second case, a gain would cease to be clear at a slightly
+larger batch only because a larger γ is a little faster there.
 """
 
 from __future__ import annotations
@@ -80,8 +83,9 @@ class BestGain:
     gamma: Floats
     plain_allowed: Bools  # where plain decoding meets the limits
     fits: Bools  # where some γ fits in memory
-    near: Bools  # (..., γ): which γ are within 1 % of the best
+    near: Bools  # (..., γ): which γ are within 1 % of the best, or the one that is chosen instead
     fastest: Floats  # the γ of the lowest cost
+    plateau: Floats  # the smallest γ within 1 % of it
 
     @property
     def possible(self) -> Bools:
@@ -126,28 +130,54 @@ def best_gain(
     allowed = within(result, rule.limits) & ~np.isnan(cost)
     allowed = allowed & ~reads_own_cache(scenario, prompt, budget)[..., None]
     bounded = np.where(allowed, cost, np.inf)
-    index = plateau(bounded)
+    first = index = plateau(bounded).astype(int)
     near = allowed & (bounded <= np.min(bounded, axis=-1, keepdims=True) * (1.0 + PLATEAU))
     possible = np.any(allowed, axis=-1)
+    points = (batch, prompt, np.broadcast_to(budget, batch.shape))
+    ends = _gain_ends(scenario, rule, points, gammas[index])
+    plain = service(without_speculation(scenario), batch=batch, prompt_tokens=prompt)
+    plain_allowed = np.broadcast_to(within(plain, rule.limits), batch.shape)
+    # Where the gain is not clear, all smaller γ that are faster than plain decoding are tried.
+    tried = (cost_s(plain, rule.objective)[..., None] > bounded) & (
+        np.arange(len(gammas)) < index[..., None]
+    )
+    tried = tried & (possible & plain_allowed & (ends[0] <= 1.0))[..., None]
+    if np.any(tried):
+        others = np.full((3, *bounded.shape), np.nan)
+        *at, gamma = (
+            np.broadcast_to(values, bounded.shape)[tried]
+            for values in (*(axis[..., None] for axis in points), gammas)
+        )
+        others[:, tried] = _gain_ends(scenario, rule, tuple(at), gamma)
+        is_clear = others[0] > 1.0
+        changed = np.any(is_clear, axis=-1)
+        index = np.where(changed, np.argmin(np.where(is_clear, bounded, np.inf), axis=-1), index)
+        taken = np.take_along_axis(others, index[None, ..., None], axis=-1)[..., 0]
+        ends = np.where(changed, taken, ends)
+        near = np.where(changed[..., None], np.arange(len(gammas)) == index[..., None], near)
+    return BestGain(
+        gain=Gain(*np.where(possible, ends, np.nan)),
+        gamma=np.where(possible, gammas[index], -1.0),
+        plain_allowed=plain_allowed,
+        fits=np.any(within(result, SLO()), axis=-1),
+        near=near,
+        fastest=gammas[np.argmin(bounded, axis=-1)],
+        plateau=gammas[first],
+    )
+
+
+def _gain_ends(scenario: Scenario, rule: Rule, points: tuple[Floats, ...], gamma: Floats) -> Floats:
+    """(low, value, high) of the gain along the first axis, at (batch, prompt, KV budget)."""
+    batch, prompt, budget = points
     gain = service_gain(
         scenario,
         objective=rule.objective,
         batch=batch,
         prompt_tokens=prompt,
-        gamma=gammas[index],
+        gamma=gamma,
         kv_budget_tokens=budget,
     )
-    low, value, high = (np.where(possible, g, np.nan) for g in (gain.low, gain.value, gain.high))
-    plain = service(without_speculation(scenario), batch=batch, prompt_tokens=prompt)
-    chosen = np.where(possible, gammas[index], -1.0)
-    return BestGain(
-        gain=Gain(low, value, high),
-        gamma=chosen,
-        plain_allowed=within(plain, rule.limits),
-        fits=np.any(within(result, SLO()), axis=-1),
-        near=near,
-        fastest=gammas[np.argmin(bounded, axis=-1)],
-    )
+    return np.stack([np.broadcast_to(g, batch.shape) for g in (gain.low, gain.value, gain.high)])
 
 
 def within(result: ServiceEstimate, limits: SLO) -> Bools:
@@ -206,30 +236,52 @@ def _paying_ranges(axis: str, values: Floats, best: BestGain) -> BreakEven:
     )
 
 
-def gamma_schedule(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> GammaSchedule:
-    """The best γ of the scenario's draft choice over powers of two of batch and context.
+def gamma_schedule(
+    scenario: Scenario,
+    rule: Rule = DEFAULT_RULE,
+    *,
+    batches: tuple[int, ...] = BATCHES,
+    contexts: tuple[int, ...] = CONTEXTS,
+) -> GammaSchedule:
+    """The best γ of the scenario's draft choice over batches and contexts, which ascend.
 
     Among the γ within 1 % of the best, it is the one that does not fall as the context grows.
     """
-    batch, context = np.array(BATCHES, float)[:, None], np.array(CONTEXTS, float)
+    batch, context = np.array(batches, float)[:, None], np.array(contexts, float)
     best = best_gain(scenario, rule, batch=batch, prompt_tokens=context)
     plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=context)
     # If only the draft does not fit, plain decoding is chosen.
     otherwise = np.where(plain.feasible, 0, -1)
     chosen = np.where(best.pays, _steady(best), otherwise).astype(int)
     return GammaSchedule(
-        batches=BATCHES,
-        contexts=CONTEXTS,
+        batches=batches,
+        contexts=contexts,
         gamma=tuple(tuple(map(int, row)) for row in chosen),
         clear=bool(np.all(best.gain.is_clear[best.pays])),
     )
 
 
-def fastest_gamma(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> int:
-    """The γ of the lowest cost within the limits, at the scenario's batch and context."""
+def gamma_ranges(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> tuple[tuple[int, int, int], ...]:
+    """(first batch, last batch, γ) at the scenario's prompt length, with a row up to its batch.
+
+    Its γ at that batch is that of `best_gamma` if speculation pays there.
+    """
+    prompt = scenario.workload.prompt_tokens
+    batches = tuple(sorted({*BATCHES, scenario.workload.batch}))
+    schedule = gamma_schedule(scenario, rule, batches=batches, contexts=(prompt,))
+    return schedule.ranges(prompt)
+
+
+def best_gamma(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> tuple[int, int, int]:
+    """The γ that is chosen at the scenario's batch and context, the first on the plateau, the best.
+
+    They ascend: the fastest with a clear gain, the smallest within 1 % of the lowest cost within
+    the limits, and the γ of the lowest cost.
+    """
     work = scenario.workload
     batch, prompt = np.asarray(float(work.batch)), np.asarray(float(work.prompt_tokens))
-    return int(best_gain(scenario, rule, batch=batch, prompt_tokens=prompt).fastest)
+    best = best_gain(scenario, rule, batch=batch, prompt_tokens=prompt)
+    return int(best.gamma), int(best.plateau), int(best.fastest)
 
 
 def _steady(best: BestGain) -> Floats:

@@ -13,7 +13,7 @@ import pytest
 
 from perfmodel import ConfigError, NoFeasiblePlan, Recommendation, find_plan, recommendation_dict
 from perfmodel.specs import parse_slo
-from perfmodel.speculation import Rule, best_gain, service_gain
+from perfmodel.speculation import Rule, best_gain, gamma_ranges, service_gain
 
 GPUS = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s", "l40", "b200")
 TARGETS = ("llama-3.1-8b", "llama-3.1-70b", "qwen3-32b", "llama-2-7b-32k", "mistral-7b-v0.3")
@@ -106,6 +106,10 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
         gamma = schedule.gamma[row][schedule.contexts.index(work.prompt_tokens)]
         if same_tp or speculates:
             assert (gamma > 0) == speculates
+    if speculates:  # and the schedule that is exported
+        ranges = gamma_ranges(studied.scenario, rule)
+        exported = [gamma for first, last, gamma in ranges if first <= work.batch <= last]
+        assert exported == [studied.scenario.plan.gamma]
     # A gain is never almost certain on weak evidence, and a self-draft never the whole target.
     budget = studied.scenario.plan.kv_budget_tokens
     assert (budget is None) == (studied.scenario.plan.draft == "eagle3")
