@@ -29,7 +29,7 @@ _WORDS = (
     "shared_experts shared_expert_gate lm_head embed_tokens gate gate_proj up_proj gate_up_proj "
     "down_proj q_proj k_proj v_proj o_proj qkv_proj out_proj in_proj q_a_proj q_b_proj kv_b_proj "
     "kv_a_proj kv_a_proj_with_mqa fused_qkv_a_proj in_proj_qkvz in_proj_qkv in_proj_ba router "
-    "in_proj_a in_proj_b in_proj_z kv_proj qk_proj proj attn self_attention vision_model "
+    "in_proj_a in_proj_b in_proj_z kv_proj qk_proj shared_mlp proj attn self_attention vision_model "
     "vision_tower linear_fc1 linear_fc2"
 )
 
@@ -230,8 +230,9 @@ def _modules(spec: ModelSpec) -> dict[str, list[_Module]]:
         parts["mlp"] = _gated_mlp(spec.dense_layers, "mlp", "feed_forward")
     if (experts := spec.experts) is not None:
         if experts.shared_width:
-            names = ("mlp.shared_experts", "mlp.shared_expert", "feed_forward.shared_expert")
-            parts["shared experts"] = _gated_mlp(experts.layers, *names)
+            names = ("shared_experts", "shared_expert", "shared_mlp")
+            places = [f"mlp.{name}" for name in names] + ["feed_forward.shared_expert"]
+            parts["shared experts"] = _gated_mlp(experts.layers, *places)
         names = ("mlp.experts.0", "block_sparse_moe.experts.0", "feed_forward.experts.0")
         parts["experts"] = _gated_mlp(experts.layers, *names)
     return parts
