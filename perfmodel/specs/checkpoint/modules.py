@@ -29,8 +29,8 @@ _WORDS = (
     "shared_experts shared_expert_gate lm_head embed_tokens gate gate_proj up_proj gate_up_proj "
     "down_proj q_proj k_proj v_proj o_proj qkv_proj out_proj in_proj q_a_proj q_b_proj kv_b_proj "
     "kv_a_proj kv_a_proj_with_mqa fused_qkv_a_proj in_proj_qkvz in_proj_qkv in_proj_ba router "
-    "in_proj_a in_proj_b in_proj_z kv_proj qk_proj shared_mlp proj attn self_attention vision_model "
-    "vision_tower linear_fc1 linear_fc2"
+    "in_proj_a in_proj_b in_proj_z kv_proj qk_proj proj attn self_attention vision_model "
+    "vision_tower linear_fc1 linear_fc2 shared_mlp"
 )
 
 
