@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import specroof
-from calibration.validate.served import served_groups
+from calibration.validate.served import faster_groups, served_groups
 from perfmodel import RoundEstimate, catalog, estimate, speedup_interval
 from perfmodel.passes.forward import forward_pass
 from perfmodel.passes.parts import GROUPS
@@ -209,9 +209,8 @@ def served() -> Iterator[str]:
     """Errors against published times per output token, in percent."""
     yield from header("target", "GPUs", "engine", "rows", "signed median", "median", "worst")
     for group in served_groups():
-        gpus = gpus_of(
-            {"tp": group.tp, "gpu": group.gpu} | ({"ep": group.ep} if group.ep > 1 else {})
-        )
+        groups = {key: n for key, n in (("ep", group.ep), ("dp", group.dp)) if n > 1}
+        gpus = gpus_of({"tp": group.tp, "gpu": group.gpu} | groups)
         errors = (
             f"{group.median_signed:+.1f}",
             f"{group.median_absolute:.1f}",
@@ -220,9 +219,28 @@ def served() -> Iterator[str]:
         yield row(group.target, gpus, group.engine, group.rows, *errors)
 
 
+def faster() -> Iterator[str]:
+    """Gains that speculation may explain, and errors of the predicted gains by batch."""
+    errors = "error by batch, uniform", "error by batch, skewed"
+    yield from header("GPUs", "engine", "prompt / output", "gain", "α", *errors)
+    for group, skewed_one in zip(faster_groups(), faster_groups(SKEW), strict=True):
+        ep = {"ep": group.ep} if group.ep > 1 else {}
+        yield row(
+            gpus_of({"tp": group.tp, "gpu": group.gpu} | ep),
+            group.engine,
+            f"{group.prompt_tokens:,} / {group.output_tokens:,}",
+            "-".join(f"{gain:.2f}" for gain in group.gains),
+            f"{group.alpha:.2f}",
+            *(
+                ", ".join(f"{batch}: {error:+.0f}" for batch, error in one.errors)
+                for one in (group, skewed_one)
+            ),
+        )
+
+
 def tables() -> str:
     """The tables as Markdown."""
-    makers = (sizes, verification, break_even, one_expert, targets, sources, served)
+    makers = (sizes, verification, break_even, one_expert, targets, sources, served, faster)
     return "\n\n".join("\n".join(make()) for make in makers)
 
 
