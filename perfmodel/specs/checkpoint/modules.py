@@ -102,7 +102,8 @@ class _Module(NamedTuple):
 class Quantisation:
     """How a checkpoint is quantised; `groups` are pairs of targets and their type.
 
-    `covers_head` is whether the LM head is quantised unless it is left out.
+    `covers_head` is whether the LM head is quantised unless it is left out. `scales` are bytes per
+    weight of scales and zero points, by the types whose own bytes do not include them.
     """
 
     where: str
@@ -110,6 +111,7 @@ class Quantisation:
     left_out: tuple[str, ...] = ()
     kv: str = ""
     covers_head: bool = False
+    scales: tuple[tuple[str, float], ...] = ()
 
     def stored(self, spec: ModelSpec) -> Stored:
         """The types of the parts of a model.
