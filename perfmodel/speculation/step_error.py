@@ -80,7 +80,8 @@ def pair_error(one: Scenario, other: Scenario) -> float:
     """Standard error of ln(ratio of two plans' speedups) that follows from that of step times.
 
     The plans differ in their drafts, γ or TP; target, workload, GPU and engine are the same. With
-    experts, T_V depends on γ; at another TP, so does T_T on the ranks.
+    experts, T_V depends on γ; at another TP, so does T_T on the ranks. A kernel of latent attention
+    that does not split the cache changes both speedups, so their ratio has the difference.
     """
     both = (one, other)
     kernels = PAIR_SHARE * max(relative_error(plan) for plan in both)
@@ -88,7 +89,10 @@ def pair_error(one: Scenario, other: Scenario) -> float:
     rows = abs(math.log((one.plan.gamma + 1) / (other.plan.gamma + 1))) / math.log(4.0)
     experts = rows * max(_parts_error(plan) for plan in both)
     apart = TP_ERROR * math.sqrt(abs(math.log2(one.tp / other.tp)))
-    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart)
+    first, second = (
+        _unsplit_distance(plan, None, lambda found: float(found.speedup)) for plan in both
+    )
+    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart, first - second)
 
 
 def time_error(scenario: Scenario) -> float:
@@ -206,7 +210,7 @@ def _link_error(scenario: Scenario, point: RoundEstimate | None = None) -> float
 def _unsplit_distance(
     scenario: Scenario, point: RoundEstimate | None, value: Callable[[RoundEstimate], float]
 ) -> float:
-    """|ln(value)| between kernels of latent attention that split the cache and the one measured.
+    """ln(value) with kernels of latent attention that split the cache over that with the measured.
 
     0 if it splits it. Serving engines split it, so no plan may rest on the times of a kernel that
     does not: this is one standard error of a speedup, and the 90 % interval of a time ends at it.
@@ -226,4 +230,4 @@ def _unsplit_distance(
     engine = scenario.engine
     other = engine.changed(attention_factor=engine.attention_factor / ratio)
     split = estimate(replace(scenario, engine=other))
-    return abs(math.log(value(split) / value(point or estimate(scenario))))
+    return math.log(value(split) / value(point or estimate(scenario)))
