@@ -204,8 +204,7 @@ def _scale_bytes(size: Any, zero_bits: int, where: str) -> float:
         return 0.0
     if type(size) is not int or size < 1:
         raise ConfigError(
-            f"{where}: group_size={shown(size)} is not supported; use the number of weights of a "
-            f"group, or -1 for a scale per column"
+            f"{where}: group_size={shown(size)} is not supported; use a number of weights, or -1"
         )
     return (_SCALE_BYTES + zero_bits / 8.0) / size
 
@@ -227,7 +226,10 @@ def _modelopt(stated: Mapping[str, Any], where: str) -> Quantisation:
         raise ConfigError(
             f"{where}: quant_algo={shown(algorithm)} is not supported; use {either(_MODELOPT)}"
         )
-    dtype, size = _MODELOPT[algorithm], fields.get("group_size") or None
+    dtype, size = (
+        _MODELOPT[algorithm],
+        fields.get("group_size", fields.get("awq_block_size")) or None,
+    )
     if dtype in _GROUPS and size not in (None, _GROUPS[dtype]):
         raise ConfigError(
             f"{where}: group_size={shown(size)} is not supported; {dtype} has groups of "
@@ -256,13 +258,11 @@ def _compressed(stated: Mapping[str, Any], where: str) -> Quantisation:
 def _check_layout(stated: Mapping[str, Any], where: str) -> None:
     """Refuse layouts without all weights, such as 2:4 sparsity, and transforms of activations."""
     sparsity = stated.get("sparsity_config") or {}
-    if not isinstance(sparsity, Mapping):
-        raise ConfigError(f"{where}: sparsity_config={shown(sparsity)} must be an object of fields")
-    structure = sparsity.get("sparsity_structure") or "unstructured"
-    if structure not in ("unstructured", "0:0"):
+    structure = sparsity.get("sparsity_structure") if isinstance(sparsity, Mapping) else sparsity
+    if structure not in (None, "unstructured", "0:0"):
         raise ConfigError(
-            f"{where}: sparsity_structure={shown(structure)} is not supported; use a checkpoint "
-            f"whose kernels compute with all weights"
+            f"{where}: sparsity_config={shown(structure)} is not supported; use one whose kernels "
+            f"compute with all weights"
         )
     groups = [group for group in stated["config_groups"].values() if isinstance(group, Mapping)]
     for fields in (stated, sparsity, *groups):
