@@ -181,10 +181,6 @@ def _check_block(field: str, block: Any, where: str) -> None:
         )
 
 
-def _mxfp4(stated: Mapping[str, Any], where: str) -> Quantisation:
-    return _all_linear(where, "mxfp4")
-
-
 def _integers(stated: Mapping[str, Any], where: str) -> Quantisation:
     bits = stated.get("bits", stated.get("w_bit"))
     if type(bits) is not int or bits not in (4, 8):
@@ -349,6 +345,6 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], Quantisation]] = {
     "compressed-tensors": _compressed,
     "awq": _integers,
     "gptq": _integers,
-    "mxfp4": _mxfp4,
+    "mxfp4": lambda _, where: _all_linear(where, "mxfp4"),
     "modelopt": _modelopt,
 }
