@@ -21,6 +21,7 @@ from perfmodel import (
     Scenario,
     catalog,
     estimate,
+    parse_scenario,
     speedup_interval,
 )
 from perfmodel.catalog.acceptance import acceptance_curve
@@ -42,6 +43,7 @@ from perfmodel.speculation.step_error import (
     Distance,
     engine_distance,
     kernel_distance,
+    pair_error,
     ratio_error,
     relative_error,
 )
@@ -376,3 +378,17 @@ def test_no_speedup_is_clear_because_a_kernel_does_not_split_the_latent_cache() 
     engine = scenario.engine.changed(attention_factor=1.0 / 43.0)
     split = service_gain(replace(scenario, engine=engine))
     assert float(service_gain(scenario).low) < min(1.0, float(split.value))
+
+
+def test_two_drafts_share_the_kernel_that_does_not_split_latents() -> None:
+    """On an A100, each speedup is uncertain by it; their ratio by what it adds to one of them."""
+
+    def plan(draft: str, gamma: int) -> Scenario:
+        values = {"target": "deepseek-v2-lite", "gpu": "a100-sxm-80gb", "batch": 16}
+        drafted = {"draft": draft, "gamma": gamma, "acceptance": 0.7, "prompt_tokens": 8000}
+        return parse_scenario(values | drafted).scenario()
+
+    head, longer, own = plan("eagle3", 3), plan("eagle3", 4), plan("self", 3)
+    assert pair_error(head, own) == pytest.approx(pair_error(own, head))
+    assert pair_error(head, longer) < pair_error(head, own)
+    assert pair_error(head, own) < math.hypot(ratio_error(head), ratio_error(own))
