@@ -5,14 +5,16 @@ python examples/architectures.py
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import specroof
-from calibration.validate.served import served_groups
-from perfmodel import RoundEstimate, estimate, speedup_interval
+from calibration.validate.served import faster_groups, served_groups
+from perfmodel import RoundEstimate, catalog, estimate, speedup_interval
 from perfmodel.passes.forward import forward_pass
 from perfmodel.passes.parts import GROUPS
 from perfmodel.passes.rank import Rank
@@ -36,6 +38,7 @@ TARGETS: list[tuple[str, dict[str, Any], str]] = [
     ("gemma-3-27b", H100 | {"tp": 1}, "self"),
 ]
 POINTS = ((1, 3), (32, 1), (32, 3))  # batch, γ
+PUBLISHED = Path(__file__).parents[1] / "tests" / "perfmodel" / "specs" / "published_sizes.csv"
 NAMES = {"VLLM": "vLLM", "TRTLLM": "TensorRT-LLM"}
 
 
@@ -58,6 +61,26 @@ def skewed(point: RoundEstimate) -> RoundEstimate:
     assert target.experts is not None
     experts = replace(target.experts, skew=SKEW)
     return estimate(replace(point.scenario, target=replace(target, experts=experts)))
+
+
+def sizes() -> Iterator[str]:
+    """Sizes of all models of the catalog, and which of them are published."""
+    published: dict[str, dict[str, str]] = {}
+    for line in csv.DictReader(PUBLISHED.read_text(encoding="utf-8").splitlines()):
+        published.setdefault(line["model"], {})[line["quantity"]] = line["source"]
+    columns = "parameters (billion)", "active", "KV bytes per token", "transformers' cache after"
+    yield from header("model", *columns, "published", "source of the published KV")
+    for name in catalog.model_names():
+        spec, found = catalog.model(name), published.get(name, {})
+        yield row(
+            name,
+            f"{1e-9 * spec.parameters:.3f}",
+            f"{1e-9 * spec.active_parameters:.3f}",
+            f"{spec.kv_bytes_per_token_per_rank(1):,.0f}",
+            "1 token" if spec.linear else "1 and 9,000 tokens",
+            ", ".join("KV" if quantity == "kv" else quantity for quantity in found),
+            found.get("kv", ""),
+        )
 
 
 def verification() -> Iterator[str]:
@@ -186,9 +209,8 @@ def served() -> Iterator[str]:
     """Errors against published times per output token, in percent."""
     yield from header("target", "GPUs", "engine", "rows", "signed median", "median", "worst")
     for group in served_groups():
-        gpus = gpus_of(
-            {"tp": group.tp, "gpu": group.gpu} | ({"ep": group.ep} if group.ep > 1 else {})
-        )
+        groups = {key: n for key, n in (("ep", group.ep), ("dp", group.dp)) if n > 1}
+        gpus = gpus_of({"tp": group.tp, "gpu": group.gpu} | groups)
         errors = (
             f"{group.median_signed:+.1f}",
             f"{group.median_absolute:.1f}",
@@ -197,9 +219,28 @@ def served() -> Iterator[str]:
         yield row(group.target, gpus, group.engine, group.rows, *errors)
 
 
+def faster() -> Iterator[str]:
+    """Gains that speculation may explain, and errors of the predicted gains by batch."""
+    errors = "error by batch, uniform", "error by batch, skewed"
+    yield from header("GPUs", "engine", "prompt / output", "gain", "α", *errors)
+    for group, skewed_one in zip(faster_groups(), faster_groups(SKEW), strict=True):
+        ep = {"ep": group.ep} if group.ep > 1 else {}
+        yield row(
+            gpus_of({"tp": group.tp, "gpu": group.gpu} | ep),
+            group.engine,
+            f"{group.prompt_tokens:,} / {group.output_tokens:,}",
+            "-".join(f"{gain:.2f}" for gain in group.gains),
+            f"{group.alpha:.2f}",
+            *(
+                ", ".join(f"{batch}: {error:+.0f}" for batch, error in one.errors)
+                for one in (group, skewed_one)
+            ),
+        )
+
+
 def tables() -> str:
     """The tables as Markdown."""
-    makers = (verification, break_even, one_expert, targets, sources, served)
+    makers = (sizes, verification, break_even, one_expert, targets, sources, served, faster)
     return "\n\n".join("\n".join(make()) for make in makers)
 
 

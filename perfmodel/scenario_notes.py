@@ -10,6 +10,7 @@ from perfmodel.kernels.latent import UNSPLIT_TIME
 from perfmodel.specs.cuda_graphs import default_graph_notes
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.engine_support import block_obstacle, engine_version
+from perfmodel.specs.gpu import TIMED_VENDOR
 from perfmodel.specs.labels import Origin
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
             f"a KV budget of {budget} tokens is predicted, but the runtime needs {least} with "
             f"draft policy {scenario.plan.policy}"
         )
+    if gpu.vendor != TIMED_VENDOR:
+        notes.append(_vendor_note(scenario))
     measured_on = scenario.engine.measured_on
     if measured_on and measured_on != gpu.name and not scenario.engine.has_own_kernels:
         notes.append(
@@ -80,6 +83,12 @@ def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
             "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
             "checked on one H200 only"
         )
+    targets = scenario.engine.timed_targets
+    if targets and scenario.target.name not in targets:
+        notes.append(
+            f"engine {scenario.engine.name} was fitted to steps of {either(targets)}, not of "
+            f"{scenario.target.name}: the interval is wider"
+        )
     timed = scenario.engine.timed_tp
     if measured_on and scenario.engine.host and scenario.tp not in timed:
         notes.append(
@@ -90,6 +99,15 @@ def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
     if scenario.engine.origin == Origin.ASSUMED:
         notes.append(f"the overheads of engine {scenario.engine.name} are assumed, not measured")
     return tuple(notes)
+
+
+def _vendor_note(scenario: Scenario) -> str:
+    """What is not known on the GPUs of a vendor on whose GPUs nothing was timed."""
+    vendor, engine = scenario.machine.gpu.vendor, scenario.engine
+    note = f"no kernel and no step was timed on a GPU of {vendor}: the interval is assumed"
+    if engine.attention_kernels == "vllm" or engine.is_bound:
+        return note
+    return f"{note}, and FlashInfer, on which engine {engine.name} relies, does not run there"
 
 
 def _graph_notes(scenario: Scenario) -> list[str]:

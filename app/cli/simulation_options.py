@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from app.cli.options import option, switch
@@ -132,3 +132,17 @@ class SimulationOptions:
         trace = self.acceptance_trace
         recorded = () if trace is None else recorded_acceptance(trace)
         return scenario_acceptance(scenario, spread=self.acceptance_spread, recorded=recorded)
+
+    def observed(self, scenario: Scenario) -> Scenario:
+        """The scenario with the mean acceptance of the recorded rounds, if they were used."""
+        from perfmodel.acceptance import Acceptance
+        from perfmodel.specs import Origin
+
+        gamma = scenario.plan.gamma
+        if self.acceptance_trace is None or gamma == 0:
+            return scenario
+        tokens, source = self.process(scenario).mean_tokens(gamma), self.acceptance_trace
+        mean = Acceptance.from_mean(
+            tokens, gamma, origin=Origin.GIVEN, source=f"mean at γ={gamma} of {source}"
+        )
+        return replace(scenario, acceptance=mean)

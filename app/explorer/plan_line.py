@@ -15,15 +15,16 @@ WORKLOAD = 4  # parts of the line before the plan
 
 
 def show_plan_line(values: Values) -> None:
-    """Show the line; the source of the acceptance is its help text."""
+    """Show the line; its help text is what the predictions are based on."""
     words = plan_line(values)
     st.session_state["plan_words"] = " · ".join(words)
     parts = [plain(part) for part in words]
-    source = str(prediction(values)["acceptance"]["source"])
+    result = prediction(values)
+    based, source = result["evidence"]["sentence"], f"α: {result['acceptance']['source']}"
     with st.container(key="plan_line"):
         scenario, plan = " · ".join(parts[:WORKLOAD]), " · ".join(parts[WORKLOAD:])
         text = f"**Scenario:** {scenario}  \n**Plan of this page:** {plan}"
-        st.markdown(text, help=plain(source) or None)
+        st.markdown(text, help=plain(f"{based} {source}" if result["scenario"]["gamma"] else based))
 
 
 def plan_line(values: Values) -> list[str]:

@@ -12,6 +12,7 @@ from app.render.recommendation_tables import (
     after_answer,
     facts,
     plan_rows,
+    schedule_legend,
     schedule_rows,
     sensitivity_rows,
     unmeasured_rows,
@@ -87,7 +88,7 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
     if schedule:
         header = ("batch", *(f"{format_tokens(t)} tokens" for t in schedule["prompt_tokens"]))
         parts += [
-            "## Best γ by batch and prompt (0: no clear gain; a dot: does not fit)",
+            f"## Best γ by batch and prompt ({schedule_legend(schedule)})",
             table(header, schedule_rows(schedule)),
         ]
     return parts

@@ -29,7 +29,8 @@ def simulation_html(result: Mapping[str, Any]) -> str:
     text = ["# Simulation", code(scenario_line(result["scenario"]))]
     if result["workload"] is not None:
         text.append(plain(workload_line(result["workload"])))
-    text += [*gains, plain(closed_form_line(result)), table(("", *labels), run_rows(result))]
+    text += [*gains, plain(closed_form_line(result)), plain(result["evidence"]["sentence"])]
+    text += [table(("", *labels), run_rows(result))]
     return html_page("simulation", "\n\n".join(text), [timeline(result)])
 
 

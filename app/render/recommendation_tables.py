@@ -33,8 +33,7 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
     schedule = answer["gamma_schedule"]
     if schedule:
         console.print(
-            "\nBest γ by batch (rows) and prompt tokens (columns); "
-            "0: no clear gain within the limits; a dot: does not fit:"
+            f"\nBest γ by batch (rows) and prompt tokens (columns); {schedule_legend(schedule)}:"
         )
         header = ("batch", *(format_tokens(tokens) for tokens in schedule["prompt_tokens"]))
         print_table(rows_table(header, schedule_rows(schedule)), console)
@@ -101,9 +100,9 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
     if answer["studied"]:
         needed = answer["break_even_acceptance"]
         lines.append(
-            f"break-even α: {'none' if needed is None else f'{needed:.2f}'}; clear gain by batch: "
-            f"{_paying_range(answer, 'break_even_batch')}; by prompt tokens: "
-            f"{_paying_range(answer, 'break_even_prompt_tokens')}"
+            f"break-even α: {'none' if needed is None else f'{needed:.2f}'}; "
+            f"{_paying_range(answer, 'break_even_batch', 'batch')}; "
+            f"{_paying_range(answer, 'break_even_prompt_tokens', 'prompt tokens')}"
         )
     return [line for line in lines if line]
 
@@ -115,6 +114,8 @@ def _gamma_choice(answer: Mapping[str, Any]) -> str:
     chosen, fastest = answer["studied"]["scenario"]["gamma"], answer["fastest_gamma"]
     if chosen == fastest:
         return ""
+    if chosen < answer["plateau_gamma"]:
+        return f"γ={chosen} is the fastest γ with a clear gain; that of γ={fastest} is not clear"
     return f"γ={chosen} is the smallest γ within 1 % of the best (γ={fastest})"
 
 
@@ -140,11 +141,13 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
     if fleet:
         replica = fleet["replica"]
         other = "does not meet the limits" if not plain_fleet else f"{plain_fleet['gpus']} GPUs"
+        other = f"without speculation: {other}"
+        if fleet["scenario"]["draft"] == "none":
+            other = "no draft clearly needs fewer"
         lines.append(
             f"fewest GPUs for {fleet['rate']:g} requests/s: {fleet['gpus']}, as {fleet['replicas']}"
             f" x TP {replica['tp']} with {replica['label']}, each at most "
-            f"{replica['concurrency']:,} requests at once ({fleet['load']:.0%} loaded; without "
-            f"speculation: {other})"
+            f"{replica['concurrency']:,} requests at once ({fleet['load']:.0%} loaded; {other})"
         )
     return lines
 
@@ -190,11 +193,17 @@ def schedule_rows(schedule: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
-def _paying_range(answer: Mapping[str, Any], key: str) -> str:
-    """The range of values at which speculation pays."""
-    first, last = answer[key], answer[f"{key}_until"]
-    if first is None:
-        return "none"
-    if last is None:
-        return f"from {first:,}"
-    return f"{first:,} only" if first == last else f"{first:,} to {last:,}"
+def schedule_legend(schedule: Mapping[str, Any]) -> str:
+    """What 0 and a dot mean in a γ schedule."""
+    zero = "no clear gain" if schedule["is_clear"] else "no clear gain, nor needed for the limits"
+    return f"0: {zero}; a dot: does not fit"
+
+
+def _paying_range(answer: Mapping[str, Any], key: str, axis: str) -> str:
+    """The ranges of values at which speculation pays, why, and why the widest ends."""
+    ranges, end = answer[f"{key}_ranges"], answer[f"{key}_end"]
+    why = "clear gain" if answer[f"{key}_is_clear"] else "clear gain, or only it meets the limits,"
+    shown = (f"{low:,} only" if low == high else f"{low:,} to {high:,}" for low, high in ranges)
+    values = " and ".join(shown) or "none"
+    ends = {"memory": " (more does not fit)", "limits": " (more misses the limits)"}
+    return f"{why} by {axis}: {values}{ends.get(end, '')}"

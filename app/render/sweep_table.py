@@ -12,7 +12,7 @@ from rich.table import Table
 
 from app.render.tables import print_table
 from perfmodel import Sweep
-from perfmodel.planning import Block, Where, chosen
+from perfmodel.planning import EVIDENCE, Block, Where, chosen
 from perfmodel.units import format_seconds
 
 MAX_ROWS = 40
@@ -45,11 +45,17 @@ def print_top(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def print_rows(rows: list[dict[str, Any]], console: Console) -> None:
-    """Print rows as a table, or that there are none."""
-    if rows:
-        print_table(_table(rows), console)
-    else:
+    """Print rows as a table and what they are based on, or that there are none."""
+    if not rows:
         console.print("no point matches")
+        return
+    shared = {name: rows[0][name] for name in EVIDENCE if len({row[name] for row in rows}) == 1}
+    print_table(
+        _table([{k: v for k, v in row.items() if k not in shared} for row in rows]), console
+    )
+    if shared:
+        words = "; ".join(f"{HEADERS[name]}: {text or 'nothing'}" for name, text in shared.items())
+        console.print(words, soft_wrap=True)
 
 
 def best_rows(pieces: Iterable[Block], where: Where) -> list[dict[str, Any]]:
@@ -79,7 +85,7 @@ def best_rows(pieces: Iterable[Block], where: Where) -> list[dict[str, Any]]:
 
 
 _KEYS = ("batch", "prompt_tokens")
-_SHOWN = (*_KEYS, "gamma", "kv_budget", "speedup", "tpot_s", "feasible", "reason")
+_SHOWN = (*_KEYS, "gamma", "kv_budget", "speedup", "tpot_s", *EVIDENCE, "feasible", "reason")
 
 
 def _fixed(block: Block) -> tuple[Any, ...]:
@@ -110,6 +116,9 @@ HEADERS = {
     "draft_step_s": "T_D",
     "tokens_per_round": "tokens/round",
     "tpot_s": "time/token",
+    "acceptance_origin": "α",
+    "engine_measured_on": "engine times from",
+    "extrapolated": "extrapolated",
 }
 
 

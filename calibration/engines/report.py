@@ -161,6 +161,7 @@ def refitted_text(rows: Sequence[PublishedRow], *, name: str) -> str:
         "source": f"{len(rows)} rows of {rows[0].gpu}, starting from engine {rows[0].engine}",
         "measured_on": fit.gpu,
         "timed_tp": list(fit.tp),
+        "timed_targets": list(fit.targets),
         "speedup_error": profile.speedup_error,
     }
     entries |= {"host": host} if host else {}
@@ -318,7 +319,9 @@ def _error_dict(error: PointError) -> dict[str, Any]:
     }
 
 
-_STATED_APART = ("default_graphs", "name", "measured_on", "timed_tp", "host", "speedup_error")
+_STATED_APART = (
+    "default_graphs", "name", "measured_on", "timed_tp", "timed_targets", "host", "speedup_error",
+)  # fmt: skip
 
 
 def _entries(profile: EngineProfile) -> dict[str, Any]:

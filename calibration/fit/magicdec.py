@@ -53,12 +53,13 @@ class PublishedFit:
     values: dict[str, float]
     gpu: str
     tp: tuple[int, ...]
+    targets: tuple[str, ...]
     rows: int
     rms_percent: float
 
     def apply(self, profile: EngineProfile) -> EngineProfile:
         """The profile with the fitted values."""
-        timed = replace(profile, measured_on=self.gpu, timed_tp=self.tp)
+        timed = replace(profile, measured_on=self.gpu, timed_tp=self.tp, timed_targets=self.targets)
         return timed.changed(**self.values)
 
 
@@ -88,6 +89,7 @@ def fit_rows(rows: Sequence[PublishedRow]) -> PublishedFit:
         values=values | _round_overhead(rows),
         gpu=rows[0].gpu,
         tp=tuple(sorted({row.tp for row in rows})),
+        targets=tuple(sorted({row.target for row in rows})),
         rows=len(rows),
         rms_percent=100.0 * rms,
     )
@@ -242,7 +244,11 @@ def profile_text(fits: Mapping[str, PublishedFit], speedup_error: float) -> str:
 
 
 def _with_units(fit: PublishedFit) -> dict[str, Any]:
-    values: dict[str, Any] = {"measured_on": fit.gpu, "timed_tp": list(fit.tp)}
+    values: dict[str, Any] = {
+        "measured_on": fit.gpu,
+        "timed_tp": list(fit.tp),
+        "timed_targets": list(fit.targets),
+    }
     for name, value in fit.values.items():
         if name.endswith("_s"):
             values[f"{name.removesuffix('_s')}_us"] = round(value / US, 3)

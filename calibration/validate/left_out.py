@@ -11,6 +11,8 @@ from itertools import permutations
 import numpy as np
 
 from calibration.acceptance.published_fit import fit_all, published_points
+from calibration.engines.fit import grouped
+from calibration.engines.records import read_engine_records
 from calibration.fit.magicdec import Split, fit_rows, other_gpu_splits, splits
 from calibration.records.kernels import gpu_of
 from calibration.records.published import (
@@ -23,7 +25,16 @@ from calibration.records.published import (
 from calibration.records.steps import PASS_END, StepRecord, read_steps
 from calibration.validate.errors import measured_speedup
 from calibration.validate.predict import bench_scenario, predicted_times, prefill_s
-from perfmodel import AcceptanceCurve, EngineProfile, RoundEstimate, Scenario, estimate
+from calibration.validate.served import served_rows, served_tpot
+from perfmodel import (
+    AcceptanceCurve,
+    EngineProfile,
+    RoundEstimate,
+    Scenario,
+    catalog,
+    estimate,
+)
+from perfmodel.catalog.engines import engine_profile
 from perfmodel.speculation import (
     pair_error,
     prefill_error,
@@ -42,6 +53,9 @@ RECORDS = {
     "steps-h200-tp2-seed2114": 2,
     "steps-h200-tp2-seed2115": 2,
 }
+VLLM, VLLM_RECORDS = "vllm-0.26", "engine-vllm-0.26-h200.jsonl"
+# Profiles that predict InferenceX's rows of a dense model.
+SERVED, DENSE = {"vLLM": VLLM, "TensorRT-LLM": "tensorrt-llm-1.2"}, "llama-3.1-70b"
 SISTERS = {"h200": "h100-sxm", "h100-sxm": "h200"}
 
 
@@ -91,6 +105,8 @@ def left_out() -> LeftOut:
     _published(found, "another architecture", other_gpu_splits(magicdec_rows()))
     for row in gptfast_rows():
         _add_step(found, "kernels, of gpt-fast", row.target, row, predict_row(row))
+    _serving_engine(found)
+    _served(found)
     _borrowed_acceptance(found)
     return found
 
@@ -105,7 +121,7 @@ def _published(found: LeftOut, distance: str, rows_out: Iterable[Split]) -> None
             point = predict_row(row, fit.apply)
             scenario = point.scenario
             error = math.log1p(row_error(row, point).errors["speedup"])
-            found.add(distance, label, Miss(error, Z90 * ratio_error(scenario)))
+            found.add(distance, label, Miss(error, Z90 * float(ratio_error(scenario))))
             _add_step(found, distance, label, row, point)
             assert row.tpot_s is not None
             late = math.log(float(point.tpot_s) / row.tpot_s)
@@ -163,6 +179,7 @@ def _predictors(
             yield f"{engine}, of specroof's steps", label, bare
     there = bench_scenario(case, gpu=gpu, curves_of=sister)
     yield f"sister GPU{', two ranks' if ranks > 1 else ''}", f"{label}, from {sister}", there
+    yield "specroof's general values", label, replace(here, engine=engine_profile("specroof"))
     if ranks > 1:
         yield "two ranks from one", label, replace(here, engine=_of_one_rank(here.engine))
 
@@ -179,7 +196,7 @@ def _add_record(
         return
     late = math.log(times["round_s"] / record.round_s)
     found.add(f"round, {distance}", label, Miss(late, Z90 * time_error(scenario)))
-    miss = Miss(_speedup_error(record, scenario, ends), Z90 * ratio_error(scenario))
+    miss = Miss(_speedup_error(record, scenario, ends), Z90 * float(ratio_error(scenario)))
     found.add(distance, label, miss)
     if distance == "this GPU: specroof":
         found.add(f"{distance}, by target", record.case.target, miss)
@@ -194,7 +211,7 @@ def _add_prompt(found: LeftOut, label: str, record: StepRecord, scenario: Scenar
     tokens = record.prefill_tokens
     waits = ", waiting for launches" if waits_for_launches(scenario, tokens) else ""
     error = math.log(prefill_s(scenario, tokens) / record.prefill_s)
-    miss = Miss(error, Z90 * prefill_error(scenario, tokens))
+    miss = Miss(error, Z90 * float(prefill_error(scenario, tokens)))
     found.add(f"prompts on this GPU{waits}", label, miss)
 
 
@@ -206,6 +223,40 @@ def _of_one_rank(engine: EngineProfile) -> EngineProfile:
     ranks = {name: 0.0 for name in EngineProfile.__dataclass_fields__ if name.startswith("rank_")}
     changed = engine.changed(**ranks | {"rank_choice_factor": 1.0, "sum_gap_s": 0.0})
     return replace(changed, all_reduce="best", timed_tp=(1,))
+
+
+def _serving_engine(found: LeftOut) -> None:
+    """The points of vLLM that were held back from the fit of its profile."""
+    with resources.as_file(resources.files("calibration") / "measured" / VLLM_RECORDS) as file:
+        records = read_engine_records([file])
+    profile = engine_profile(VLLM, catalog.gpu(records.gpu))
+    distance, errors = f"this GPU: {VLLM}", {}
+    for group in grouped(records.held_back, records.gpu):
+        scenario = replace(group.scenario, engine=replace(profile, default_graphs=True))
+        width = Z90 * time_error(scenario)
+        kind = "round" if scenario.plan.speculates else "T_T"
+        late = np.log(group.seconds(scenario.engine) / group.measured_s)
+        for record, error in zip(group.records, map(float, late), strict=True):
+            found.add(f"{kind}, {distance}", scenario.target.name, Miss(error, width))
+            errors[record.point] = (error, scenario)
+    plain = {p.workload: error for p, (error, _) in errors.items() if not p.setup.gamma}
+    for point, (error, scenario) in errors.items():
+        if point.setup.gamma and point.workload in plain:
+            miss = Miss(plain[point.workload] - error, Z90 * float(ratio_error(scenario)))
+            found.add(distance, scenario.target.name, miss)
+
+
+def _served(found: LeftOut) -> None:
+    """Times per token of a dense model under load, on GPUs and ranks that were not timed."""
+    for row in served_rows():
+        engine = SERVED.get(row["engine"].split(" ")[0])
+        if engine is None or row["target"] != DENSE:
+            continue
+        tpot, measured_s = served_tpot(row, engine), 1e-3 * float(row["tpot_ms"])
+        error = math.log(tpot.value / measured_s)
+        end = tpot.high if error < 0.0 else tpot.low
+        miss = Miss(error, abs(math.log(end / tpot.value)))
+        found.add(f"T_T with prompts, {engine}", f"{row['gpu']}, TP {row['tp']}", miss)
 
 
 def _borrowed_acceptance(found: LeftOut) -> None:

@@ -20,7 +20,13 @@ from calibration.records.published import (
     summarise,
 )
 from calibration.validate.errors import LABELS
-from calibration.validate.served import ServedGroup, served_groups, served_lines
+from calibration.validate.served import (
+    FasterGroup,
+    ServedGroup,
+    faster_groups,
+    served_groups,
+    served_lines,
+)
 
 TARGET_MEAN_PERCENT = 3.0
 TARGET_WORST_PERCENT = 10.0
@@ -43,6 +49,7 @@ class PublishedReport:
     held_out: ValidationGroup
     rows: tuple[RowError, ...]
     served: tuple[ServedGroup, ...] = ()
+    faster: tuple[FasterGroup, ...] = ()
 
     def outside(self, mean_percent: float) -> list[str]:
         """Phases whose mean absolute error over all held-out rows exceeds the tolerance."""
@@ -73,6 +80,7 @@ class PublishedReport:
                 for r in self.rows
             ],
             "served": [asdict(group) for group in self.served],
+            "faster": [asdict(group) for group in self.faster],
         }
 
 
@@ -101,6 +109,7 @@ def validate_published() -> PublishedReport:
         held_out=_group("all held-out rows of a known GPU", everything, unseen=True),
         rows=tuple(shipped),
         served=served_groups(),
+        faster=faster_groups(),
     )
 
 
@@ -115,7 +124,7 @@ def report_lines(report: PublishedReport) -> list[str]:
     ):
         lines.append(f"{title}, errors in percent")
         lines += [_line(g) for g in report.groups if g.unseen is unseen]
-    lines += [_line(report.held_out), _verdict(report), *served_lines(report.served)]
+    lines += [_line(report.held_out), _verdict(report), *served_lines(report.served, report.faster)]
     return lines
 
 

@@ -291,6 +291,7 @@ def _model_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
         kv_dtype=stored.kv or half,
         cast_from=floats if floats in ("float32", "float64") else "",
         part_dtypes=stored.parts,
+        scale_bytes=quantisation.scales,
     )
 
 

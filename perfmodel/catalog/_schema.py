@@ -72,6 +72,7 @@ _KINDS: dict[Any, Any] = {
     float | None: Number | None,
     tuple[float, float]: tuple[Number, Number],
     tuple[int, ...]: tuple[Annotated[int, Strict(), Field(ge=1)], ...],
+    tuple[str, ...]: tuple[Text, ...],
     Mapping[str, str]: dict[str, Text],
     Floats: Numbers,
 }

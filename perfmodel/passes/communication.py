@@ -58,8 +58,8 @@ def _sum_seconds(rank: Rank, message: Floats) -> Floats:
     )
 
 
-def sum_error(rank: Rank, rows: Floats) -> float:
-    """Standard error of ln(time of an all-reduce); 0 if it was measured.
+def sum_error(rank: Rank, rows: Floats) -> Floats:
+    """Standard error of ln(time of an all-reduce) of each number of rows; 0 if it was measured.
 
     On PCIe machines whose ring is not known, the time lies between that of the measured node and
     that of a ring at the rate of two cards. An exchange is extrapolated to numbers of ranks that
@@ -67,15 +67,15 @@ def sum_error(rank: Rank, rows: Floats) -> float:
     """
     curve, link = rank.curves.collectives, rank.machine.link
     if rank.tp == 1 or link.ring_hop_s is not None:
-        return 0.0
+        return np.zeros(())
     message = _message(rank, rows)
     measured = rank.machine.gpu.efficiency_origin == Origin.FITTED
     if link.kind == "pcie" and rank.tp > 2 and not measured:
         ring = curve.all_reduce_seconds(
             message_bytes=message, ranks=rank.tp, algorithm="ring", link_bandwidth=link.bandwidth
         )
-        return float(np.max(np.abs(np.log(_sum_seconds(rank, message) / ring)))) / Z90
-    return 0.0 if rank.exchange is None else rank.exchange.error_at(rank.tp)
+        return np.abs(np.log(_sum_seconds(rank, message) / ring)) / Z90
+    return np.asarray(0.0 if rank.exchange is None else rank.exchange.error_at(rank.tp))
 
 
 def _message(rank: Rank, rows: Floats) -> Floats:

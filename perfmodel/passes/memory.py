@@ -140,13 +140,18 @@ def _weight_bytes(spec: ModelSpec, tp: int, types: StoredTypes, gpus: int) -> fl
     """Layers in their storage types, experts divided among `gpus`; the embedding is in bf16."""
     vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
     layers = spec.parameters_per_rank(tp) - vocabulary
+    scales = dict(spec.scale_bytes)
+
+    def of_one(dtype: str) -> float:
+        return dtype_bytes(dtype) + scales.get(dtype, 0.0)
+
     experts = spec.experts.routed_parameters(spec.hidden, tp) if spec.experts else 0
-    dense = (layers - experts) * dtype_bytes(types.weights)
+    dense = (layers - experts) * of_one(types.weights)
     for part, dtype in types.parts:
-        usual = ACTIVATION_BYTES if part == "head" else dtype_bytes(types.weights)
-        dense += part_parameters(spec, tp)[part] * (dtype_bytes(dtype) - usual)
+        usual = ACTIVATION_BYTES if part == "head" else of_one(types.weights)
+        dense += part_parameters(spec, tp)[part] * (of_one(dtype) - usual)
     experts = spec.experts.routed_parameters(spec.hidden, gpus) if spec.experts else 0
-    return dense + experts * dtype_bytes(types.experts) + vocabulary * ACTIVATION_BYTES
+    return dense + experts * of_one(types.experts) + vocabulary * ACTIVATION_BYTES
 
 
 def _draft_terms(

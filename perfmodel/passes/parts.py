@@ -14,6 +14,7 @@ from perfmodel.display import html_table, one_line, seconds_range
 from perfmodel.specs.labels import Bound, Origin
 
 WEAKEST_FIRST = (Origin.EXTRAPOLATED, Origin.ASSUMED, Origin.DATASHEET, Origin.FITTED)
+LEAST_SHARE = 0.02  # of a pass, below which the origin of a part does not matter
 # The group of each part, as shown in reports.
 _PARTS = {
     "linear": (
@@ -65,6 +66,13 @@ class Part:
             return Origin.EXTRAPOLATED
         return self.origin
 
+    @property
+    def is_weak(self) -> Bools:
+        """Where the part is extrapolated or assumed."""
+        if self.origin == Origin.FITTED:
+            return ~self.in_range()
+        return np.full((), self.origin in (Origin.EXTRAPOLATED, Origin.ASSUMED))
+
 
 @dataclass(frozen=True, eq=False)
 class StepTime:
@@ -99,9 +107,18 @@ class StepTime:
     @property
     def origin(self) -> Origin:
         """The weakest origin among the parts that take at least 2 % of the pass."""
-        total = self.total_s
-        names = {p.origin_at() for p in self.parts if np.any(p.seconds >= 0.02 * total)}
+        least = LEAST_SHARE * self.total_s
+        names = {p.origin_at() for p in self.parts if np.any(p.seconds >= least)}
         return next(origin for origin in WEAKEST_FIRST if origin in names)
+
+    @property
+    def is_weak(self) -> Bools:
+        """Where a part that takes at least 2 % of the pass is extrapolated or assumed."""
+        least, weak = LEAST_SHARE * self.total_s, np.zeros((), bool)
+        for part in self.parts:
+            if np.any(outside := part.is_weak):
+                weak = weak | (outside & (part.seconds >= least))
+        return weak
 
 
 def weighted_mean(first: StepTime, later: StepTime, *, share: Floats) -> StepTime:

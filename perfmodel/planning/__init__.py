@@ -1,6 +1,6 @@
 """Compare many scenarios: sweeps, the search for a plan, and the recommendation."""
 
-from perfmodel.planning.block import ARRAY_AXES, Block
+from perfmodel.planning.block import ARRAY_AXES, EVIDENCE, Block
 from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan
@@ -13,6 +13,7 @@ from perfmodel.planning.where import Where
 __all__ = [
     "ARRAY_AXES",
     "BUDGETS",
+    "EVIDENCE",
     "LOOP_AXES",
     "SEARCHED",
     "SEVERAL",

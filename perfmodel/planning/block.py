@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.labels import Origin
+from perfmodel.speculation.evidence import labels, weak_steps
 from perfmodel.speculation.round import RoundEstimate, estimate
+from perfmodel.speculation.uncertainty import acceptance_is_extrapolated
 
 # Axes that broadcast in one call, in the order of the result's dimensions.
 ARRAY_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget")
 PIECE_POINTS = 20_000  # points that are in memory at a time
 
+EVIDENCE = ("acceptance_origin", "engine_measured_on", "extrapolated")  # columns
 FEASIBLE, NO_MEMORY, BUDGET_OVER_CONTEXT, INVALID = range(4)
 REASONS = {
     FEASIBLE: "",
@@ -106,24 +110,48 @@ class Block:
         for name, result in RESULTS:
             values = np.asarray(np.nan if point is None else result(point), float)
             columns[name] = np.where(np.isfinite(values), values, np.nan)
-        origin, measured_on = _origins(self.scenario)
-        columns["acceptance_origin"] = np.where(
-            self._is_extrapolated(), _constant(str(Origin.EXTRAPOLATED)), _constant(origin)
-        )
-        columns["engine_measured_on"] = _constant(measured_on)
+        columns |= self._evidence()
         code = self.code
         columns["feasible"] = code == FEASIBLE
         texts = [REASONS.get(number, self.reason) for number in range(INVALID + 1)]
         columns["reason"] = np.array(texts, dtype=object)[code]
         return columns
 
-    def _is_extrapolated(self) -> Bools:
-        """Where a fitted α is that of a budget or a context outside the measured range."""
+    def _evidence(self) -> dict[str, NDArray[Any]]:
+        """Columns of the origin of α and of the engine profile, and of what is extrapolated."""
+        if self.scenario is None or (point := self.estimate) is None:
+            return dict.fromkeys(EVIDENCE, _constant(""))
         scenario = self.scenario
-        if scenario is None or scenario.acceptance is not None or not scenario.plan.speculates:
-            return np.zeros((), bool)
-        if (curve := scenario.curve) is None or curve.origin != Origin.FITTED:
-            return np.zeros((), bool)
+        if scenario.plan.kind is not DraftKind.NONE:  # γ may be 0 at its own point
+            scenario = replace(scenario, plan=replace(scenario.plan, gamma=1))
+        known, outside = labels(scenario), self._is_outside(scenario)
+        is_fitted = scenario.acceptance is None and (
+            known.acceptance_origin in (Origin.FITTED, Origin.EXTRAPOLATED)
+        )
+        origins = [known.acceptance_origin] * 2
+        if is_fitted:  # at the scenario's point
+            origins = [str(Origin.FITTED), str(Origin.EXTRAPOLATED)]
+        weak = weak_steps(point) | {"acceptance": outside & (point.gamma > 0)}
+        code = np.zeros((), np.int64)
+        for bit, where in enumerate(weak.values()):
+            code = code + (np.asarray(where, np.int64) << bit)
+        texts = [
+            " ".join(name for bit, name in enumerate(weak) if number >> bit & 1)
+            for number in range(1 << len(weak))
+        ]
+        return {
+            "acceptance_origin": np.array(origins, dtype=object)[outside.astype(int)],
+            "engine_measured_on": _constant(known.engine_measured_on),
+            "extrapolated": np.array(texts, dtype=object)[code],
+        }
+
+    def _is_outside(self, scenario: Scenario) -> Bools:
+        """Where α is that of a budget or a context outside the measured range."""
+        one = np.zeros((1,) * len(ARRAY_AXES), bool)
+        if not scenario.plan.speculates:
+            return one
+        if scenario.acceptance is not None or (curve := scenario.curve) is None:
+            return one | acceptance_is_extrapolated(scenario)
         context, budget = self._along("prompt_tokens"), self._along("kv_budget")
         if scenario.plan.kv_budget_share is not None:
             budget = scenario.plan.budget_at(context)
@@ -171,21 +199,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _origins(scenario: Scenario | None) -> tuple[str, str]:
-    """Origin of α (with the lender of a borrowed curve), and the GPU that the engine ran on."""
-    if scenario is None:
-        return "", ""
-    measured_on = scenario.engine.measured_on or f"{scenario.engine.origin} overheads"
-    if scenario.plan.draft == "none":
-        return "none", measured_on
-    if scenario.acceptance is not None:
-        return str(scenario.acceptance.origin), measured_on
-    curve = scenario.curve
-    if curve is None:
-        return "unknown", measured_on
-    return f"{curve.origin}{': ' if curve.lender else ''}{curve.lender}", measured_on
 
 
 # The result columns of a row, computed from an estimate.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from perfmodel.display import number_range, one_line
 from perfmodel.scenario import Scenario
@@ -10,6 +13,8 @@ from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.workload import SLO
 from perfmodel.units import format_seconds
+
+Plan = TypeVar("Plan")  # what can be compared: candidates or fleets
 
 _POLICY_LABELS = {
     DraftPolicy.FULL: "full cache",
@@ -89,6 +94,36 @@ class Candidate:
         if slo.ttft_s is not None:
             ratios["ttft"] = self.ttft_s / slo.ttft_s
         return {name: ratio for name, ratio in ratios.items() if ratio > 1.0}
+
+
+def simplest(
+    clear: Sequence[Plan],
+    plain: Plan | None,
+    *,
+    parts: Callable[[Plan], int],
+    cost: Callable[[Plan], float],
+    beats: Callable[[Plan, Plan], bool],
+) -> Plan | None:
+    """The simplest plan that no other one clearly beats; `plain` if no draft is clearly better.
+
+    A plan is not chosen if a simpler one, which was refused, has a lower cost.
+
+    Parameters
+    ----------
+    clear : sequence
+        Plans that clearly beat `plain`, those of equal `parts` in the order of preference.
+    plain : plan or None
+        Without a draft; None if it does not meet the limits.
+    beats : (rival, plan) -> bool
+        Whether a rival is clearly better.
+    """
+    refused = math.inf
+    for plan in sorted(clear, key=parts):
+        if cost(plan) < refused:
+            if not any(beats(rival, plan) for rival in clear):
+                return plan
+            refused = cost(plan)
+    return plain
 
 
 def plan_label(scenario: Scenario) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from perfmodel._typing import Floats
 from perfmodel.passes.memory import largest_batch
-from perfmodel.planning.candidate import Candidate
+from perfmodel.planning.candidate import Candidate, simplest
 from perfmodel.planning.search import Search
+from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import within
+from perfmodel.speculation.gain import relative_gain, service_gain
 from perfmodel.speculation.service import service
 
 MOST_REQUESTS = 4096
@@ -27,6 +30,12 @@ class Capacity:
     requests_per_s: float
     tpot_s: float
     ttft_s: float
+
+    @property
+    def scenario(self) -> Scenario:
+        """The plan at this concurrency."""
+        scenario = self.candidate.scenario
+        return replace(scenario, workload=replace(scenario.workload, batch=self.concurrency))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +84,54 @@ def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
 
 
 def fleets(result: Search, rate: float) -> list[Fleet]:
-    """One fleet per draft choice and TP, with the best plan of each; fewest GPUs first."""
+    """One fleet per draft choice and TP, with the best plan of each; fewest GPUs first.
+
+    A choice whose plans all miss the limits at the scenario's batch may meet them at a lower one.
+    """
     best: dict[tuple[str, str, int], Candidate] = {}
-    for candidate in result.ranked():
+    for candidate in (*result.ranked(), *sorted(result.candidates, key=result.cost)):
         plan = candidate.scenario.plan
         best.setdefault((plan.draft, plan.policy, candidate.scenario.tp), candidate)
-    sized = [capacity(candidate, result.slo) for candidate in best.values()]
-    made = [
-        Fleet(rate=rate, replicas=math.ceil(rate / c.requests_per_s), capacity=c)
-        for c in sized
-        if c is not None
-    ]
+    sized = [_fleet(candidate, result.slo, rate) for candidate in best.values()]
+    made = [fleet for fleet in sized if fleet is not None]
     return sorted(made, key=lambda f: (f.gpus, f.capacity.candidate.parts, f.load))
+
+
+def fewest(sized: Sequence[Fleet], limits: SLO) -> Fleet | None:
+    """The simplest fleet that no other one clearly beats; None if there is none.
+
+    A fleet clearly beats another one if it needs fewer GPUs even at the low end of the 90 %
+    interval of its plan's gain, at the largest concurrency of each: over plain decoding at the same
+    TP, or over the other draft.
+    """
+    plain = next((f for f in sized if f.capacity.candidate.parts == 0), None)
+    drafts = [f for f in sized if f.capacity.candidate.parts]
+    clear = [f for f in drafts if plain is None or _beats(f, plain, limits)]
+    return simplest(
+        clear,
+        plain,
+        parts=lambda f: f.capacity.candidate.parts,
+        cost=lambda f: f.gpus,
+        beats=lambda rival, fleet: _beats(rival, fleet, limits),
+    )
+
+
+def _fleet(candidate: Candidate, limits: SLO, rate: float, gain: float = 1.0) -> Fleet | None:
+    """The replicas of a plan that serve a rate if rounds are `gain` times as fast as predicted."""
+    slo = limits if limits.tpot_s is None else replace(limits, tpot_s=limits.tpot_s * gain)
+    sized = capacity(candidate, slo)
+    if sized is None:
+        return None
+    replicas = math.ceil(rate / (sized.requests_per_s * gain))
+    return Fleet(rate=rate, replicas=replicas, capacity=sized)
+
+
+def _beats(rival: Fleet, fleet: Fleet, limits: SLO) -> bool:
+    """Whether a fleet needs fewer GPUs than another one even at the low end of its gain."""
+    if rival.gpus >= fleet.gpus:
+        return False
+    one, other = rival.capacity.scenario, fleet.capacity.scenario
+    gain = relative_gain(one, other) if other.plan.speculates else service_gain(one)
+    low = float(gain.low / gain.value)
+    slower = _fleet(rival.capacity.candidate, limits, rival.rate, low)
+    return slower is not None and slower.gpus < fleet.gpus

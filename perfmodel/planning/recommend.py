@@ -15,14 +15,15 @@ are recommended, and the plan that would be best without this restriction is sta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
+import numpy as np
+
 from perfmodel.errors import NoFeasiblePlan
-from perfmodel.planning.candidate import Candidate
-from perfmodel.planning.capacity import capacity, fleets
+from perfmodel.planning.candidate import Candidate, simplest
+from perfmodel.planning.capacity import capacity, fewest, fleets
 from perfmodel.planning.recommendation import (
     Binding,
     EngineGap,
@@ -30,19 +31,19 @@ from perfmodel.planning.recommendation import (
     Recommendation,
     Verdict,
 )
-from perfmodel.planning.search import Search
+from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO, Prefill
 from perfmodel.speculation import (
     Gain,
     Interval,
     Rule,
+    best_gamma,
     break_even_alpha,
     break_even_batch,
     break_even_context,
     estimate,
     evidence,
-    fastest_gamma,
     gain_value,
     gamma_schedule,
     interval_probability,
@@ -81,9 +82,10 @@ def recommend(
     reference = plain or _plain_of(result)
     sized = fleets(result, rate) if rate else []
     rule = Rule(objective=result.objective, limits=result.slo)
-    at, advantage, interval = None, None, None
+    at, advantage, interval, gammas = None, None, None, None
     if studied is not None:
         at = studied.scenario
+        gammas = best_gamma(at, rule)
         interval = gain_interval(studied, result.objective)
         advantage = _advantage(result, studied, reference)
     return Recommendation(
@@ -95,6 +97,7 @@ def recommend(
         faster=_faster(result, best, ranked[0], reference),
         runners_up=_one_per_choice(ranked, skip=best),
         unmeasured=result.unmeasured,
+        beyond_limits=None if drafts else _nearest_draft(result),
         drafts=result.drafts,
         tpot=service_tpot(best.scenario),
         plain_tpot=service_tpot(without_speculation(best.scenario)),
@@ -107,14 +110,15 @@ def recommend(
         batch=break_even_batch(at, rule) if at else None,
         context=break_even_context(at, rule) if at else None,
         schedule=gamma_schedule(at, rule) if at else None,
-        fastest_gamma=fastest_gamma(at, rule) if at else None,
+        fastest_gamma=gammas[2] if gammas else None,
+        plateau_gamma=gammas[1] if gammas else None,
         sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
         evidence=evidence(at or best.scenario),
         binding=_binding(result, ranked[0]),
         runs_on=result.version,
         engine_gap=_engine_gap(result, best),
         capacity=capacity(best, result.slo),
-        fleet=sized[0] if sized else None,
+        fleet=fewest(sized, result.slo),
         plain_fleet=next((f for f in sized if f.capacity.candidate.parts == 0), None),
         price_per_hour=price_per_hour,
     )
@@ -161,22 +165,46 @@ def _engine_gap(result: Search, best: Candidate) -> EngineGap | None:
 def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) -> Candidate:
     """The simplest plan that is not clearly worse than another one; see the module docstring.
 
-    Of each draft and policy, the fastest plan that clearly gains is considered. A plan is not
-    chosen if a simpler one, which was refused, is faster.
+    Of each draft and policy, the fastest plan that clearly gains is considered, if necessary with a
+    smaller γ.
     """
     clear: dict[tuple[str, str], Candidate] = {}
+    surer: dict[tuple[str, str], Candidate] = {}
     for candidate in drafts:
         choice = (candidate.scenario.plan.draft, candidate.scenario.plan.policy)
-        if choice not in clear and (plain is None or _is_clear(result, candidate, plain)):
+        if choice in clear:
+            continue
+        if choice in surer and result.cost(surer[choice]) <= result.cost(candidate):
+            clear[choice] = surer[choice]
+        elif plain is None or _is_clear(result, candidate, plain):
             clear[choice] = candidate
-    refused = math.inf
-    for candidate in sorted(clear.values(), key=lambda c: c.parts):  # then the fastest first
-        if result.cost(candidate) < refused:
-            if not any(_lead(result, rival, candidate).low > 1.0 for rival in clear.values()):
-                return candidate
-            refused = result.cost(candidate)
-    assert plain is not None  # otherwise, the fastest draft was returned
-    return plain
+        elif (other := _surer(result, candidate)) and _is_clear(result, other, plain):
+            surer[choice] = min(surer.get(choice, other), other, key=result.cost)
+    clear = surer | clear
+    best = simplest(
+        sorted(clear.values(), key=result.cost),
+        plain,
+        parts=lambda c: c.parts,
+        cost=result.cost,
+        beats=lambda rival, c: _lead(result, rival, c).low > 1.0,
+    )
+    assert best is not None  # without plain decoding, it is a draft
+    return best
+
+
+def _surer(result: Search, candidate: Candidate) -> Candidate | None:
+    """The same plan with the smaller γ that `best_gain` chooses, if the gain is not clear."""
+    rule, scenario = Rule(objective=result.objective, limits=result.slo), candidate.scenario
+    smaller = np.arange(1.0, scenario.plan.gamma)
+    if candidate.gain <= 1.0 or not smaller.size:
+        return None
+    if not np.any(service_gain(scenario, objective=result.objective, gamma=smaller).is_clear):
+        return None
+    gamma = best_gamma(scenario, rule)[0]
+    if not 0 < gamma < scenario.plan.gamma:
+        return None
+    plan = replace(scenario.plan, gamma=gamma)
+    return evaluated(replace(scenario, plan=plan), result.objective)
 
 
 def _faster(result: Search, best: Candidate, fastest: Candidate, plain: Candidate) -> Faster | None:
@@ -212,7 +240,7 @@ def _relative_gain(candidate: Candidate, other: Candidate, objective: str) -> Ga
 def _verdict(best: Candidate, advantage: Interval | None) -> Verdict:
     if best.scenario.plan.speculates:
         return Verdict.SPECULATE
-    if advantage is not None and advantage.value > 1.0:
+    if advantage is not None and advantage.high >= 1.0:
         return Verdict.NO_CLEAR_GAIN
     return Verdict.DO_NOT_SPECULATE
 
@@ -257,6 +285,12 @@ def _ranked_without(result: Search, limits: SLO, *, ignore_memory: bool) -> list
         return not broken or (ignore_memory and broken == {"memory"})
 
     return sorted(filter(allowed, result.candidates), key=result.cost)
+
+
+def _nearest_draft(result: Search) -> Candidate | None:
+    """The draft with a known acceptance that misses the limits by least."""
+    drafts = [c for c in result.candidates if c.parts]
+    return min(drafts, key=lambda c: max(c.violation(result.slo).values()), default=None)
 
 
 def _nearest_miss(result: Search) -> str:

@@ -78,6 +78,8 @@ class Recommendation:
     faster: Faster | None
     runners_up: tuple[Candidate, ...]  # the best of every other draft choice
     unmeasured: tuple[Unmeasured, ...]
+    # If no draft with a known acceptance meets the limits, the one that misses them by least.
+    beyond_limits: Candidate | None
     drafts: tuple[str, ...]  # that were searched
     tpot: Interval  # of the best plan's service
     plain_tpot: Interval  # without speculation on as many GPUs
@@ -90,7 +92,9 @@ class Recommendation:
     batch: BreakEven | None
     context: BreakEven | None
     schedule: GammaSchedule | None
-    fastest_gamma: int | None  # that of the studied plan is the smallest within 1 % of its cost
+    fastest_gamma: int | None
+    plateau_gamma: int | None  # the smallest within 1 % of its cost; that of the studied plan, or
+    # the studied plan's is smaller because only then its gain is clear
     sensitivities: tuple[Sensitivity, ...]
     evidence: Evidence  # of the studied plan, or of plain decoding
     binding: Binding | None
@@ -289,26 +293,42 @@ class Recommendation:
         return "speed per token" if self.objective == "latency" else "throughput"
 
     def _unknown(self) -> str:
+        """Why no draft with a known acceptance was compared with plain decoding."""
+        runs = f" that {self.runs_on.label} runs" if self.runs_on else ""
+        beyond = ""
+        if self.beyond_limits is not None:
+            beyond = f" ({self.beyond_limits.label} {self._excess(self.beyond_limits)})"
         if not self.unmeasured:
-            runs = f" that {self.runs_on.label} runs" if self.runs_on else ""
-            return f"no draft choice{runs} meets the limits"
+            return f"no draft choice{runs} meets the limits{beyond}"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
+        of = "the acceptance of the draft choices"
+        if beyond:
+            of = f"no draft with a known acceptance meets the limits{beyond}; that of the others"
         if least.alpha_to_break_even > 1.0:
-            return "no draft choice would pay at any acceptance"
+            return f"{of} is unknown, and none would pay at any acceptance"
         return (
-            f"the acceptance of the draft choices is unknown; {least.candidate.label} would pay "
-            f"from α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
+            f"{of} is unknown; {least.candidate.label} would pay from "
+            f"α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
         )
+
+    def _excess(self, candidate: Candidate) -> str:
+        """The limit that a plan misses by most."""
+        broken = candidate.violation(self.rule.limits)
+        name = max(broken, key=lambda limit: broken[limit])
+        if name == "memory":
+            return f"needs {candidate.memory_fraction:.1%} of the GPU memory"
+        if name == "tpot":
+            return f"takes {format_seconds(candidate.tpot_s)} per token"
+        return f"takes {format_seconds(candidate.ttft_s)} until the first token"
 
     def _where(self) -> str:
         if self.batch is None or self.studied is None:
             return "nothing to compare"
-        pays = f"at {self.studied.scenario.workload.prompt_tokens:,} tokens it clearly pays"
-        first, last = self.batch.from_value, self.batch.until
-        if first is None:
-            return f"{pays} at no batch that fits"
-        if first > self.batch.lowest:
-            if first == last:
-                return f"{pays} only at batch {first}"
-            return f"{pays} from batch {first}" + ("" if last is None else f" to {last}")
-        return f"{pays} at every batch that fits" if last is None else f"{pays} up to batch {last}"
+        work = self.studied.scenario.workload
+        pays = f"at {work.prompt_tokens:,} tokens it clearly pays"
+        if not self.batch.clear:
+            pays += " or alone meets the limits"
+        text = f"{pays} {self.batch.where('batch')}"
+        if self.batch.is_exception(work.batch):
+            text += f"; batch {work.batch:,} itself is a narrow exception"
+        return text

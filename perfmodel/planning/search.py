@@ -47,8 +47,7 @@ class Search:
     # and without limits.
     candidates: tuple[Candidate, ...]
     unmeasured: tuple[Unmeasured, ...]
-    # The same as `candidates`, for plans that `version` cannot run.
-    not_runnable: tuple[Candidate, ...] = ()
+    not_runnable: tuple[Candidate, ...] = ()  # the same for plans that `version` cannot run
     drafts: tuple[str, ...] = ()  # that were searched
     version: EngineVersion | None = None
 
@@ -227,7 +226,8 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
     """The given acceptance at the scenario's KV budget, if it was measured at another one.
 
     The loss 1 - α scales as that of the draft's acceptance curve. Its 90 % interval widens with the
-    distance of the budgets as the curve's does. Raises `ConfigError` if there is no curve.
+    distance of the budgets as the curve's does, and its origin is "extrapolated". Raises
+    `ConfigError` if there is no curve.
     """
     given, curve, plan = scenario.acceptance, scenario.curve, scenario.plan
     assert given is not None and plan.kv_budget_tokens is not None
@@ -258,7 +258,8 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
         alpha,
         low=low,
         high=high,
-        source=f"{given.alpha:g} as given for budget {measured_budget:,}, carried to "
+        origin=Origin.EXTRAPOLATED,
+        source=f"{given.alpha:g} given for budget {measured_budget:,}, carried to "
         f"{plan.kv_budget_tokens:,} along the curve{lender}",
     )
 
@@ -301,13 +302,19 @@ def _best(
     return [_candidate(result, gain, place) for place in dict.fromkeys(places)]
 
 
+def evaluated(scenario: Scenario, objective: str) -> Candidate:
+    """The scenario's own plan as a candidate."""
+    result, plain = service(scenario), service(without_speculation(scenario))
+    return _candidate(result, cost_s(plain, objective) / cost_s(result, objective), ())
+
+
 def _place(cost: Floats) -> tuple[int, int]:
     """The smallest batch, then the smallest γ, on the plateau of the lowest cost."""
     row = int(plateau(np.min(cost, axis=-1)))
     return row, int(plateau(cost[row]))
 
 
-def _candidate(result: ServiceEstimate, gain: Floats, place: tuple[int, int]) -> Candidate:
+def _candidate(result: ServiceEstimate, gain: Floats, place: tuple[int, ...]) -> Candidate:
     decode, shape = result.decode, np.shape(gain)
 
     def at(values: Floats | Bools) -> float:

@@ -19,6 +19,7 @@ from perfmodel.reports.simulation import (
     serving_dict,
     simulation_dict,
     skipped_notes,
+    timeline_rows,
     workload_dict,
 )
 
@@ -37,5 +38,6 @@ __all__ = [
     "serving_dict",
     "simulation_dict",
     "skipped_notes",
+    "timeline_rows",
     "workload_dict",
 ]

@@ -12,6 +12,7 @@ from perfmodel.reports.engine_limits import TORCH_DTYPES
 from perfmodel.reports.export import ExportPlan
 from perfmodel.specs.draft_methods import METHODS, MethodKind
 from perfmodel.specs.engine_support import EngineVersion
+from perfmodel.speculation.evidence import evidence
 
 CHECKED = "checked November 2026"
 NGRAM = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
@@ -181,7 +182,10 @@ def tensorrt_llm(version: EngineVersion, plan: ExportPlan) -> list[str]:
 def _heading(version: EngineVersion, plan: ExportPlan) -> list[str]:
     """Comments: the engine's version, and what limits the plan."""
     what = "plain decoding" if not plan.most_drafts else f"{plan.method}, γ={plan.most_drafts}"
-    lines = [f"# {version.label}, {CHECKED}: {what}"]
+    if plan.schedule:
+        what = f"{plan.method}, γ={plan.schedule[-1][-1]} at batch {plan.batch:,}, by schedule"
+    based = " ".join(evidence(plan.scenario).sentence.split())
+    lines = [f"# {version.label}, {CHECKED}: {what}", f"# {based}"]
     if plan.longest_tokens is None:
         lines += [
             f"# Requests may have up to {plan.served_tokens:,} tokens; their mean in the scenario "

@@ -16,11 +16,11 @@ from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.scenario import Scenario
-from perfmodel.specs.labels import Origin
+from perfmodel.speculation.evidence import Evidence, acceptance_origin, evidence
+from perfmodel.speculation.paying_ranges import BreakEven
 from perfmodel.speculation.round import RoundEstimate, without_speculation
 from perfmodel.speculation.uncertainty import (
     Interval,
-    acceptance_is_extrapolated,
     alpha_interval,
     speedup_interval,
     tpot_interval,
@@ -52,6 +52,7 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
         "feasible": bool(point.feasible),
         "reason": infeasible_reason(point),
         "origin": origins(point),
+        "evidence": evidence_dict(evidence(scenario, point)),
         "scenario": scenario_dict(scenario),
         "acceptance": acceptance_dict(point),
         "types": types_dict(scenario),
@@ -104,6 +105,16 @@ def check_fits(point: RoundEstimate) -> None:
         raise DoesNotFit(reason)
 
 
+def evidence_dict(evidence: Evidence) -> dict[str, Any]:
+    """What a prediction is based on, as a sentence and in parts."""
+    return {
+        "sentence": evidence.sentence,
+        "acceptance": evidence.acceptance,
+        "engine": evidence.engine,
+        "extrapolated": list(evidence.extrapolated),
+    }
+
+
 def origins(point: RoundEstimate) -> dict[str, str]:
     """The origin of each number: "fitted", "extrapolated", "assumed", "given", "borrowed" ..."""
     steps = {"target_step_s": point.target_step, "verify_s": point.verify}
@@ -116,20 +127,6 @@ def origins(point: RoundEstimate) -> dict[str, str]:
         "tokens_per_round": acceptance_origin(point.scenario)[0],
         "memory_bytes_per_gpu": "datasheet",
     }
-
-
-def acceptance_origin(scenario: Scenario) -> tuple[str, str]:
-    """(origin, source) of the scenario's acceptance."""
-    plan, given = scenario.plan, scenario.acceptance
-    if not plan.speculates:
-        return "none", "no draft"
-    if given is not None:
-        return given.origin, given.source
-    curve = scenario.curve
-    if curve is None:
-        return "unknown", "no measurement for this draft choice"
-    outside = curve.origin == Origin.FITTED and acceptance_is_extrapolated(scenario)
-    return Origin.EXTRAPOLATED if outside else curve.origin, curve.source
 
 
 def acceptance_dict(point: RoundEstimate) -> dict[str, Any]:
@@ -241,12 +238,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "verdict": str(answer.verdict),
         "speculate": answer.speculates,
         "objective": answer.objective,
-        "evidence": {
-            "sentence": answer.evidence.sentence,
-            "acceptance": answer.evidence.acceptance,
-            "engine": answer.evidence.engine,
-            "extrapolated": list(answer.evidence.extrapolated),
-        },
+        "evidence": evidence_dict(answer.evidence),
         "best": plan(answer.best),
         "without_speculation": plan(answer.plain),
         "without_speculation_meets_limits": answer.plain_meets_limits,
@@ -292,18 +284,18 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "break_even_acceptance": _number(
             math.nan if answer.alpha_to_break_even is None else answer.alpha_to_break_even
         ),
-        "break_even_batch": None if answer.batch is None else answer.batch.from_value,
-        "break_even_batch_until": None if answer.batch is None else answer.batch.until,
-        "break_even_prompt_tokens": None if answer.context is None else answer.context.from_value,
-        "break_even_prompt_tokens_until": None if answer.context is None else answer.context.until,
+        **_break_even("break_even_batch", answer.batch),
+        **_break_even("break_even_prompt_tokens", answer.context),
         "gamma_schedule": None
         if schedule is None
         else {
             "batch": list(schedule.batches),
             "prompt_tokens": list(schedule.contexts),
             "gamma": [list(row) for row in schedule.gamma],
+            "is_clear": schedule.clear,
         },
         "fastest_gamma": answer.fastest_gamma,
+        "plateau_gamma": answer.plateau_gamma,
         "sensitivities": [
             {"name": s.name, "change": s.change, "gain_low": s.low, "gain_high": s.high}
             for s in answer.sensitivities
@@ -332,7 +324,18 @@ def fleet_dict(fleet: Fleet) -> dict[str, Any]:
         "replicas": fleet.replicas,
         "load": fleet.load,
         "replica": capacity_dict(fleet.capacity),
-        "scenario": scenario_dict(fleet.capacity.candidate.scenario),
+        "scenario": scenario_dict(fleet.capacity.scenario),
+    }
+
+
+def _break_even(key: str, found: BreakEven | None) -> dict[str, Any]:
+    """The values at which speculation pays, under keys that start with `key`."""
+    return {
+        key: found and found.from_value,
+        f"{key}_until": found and found.until,
+        f"{key}_ranges": found and [list(span) for span in found.ranges],
+        f"{key}_end": found and found.end,
+        f"{key}_is_clear": found and found.clear,
     }
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
 from perfmodel.flat_values import scenario_dict
+from perfmodel.reports.prediction import evidence_dict
 from perfmodel.scenario import Scenario
 from perfmodel.serving.choose_gamma import TrafficChoice
 from perfmodel.serving.fixed_batch import FixedBatchRun
 from perfmodel.serving.round_times import BOUNDS
 from perfmodel.serving.simulate import ServingRun
 from perfmodel.serving.stats import QUANTILES, RECORD, Durations, ServingStats
-from perfmodel.speculation import estimate, service, without_speculation
+from perfmodel.speculation import estimate, evidence, service, without_speculation
+from perfmodel.speculation.evidence import labels
 
 
 def simulation_dict(
@@ -39,8 +41,10 @@ def simulation_dict(
     token_budget : int
         Most tokens of a pass.
     """
+    mean = base
     if workload is not None:
-        saturated, closed = _saturated(base, workload, token_budget)
+        mean = _with_mean_lengths(base, workload, token_budget)
+        saturated, closed = _saturated(mean)
     else:
         speedup = float(estimate(base).speedup)
         known = base.plan.speculates and math.isfinite(speedup)
@@ -52,11 +56,23 @@ def simulation_dict(
         "gains": [_gain(runs[0], run) for run in runs[1:]],
         "saturated_rps": saturated,
         "closed_form_speedup": closed,
+        "evidence": evidence_dict(evidence(mean)),
         "seed": seed,
         "exact": exact,
         "scenario": scenario_dict(base),
         "notes": [*base.notes, *skipped_notes((workload or {}).get("skipped", {}))],
     }
+
+
+def timeline_rows(base: Scenario, result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The timelines of a `simulation_dict` as rows of a file, with the origins of their inputs."""
+    for run in result["runs"]:
+        plain = run["gamma"] == 0
+        known = labels(without_speculation(base) if plain else base)
+        outside = [n for n in result["evidence"]["extrapolated"] if n == "T_T" or not plain]
+        columns = {**asdict(known), "extrapolated": " ".join(outside)}
+        for row in run["timeline"]:
+            yield {"label": run["label"], **row, **columns}
 
 
 def skipped_notes(skipped: Mapping[str, int]) -> list[str]:
@@ -171,19 +187,13 @@ def _shares(seconds: dict[int, float]) -> dict[str, float]:
     return {str(gamma): part / total for gamma, part in sorted(seconds.items())}
 
 
-def _saturated(
-    base: Scenario, workload: Mapping[str, Any], token_budget: int
-) -> tuple[list[float], float | None]:
-    """The closed form for requests with the mean lengths and hits of these.
-
-    Returns the requests per second that a saturated service finishes without speculation and with
-    the scenario's plan, and their ratio, which is None without a plan or a known acceptance.
-    """
+def _with_mean_lengths(base: Scenario, workload: Mapping[str, Any], token_budget: int) -> Scenario:
+    """The scenario with the mean lengths and hits of requests."""
     prompt, output = (
         max(1, round(workload[name]["mean"])) for name in ("prompt_tokens", "output_tokens")
     )
     budget = base.plan.kv_budget_tokens
-    scenario = replace(
+    return replace(
         base,
         workload=replace(
             base.workload,
@@ -194,8 +204,16 @@ def _saturated(
         plan=replace(base.plan, kv_budget_tokens=None if budget is None else min(budget, prompt)),
         engine=base.engine.changed(prefill_chunk_tokens=token_budget),
     )
+
+
+def _saturated(scenario: Scenario) -> tuple[list[float], float | None]:
+    """The closed form of a saturated service.
+
+    Returns the requests per second that it finishes without speculation and with the scenario's
+    plan, and their ratio, which is None without a plan or a known acceptance.
+    """
     rates = [float(service(without_speculation(scenario)).requests_per_s)]
-    if base.plan.speculates:
+    if scenario.plan.speculates:
         rates.append(float(service(scenario).requests_per_s))
     known = [rate for rate in rates if math.isfinite(rate)]
     return known, known[1] / known[0] if len(known) > 1 else None

@@ -55,6 +55,8 @@ class EngineProfile:
     source: str
     measured_on: str = ""  # the GPU on which the engine was timed; "" for none
     timed_tp: tuple[int, ...] = (1,)  # numbers of ranks at which its steps were timed there
+    # The targets whose steps it was fitted to, if these include no other targets as a check.
+    timed_targets: tuple[str, ...] = ()
     attention_kernels: str = "vllm"  # the library whose attention curve is used
     linear_kernels: str = "library"  # "library" (of the GPU) or "specroof"
     attention_factor: float = 1.0  # for attention over the whole cache

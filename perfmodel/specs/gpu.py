@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
 
+TIMED_VENDOR = "NVIDIA"  # the only one on whose GPUs kernels and steps were timed
+_NVIDIA = ("volta", "turing", "ampere", "ada", "hopper", "blackwell", "rubin")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPU:
@@ -41,6 +44,14 @@ class GPU:
                 raise ConfigError(f"{self.name}: {key}={value!r} must be positive and finite")
         if not self.source:
             raise ConfigError(f"{self.name}: source is empty; name the datasheet")
+
+    @property
+    def vendor(self) -> str:
+        """ "NVIDIA", "AMD", or the architecture if its vendor is not known here."""
+        name = self.architecture.lower()
+        if name.startswith(_NVIDIA):
+            return TIMED_VENDOR
+        return "AMD" if name.startswith(("cdna", "rdna")) else self.architecture
 
     @property
     def reference(self) -> str:

@@ -52,6 +52,7 @@ class ModelSpec:
     expert_dtype: str = ""
     kv_dtype: str = ""
     part_dtypes: tuple[tuple[str, str], ...] = ()  # of `specs.dtypes.PARTS` that differ
+    scale_bytes: tuple[tuple[str, float], ...] = ()  # of scales, per weight in these types
     cast_from: str = ""  # type of the checkpoint, if engines cast it to one with half the bits
     mtp_layers: int = 0  # multi-token-prediction layers that the checkpoint states
     tokenizer: str = ""  # models with the same tokenizer can draft for each other

@@ -2,14 +2,14 @@
 
 from perfmodel.speculation.break_even import (
     BestGain,
-    BreakEven,
     GammaSchedule,
     Rule,
     best_gain,
+    best_gamma,
     break_even_alpha,
     break_even_batch,
     break_even_context,
-    fastest_gamma,
+    gamma_ranges,
     gamma_schedule,
     within,
 )
@@ -25,6 +25,7 @@ from perfmodel.speculation.gain import (
     service_tpot,
 )
 from perfmodel.speculation.host import host_wait_s
+from perfmodel.speculation.paying_ranges import BreakEven, End
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.speculation.step_error import (
@@ -51,6 +52,7 @@ __all__ = [
     "BestGain",
     "BreakEven",
     "Diagnosis",
+    "End",
     "Evidence",
     "Gain",
     "GammaSchedule",
@@ -62,14 +64,15 @@ __all__ = [
     "ServiceEstimate",
     "acceptance_is_weak",
     "best_gain",
+    "best_gamma",
     "break_even_alpha",
     "break_even_batch",
     "break_even_context",
     "diagnose",
     "estimate",
     "evidence",
-    "fastest_gamma",
     "gain_value",
+    "gamma_ranges",
     "gamma_schedule",
     "host_wait_s",
     "implausible",

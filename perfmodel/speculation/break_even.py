@@ -1,11 +1,15 @@
 """Where speculation clearly pays: break-even batch and context, and γ over batch and context.
 
 It pays where the whole 90 % interval of its gain is above 1, at the best γ within the limits: the
-rule by which a plan is recommended.
+rule by which a plan is recommended. The best γ is the smallest within 1 % of the lowest cost or, if
+its gain is not clear, the fastest smaller one whose gain is. Intervals widen with γ, since more of
+the gain then depends on α: without the second case, a gain would cease to be clear at a slightly
+larger batch only because a larger γ is a little faster there.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,10 +27,12 @@ from perfmodel.speculation.gain import (
     reads_own_cache,
     service_gain,
 )
+from perfmodel.speculation.paying_ranges import BreakEven, changes, paying_ranges
 from perfmodel.speculation.round import estimate, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+EVERY_BATCH, MOST_BATCH = 256, 4096  # up to which every batch, and some batches, are tried
 CONTEXTS = (1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 131_072)
 
 
@@ -42,34 +48,17 @@ DEFAULT_RULE = Rule()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BreakEven:
-    """The contiguous range of values at which speculation clearly pays.
-
-    It is the range that contains the scenario's value if speculation pays there, and otherwise the
-    last one. `lowest` is the smallest value tried. `from_value` is None if speculation never pays.
-    `until` is None if it pays up to the largest value that was tried and fits in memory; otherwise
-    it is the end of the range: larger values may be bound by compute or miss the limits.
-    """
-
-    axis: str
-    lowest: int
-    from_value: int | None
-    until: int | None
-
-    def contains(self, value: int) -> bool:
-        """Whether speculation pays at a value that fits."""
-        if self.from_value is None or value < self.from_value:
-            return False
-        return self.until is None or value <= self.until
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GammaSchedule:
-    """Best γ of a draft choice per batch and context; 0 is plain decoding, -1 does not fit."""
+    """Best γ of a draft choice per batch and context; 0 is plain decoding, -1 does not fit.
+
+    `clear` is whether the gain is clear at every γ above 0; otherwise plain decoding misses the
+    limits at some of them.
+    """
 
     batches: tuple[int, ...]
     contexts: tuple[int, ...]
     gamma: tuple[tuple[int, ...], ...]  # [batch][context]
+    clear: bool = True
 
     def ranges(self, context_tokens: int) -> tuple[tuple[int, int, int], ...]:
         """(first batch, last batch, γ) at the tabulated context nearest to `context_tokens`."""
@@ -94,8 +83,9 @@ class BestGain:
     gamma: Floats
     plain_allowed: Bools  # where plain decoding meets the limits
     fits: Bools  # where some γ fits in memory
-    near: Bools  # (..., γ): which γ are within 1 % of the best
+    near: Bools  # (..., γ): which γ are within 1 % of the best, or the one that is chosen instead
     fastest: Floats  # the γ of the lowest cost
+    plateau: Floats  # the smallest γ within 1 % of it
 
     @property
     def possible(self) -> Bools:
@@ -140,28 +130,54 @@ def best_gain(
     allowed = within(result, rule.limits) & ~np.isnan(cost)
     allowed = allowed & ~reads_own_cache(scenario, prompt, budget)[..., None]
     bounded = np.where(allowed, cost, np.inf)
-    index = plateau(bounded)
+    first = index = plateau(bounded).astype(int)
     near = allowed & (bounded <= np.min(bounded, axis=-1, keepdims=True) * (1.0 + PLATEAU))
     possible = np.any(allowed, axis=-1)
+    points = (batch, prompt, np.broadcast_to(budget, batch.shape))
+    ends = _gain_ends(scenario, rule, points, gammas[index])
+    plain = service(without_speculation(scenario), batch=batch, prompt_tokens=prompt)
+    plain_allowed = np.broadcast_to(within(plain, rule.limits), batch.shape)
+    # Where the gain is not clear, all smaller γ that are faster than plain decoding are tried.
+    tried = (cost_s(plain, rule.objective)[..., None] > bounded) & (
+        np.arange(len(gammas)) < index[..., None]
+    )
+    tried = tried & (possible & plain_allowed & (ends[0] <= 1.0))[..., None]
+    if np.any(tried):
+        others = np.full((3, *bounded.shape), np.nan)
+        *at, gamma = (
+            np.broadcast_to(values, bounded.shape)[tried]
+            for values in (*(axis[..., None] for axis in points), gammas)
+        )
+        others[:, tried] = _gain_ends(scenario, rule, tuple(at), gamma)
+        is_clear = others[0] > 1.0
+        changed = np.any(is_clear, axis=-1)
+        index = np.where(changed, np.argmin(np.where(is_clear, bounded, np.inf), axis=-1), index)
+        taken = np.take_along_axis(others, index[None, ..., None], axis=-1)[..., 0]
+        ends = np.where(changed, taken, ends)
+        near = np.where(changed[..., None], np.arange(len(gammas)) == index[..., None], near)
+    return BestGain(
+        gain=Gain(*np.where(possible, ends, np.nan)),
+        gamma=np.where(possible, gammas[index], -1.0),
+        plain_allowed=plain_allowed,
+        fits=np.any(within(result, SLO()), axis=-1),
+        near=near,
+        fastest=gammas[np.argmin(bounded, axis=-1)],
+        plateau=gammas[first],
+    )
+
+
+def _gain_ends(scenario: Scenario, rule: Rule, points: tuple[Floats, ...], gamma: Floats) -> Floats:
+    """(low, value, high) of the gain along the first axis, at (batch, prompt, KV budget)."""
+    batch, prompt, budget = points
     gain = service_gain(
         scenario,
         objective=rule.objective,
         batch=batch,
         prompt_tokens=prompt,
-        gamma=gammas[index],
+        gamma=gamma,
         kv_budget_tokens=budget,
     )
-    low, value, high = (np.where(possible, g, np.nan) for g in (gain.low, gain.value, gain.high))
-    plain = service(without_speculation(scenario), batch=batch, prompt_tokens=prompt)
-    chosen = np.where(possible, gammas[index], -1.0)
-    return BestGain(
-        gain=Gain(low, value, high),
-        gamma=chosen,
-        plain_allowed=within(plain, rule.limits),
-        fits=np.any(within(result, SLO()), axis=-1),
-        near=near,
-        fastest=gammas[np.argmin(bounded, axis=-1)],
-    )
+    return np.stack([np.broadcast_to(g, batch.shape) for g in (gain.low, gain.value, gain.high)])
 
 
 def within(result: ServiceEstimate, limits: SLO) -> Bools:
@@ -177,48 +193,95 @@ def within(result: ServiceEstimate, limits: SLO) -> Bools:
 def break_even_batch(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven:
     """The batches at which the scenario's draft choice pays at its context and the best γ.
 
-    Every batch up to 256 is tried, then steps of less than 4 % up to the scenario's batch.
+    Every batch up to 256 is tried. If that fits, so are steps of 3 % up to 4,096, and every batch
+    between two of them at which the answer differs.
     """
-    asked = scenario.workload.batch
-    values = np.arange(1.0, 257.0)
-    if asked > 256:
-        values = np.unique(np.concatenate([values, np.geomspace(256, asked, 200).round()]))
     prompt = np.asarray(float(scenario.workload.prompt_tokens))
-    best = best_gain(scenario, rule, batch=values, prompt_tokens=prompt)
-    return _paying_range("batch", values, best, asked)
+
+    def tried(values: Floats) -> BestGain:
+        return best_gain(scenario, rule, batch=values, prompt_tokens=prompt)
+
+    values = np.arange(1.0, EVERY_BATCH + 1.0)
+    best = tried(values)
+    if best.fits[-1]:
+        steps = math.ceil(math.log(MOST_BATCH / EVERY_BATCH) / math.log(1.03))
+        more = np.geomspace(EVERY_BATCH, MOST_BATCH, steps + 1).round()
+        found = tried(more)
+        values = np.unique([*values, *more, *changes(more, found.pays, found.possible, found.fits)])
+        best = tried(values)
+    return _paying_ranges("batch", values, best)
 
 
 def break_even_context(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven:
-    """The contexts at which the scenario's draft choice pays at its batch and the best γ."""
+    """The contexts at which the scenario's draft choice pays at its batch and the best γ.
+
+    Steps of about 3 % are tried, and the scenario's context.
+    """
     asked = scenario.workload.prompt_tokens
     last = float(max(scenario.target.max_context_tokens, asked))
     values = np.unique(np.append(np.geomspace(256.0, last, 200).round(), asked))
     batch = np.asarray(float(scenario.workload.batch))
     best = best_gain(scenario, rule, batch=batch, prompt_tokens=values)
-    return _paying_range("prompt_tokens", values, best, asked)
+    return _paying_ranges("prompt_tokens", values, best)
 
 
-def gamma_schedule(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> GammaSchedule:
-    """The best γ of the scenario's draft choice over powers of two of batch and context.
+def _paying_ranges(axis: str, values: Floats, best: BestGain) -> BreakEven:
+    return paying_ranges(
+        axis,
+        values,
+        pays=best.pays,
+        clear=best.gain.is_clear,
+        possible=best.possible,
+        fits=best.fits,
+    )
+
+
+def gamma_schedule(
+    scenario: Scenario,
+    rule: Rule = DEFAULT_RULE,
+    *,
+    batches: tuple[int, ...] = BATCHES,
+    contexts: tuple[int, ...] = CONTEXTS,
+) -> GammaSchedule:
+    """The best γ of the scenario's draft choice over batches and contexts, which ascend.
 
     Among the γ within 1 % of the best, it is the one that does not fall as the context grows.
     """
-    batch, context = np.array(BATCHES, float)[:, None], np.array(CONTEXTS, float)
+    batch, context = np.array(batches, float)[:, None], np.array(contexts, float)
     best = best_gain(scenario, rule, batch=batch, prompt_tokens=context)
     plain = estimate(without_speculation(scenario), batch=batch, prompt_tokens=context)
     # If only the draft does not fit, plain decoding is chosen.
     otherwise = np.where(plain.feasible, 0, -1)
     chosen = np.where(best.pays, _steady(best), otherwise).astype(int)
     return GammaSchedule(
-        batches=BATCHES, contexts=CONTEXTS, gamma=tuple(tuple(map(int, row)) for row in chosen)
+        batches=batches,
+        contexts=contexts,
+        gamma=tuple(tuple(map(int, row)) for row in chosen),
+        clear=bool(np.all(best.gain.is_clear[best.pays])),
     )
 
 
-def fastest_gamma(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> int:
-    """The γ of the lowest cost within the limits, at the scenario's batch and context."""
+def gamma_ranges(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> tuple[tuple[int, int, int], ...]:
+    """(first batch, last batch, γ) at the scenario's prompt length, with a row up to its batch.
+
+    Its γ at that batch is that of `best_gamma` if speculation pays there.
+    """
+    prompt = scenario.workload.prompt_tokens
+    batches = tuple(sorted({*BATCHES, scenario.workload.batch}))
+    schedule = gamma_schedule(scenario, rule, batches=batches, contexts=(prompt,))
+    return schedule.ranges(prompt)
+
+
+def best_gamma(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> tuple[int, int, int]:
+    """The γ that is chosen at the scenario's batch and context, the first on the plateau, the best.
+
+    They ascend: the fastest with a clear gain, the smallest within 1 % of the lowest cost within
+    the limits, and the γ of the lowest cost.
+    """
     work = scenario.workload
     batch, prompt = np.asarray(float(work.batch)), np.asarray(float(work.prompt_tokens))
-    return int(best_gain(scenario, rule, batch=batch, prompt_tokens=prompt).fastest)
+    best = best_gain(scenario, rule, batch=batch, prompt_tokens=prompt)
+    return int(best.gamma), int(best.plateau), int(best.fastest)
 
 
 def _steady(best: BestGain) -> Floats:
@@ -250,18 +313,3 @@ def break_even_alpha(scenario: Scenario, *, objective: str = "throughput") -> fl
         middle = 0.5 * (low + high)
         low, high = (middle, high) if loses(middle) else (low, middle)
     return high
-
-
-def _paying_range(axis: str, values: Floats, best: BestGain, asked: int) -> BreakEven:
-    tried, pays = values[best.possible], best.pays[best.possible]
-    lowest = int(values[0])
-    if not np.any(pays):
-        return BreakEven(axis=axis, lowest=lowest, from_value=None, until=None)
-    here = np.flatnonzero((tried == asked) & pays)
-    inside = int(here[0]) if here.size else int(np.flatnonzero(pays)[-1])
-    before = np.flatnonzero(~pays[:inside])
-    after = np.flatnonzero(~pays[inside:])
-    first = int(before[-1]) + 1 if before.size else 0
-    last = inside + int(after[0]) - 1 if after.size else len(tried) - 1
-    until = None if tried[last] == values[best.fits][-1] else int(tried[last])
-    return BreakEven(axis=axis, lowest=lowest, from_value=int(tried[first]), until=until)

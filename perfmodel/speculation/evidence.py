@@ -6,11 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perfmodel._typing import Bools
 from perfmodel.errors import either
 from perfmodel.scenario import Scenario
+from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.labels import Origin
-from perfmodel.speculation.round import estimate
+from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.speculation.uncertainty import acceptance_is_extrapolated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labels:
+    """The origins of α and of the engine profile as columns of a file."""
+
+    acceptance_origin: str  # with the target of a borrowed curve
+    engine_measured_on: str  # a GPU, or the origin of the overheads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,28 +30,70 @@ class Evidence:
     acceptance: str  # "" without speculation
     engine: str
     extrapolated: tuple[str, ...]  # step times, and "acceptance"
+    is_timed: bool  # whether the engine was timed on this GPU with as many ranks
+    labels: Labels
 
     @property
     def sentence(self) -> str:
         """The evidence as one sentence."""
         outside = ", ".join(self.extrapolated)
-        tail = f"extrapolated: {outside}" if outside else "nothing is extrapolated"
+        none = "nothing is extrapolated" if self.is_timed else "no kernel time is extrapolated"
+        tail = f"extrapolated: {outside}" if outside else none
         bases = " and ".join(filter(None, (self.acceptance, self.engine)))
         return f"Based on {bases}; {tail}."
 
 
-def evidence(scenario: Scenario) -> Evidence:
-    """The evidence behind the prediction of a scenario."""
-    point = estimate(scenario)
-    steps = {"T_T": point.target_step}
-    if scenario.plan.speculates and point.draft_step is not None:
-        steps |= {"T_V": point.verify, "T_D": point.draft_step}
-    weak = (Origin.EXTRAPOLATED, Origin.ASSUMED)
-    outside = [name for name, step in steps.items() if step.origin in weak]
+def evidence(scenario: Scenario, point: RoundEstimate | None = None) -> Evidence:
+    """The evidence behind the prediction of a scenario; `point` is its estimate, if known."""
+    point = estimate(scenario) if point is None else point
+    outside = [name for name, is_weak in weak_steps(point).items() if np.any(is_weak)]
     if acceptance_is_extrapolated(scenario):
         outside.append("acceptance")
     text = _acceptance(scenario, float(np.asarray(point.alpha)))
-    return Evidence(acceptance=text, engine=_engine(scenario), extrapolated=tuple(outside))
+    return Evidence(
+        acceptance=text,
+        engine=_engine(scenario),
+        extrapolated=tuple(outside),
+        is_timed=scenario.engine.measured_on == scenario.machine.gpu.name
+        and not _timed_tp(scenario),
+        labels=labels(scenario),
+    )
+
+
+def weak_steps(point: RoundEstimate) -> dict[str, Bools]:
+    """Where each step time of an estimate is extrapolated or assumed; T_V and T_D where γ > 0."""
+    steps = {"T_T": point.target_step}
+    if point.scenario.plan.kind is not DraftKind.NONE:
+        steps["T_V"] = point.verify
+        if point.draft_step is not None:
+            steps["T_D"] = point.draft_step
+    return {
+        name: step.is_weak if name == "T_T" else step.is_weak & (point.gamma > 0)
+        for name, step in steps.items()
+    }
+
+
+def labels(scenario: Scenario) -> Labels:
+    """The origins of a scenario's α and engine profile."""
+    measured_on = scenario.engine.measured_on or f"{scenario.engine.origin} overheads"
+    origin = acceptance_origin(scenario)[0]
+    if origin == Origin.BORROWED and scenario.acceptance is None and scenario.curve is not None:
+        origin = f"{origin}: {scenario.curve.lender}"
+    return Labels(acceptance_origin=str(origin), engine_measured_on=measured_on)
+
+
+def acceptance_origin(scenario: Scenario) -> tuple[str, str]:
+    """(origin, source) of the scenario's acceptance."""
+    plan, given = scenario.plan, scenario.acceptance
+    if not plan.speculates:
+        return "none", "no draft"
+    if given is not None:
+        return given.origin, given.source
+    curve = scenario.curve
+    if curve is None:
+        return "unknown", "no measurement for this draft choice"
+    outside = curve.origin == Origin.FITTED and acceptance_is_extrapolated(scenario)
+    return Origin.EXTRAPOLATED if outside else curve.origin, curve.source
 
 
 def _acceptance(scenario: Scenario, alpha: float) -> str:
@@ -50,8 +102,8 @@ def _acceptance(scenario: Scenario, alpha: float) -> str:
     if not plan.speculates:
         return ""
     if given is not None:
-        origin = "" if given.origin == Origin.GIVEN else f"{given.origin} "
-        return f"{origin}α {given.alpha:.2f} ({given.source or 'as given'})"
+        source = f" ({given.source})" if given.source else ""
+        return f"{given.origin} α {given.alpha:.2f}{source}"
     if curve is None:
         return "an unknown acceptance"
     if curve.origin == Origin.IDENTITY:

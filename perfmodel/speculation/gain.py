@@ -80,10 +80,10 @@ def service_gain(
     at = _At(scenario, objective, batch, prompt_tokens, gamma, kv_budget_tokens)
     value = at.gain()
     below, above = alpha_shifts(scenario, prompt_tokens, kv_budget_tokens)
-    error = math.exp(Z90 * ratio_error(scenario))
+    error = np.exp(Z90 * at.ratio_error())
     by_prompts, closed = at.prompt_distances(value)
 
-    def width(other_alpha: Floats, other_factor: float, side: float) -> Floats:
+    def width(other_alpha: Floats, other_factor: Floats, side: float) -> Floats:
         by_alpha = np.log(value / at.gain(alpha_shift=other_alpha))
         by_time = np.log(value / at.gain(rounds=other_factor))
         by_prompt: Floats = np.zeros(())
@@ -110,7 +110,7 @@ def service_tpot(scenario: Scenario) -> Interval:
     round_s = math.exp(Z90 * time_error(scenario))
     prompt_s = 1.0
     if scenario.workload.prefill is Prefill.SHARED:
-        prompt_s = math.exp(Z90 * prefill_error(scenario))
+        prompt_s = math.exp(Z90 * float(prefill_error(scenario)))
 
     def width(alpha: float, rounds: float, prompts: float) -> float:
         changed = (at.cost(alpha or None), at.cost(rounds=rounds), at.cost(prompts=prompts))
@@ -133,7 +133,11 @@ class _At:
     kv_budget_tokens: ArrayLike | None
 
     def gain(
-        self, alpha_shift: ArrayLike | None = None, *, rounds: float = 1.0, prompts: float = 1.0
+        self,
+        alpha_shift: ArrayLike | None = None,
+        *,
+        rounds: float | Floats = 1.0,
+        prompts: float | Floats = 1.0,
     ) -> Floats:
         """The ratio to plain decoding, if rounds, or the prompts of both, take longer."""
         plain = replace(self._plain, prefill_s=self._plain.prefill_s * prompts)
@@ -141,18 +145,30 @@ class _At:
         return cost_s(plain, self.objective) / cost
 
     def cost(
-        self, alpha_shift: ArrayLike | None = None, *, rounds: float = 1.0, prompts: float = 1.0
+        self,
+        alpha_shift: ArrayLike | None = None,
+        *,
+        rounds: float | Floats = 1.0,
+        prompts: float | Floats = 1.0,
     ) -> Floats:
         """`cost_s` of the draft if α is shifted, or rounds or prompts take longer."""
         known = self._draft if alpha_shift is None else self._service(alpha_shift)
         result = replace(known, round_s=known.round_s * rounds, prefill_s=known.prefill_s * prompts)
         return cost_s(result, self.objective)
 
+    def ratio_error(self) -> Floats:
+        """`ratio_error` at each point."""
+        work = self.scenario.workload
+        batch = work.batch if self.batch is None else self.batch
+        prompt = work.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
+        point = self._draft.decode
+        return ratio_error(self.scenario, point, batch=batch, prompt_tokens=prompt)
+
     def prompt_distances(self, value: Floats) -> tuple[list[Floats], float]:
         """ln(value / gain) if prompts take longer and shorter, and the width of the closed form."""
         if self.scenario.workload.prefill is not Prefill.SHARED:
             return [], 0.0
-        slower = math.exp(Z90 * prefill_error(self.scenario))
+        slower = np.exp(Z90 * prefill_error(self.scenario, self.prompt_tokens))
         gains = (self.gain(prompts=factor) for factor in (slower, 1.0 / slower))
         return [np.log(value / gain) for gain in gains], Z90 * CLOSED_FORM_ERROR
 
@@ -206,7 +222,7 @@ def relative_gain(one: Scenario, other: Scenario, *, objective: str = "throughpu
     together = [[_ratio(at, rival, *shifts) * per_gpu for shifts in common]]
     closed = 0.0
     if one.workload.prefill is Prefill.SHARED:
-        slower = math.exp(Z90 * max(prefill_error(one), prefill_error(other)))
+        slower = math.exp(Z90 * max(float(prefill_error(plan)) for plan in (one, other)))
         factors = (slower, 1.0 / slower)
         together.append([_ratio(at, rival, prompts=factor) * per_gpu for factor in factors])
         closed = Z90 * CLOSED_FORM_ERROR

@@ -1,25 +1,27 @@
 """How wrong the ratio of step times may be: by the distance from what was measured.
 
 An engine profile states the error of its speedups on the GPU and the numbers of ranks at which it
-was timed. Elsewhere, the errors are those of predictions whose GPU or ranks were left out
-(`specroof validate coverage`). Independent errors add in quadrature.
+was timed. Elsewhere, the errors of predictions whose GPU or ranks were left out
+(`specroof validate coverage`) are added to it, in quadrature, so that no engine is more certain
+where it was not timed. Nothing was timed on GPUs of other vendors than NVIDIA: that error is
+assumed to be three times that of another architecture, or that of the datasheet if it is larger.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from perfmodel import catalog
+from perfmodel._typing import Bools, Floats
 from perfmodel.passes.communication import sum_error
 from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
-from perfmodel.specs.gpu import GPU
+from perfmodel.specs.gpu import GPU, TIMED_VENDOR
 from perfmodel.specs.labels import Origin
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 from perfmodel.units import Z90
@@ -45,11 +47,13 @@ PART_ERRORS = {
 # was left out. On a timed GPU, the error of steps is taken to be that of speedups.
 SISTER_STEP_ERROR, TP_STEP_ERROR = 0.093, 0.115
 ARCHITECTURE_STEP_ERROR, ARCHITECTURE_ROUND_ERROR = 0.148, 0.293
-BOUND_STEP_ERROR, BOUND_ROUND_ERROR = 0.49, 0.684  # of `ideal`, whose steps are lower bounds
+# Of `ideal`, whose steps are lower bounds: of speedups, plain steps and rounds.
+BOUND_ERROR, BOUND_STEP_ERROR, BOUND_ROUND_ERROR = 0.243, 0.49, 0.684
 # Rms of ln(predicted / measured ratio of the speedups of two drafts), with the same target, GPU,
 # batch and context: PAIR_ERROR, and these shares of the error of one speedup. Both share the rest.
 PAIR_ERROR, PAIR_SHARE, PAIR_TP_SHARE = 0.025, 1.0 / 3.0, 0.75
-# Storage types or layers whose kernels were not measured: assumed, times the profile's error.
+# Where no kernel was measured, the error is assumed to be larger by this factor: for storage types
+# and layers, than the profile's; for another vendor's GPUs, than that of another architecture.
 UNMEASURED_FACTOR = 3.0
 
 
@@ -58,37 +62,67 @@ class Distance(IntEnum):
 
     SAME_GPU = 0
     SISTER = 1  # another GPU of the same architecture
-    ARCHITECTURE = 2  # a GPU of another architecture, or none
+    ARCHITECTURE = 2  # a GPU of another architecture, or none; or other targets on this GPU
+    VENDOR = 3  # a GPU of another vendor
 
 
-_ERRORS = (0.0, SISTER_ERROR, ARCHITECTURE_ERROR)
+Delays = tuple[Floats, Floats]  # of a round, or of the plain step without a draft; of a plain step
+_NONE = np.zeros(())
 
 
-def ratio_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
+def _by_distance(sister: float, architecture: float, bound: float) -> tuple[float, ...]:
+    """Standard errors in the order of `Distance`; `bound` is that of `ideal`, of a datasheet."""
+    return 0.0, sister, architecture, max(UNMEASURED_FACTOR * architecture, bound)
+
+
+def ratio_error(
+    scenario: Scenario,
+    point: RoundEstimate | None = None,
+    *,
+    batch: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
+) -> Floats:
     """Standard error of ln(speedup) that follows from that of step times.
 
-    Combines `relative_error`, the errors of experts and all-to-alls, and that of several ranks: of
-    the all-reduce, or of ranks at which the engine was not timed, whichever is larger. `point` is
-    the estimate of the scenario, if it is known.
+    Combines `relative_error`, the errors of experts and all-to-alls, and those of several ranks: of
+    an all-reduce that was not measured, and of ranks at which the engine was not timed.
+
+    Parameters
+    ----------
+    point : RoundEstimate, optional
+        The estimate of the scenario, if it is known.
+    batch, prompt_tokens : array, optional
+        Those of `point`, which must be given with them; the shape is that of `point`. [1]
     """
-    ranks = max(_link_error(scenario, point), _ranks_error(scenario))
-    unsplit = _unsplit_distance(scenario, point, lambda found: float(found.speedup))
-    return math.hypot(relative_error(scenario), ranks, unsplit, _parts_error(scenario, point))
+    links = np.subtract(*_link_delays(scenario, point, batch))
+    unsplit = np.subtract(*_split_delays(scenario, point, batch, prompt_tokens))
+    parts = _parts_error(scenario, point)
+    return _total(relative_error(scenario), _ranks_error(scenario), links, unsplit, parts)
+
+
+def _total(*errors: ArrayLike) -> Floats:
+    """Independent errors in quadrature."""
+    return np.asarray(np.sqrt(sum(np.square(error) for error in errors)))
 
 
 def pair_error(one: Scenario, other: Scenario) -> float:
     """Standard error of ln(ratio of two plans' speedups) that follows from that of step times.
 
     The plans differ in their drafts, γ or TP; target, workload, GPU and engine are the same. With
-    experts, T_V depends on γ; at another TP, so does T_T on the ranks.
+    experts, T_V depends on γ; at another TP, so does T_T on the ranks. A kernel of latent attention
+    that does not split the cache changes both speedups, so their ratio has the difference.
     """
     both = (one, other)
     kernels = PAIR_SHARE * max(relative_error(plan) for plan in both)
-    ranks = PAIR_TP_SHARE * max(max(_link_error(plan), _ranks_error(plan)) for plan in both)
+    links = [float(np.subtract(*_link_delays(plan))) for plan in both]
+    ranks = PAIR_TP_SHARE * max(
+        math.hypot(link, _ranks_error(plan)) for link, plan in zip(links, both, strict=True)
+    )
     rows = abs(math.log((one.plan.gamma + 1) / (other.plan.gamma + 1))) / math.log(4.0)
-    experts = rows * max(_parts_error(plan) for plan in both)
+    experts = rows * max(float(_parts_error(plan)) for plan in both)
     apart = TP_ERROR * math.sqrt(abs(math.log2(one.tp / other.tp)))
-    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart)
+    first, second = (float(np.subtract(*_split_delays(plan))) for plan in both)
+    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart, first - second)
 
 
 def time_error(scenario: Scenario) -> float:
@@ -98,30 +132,30 @@ def time_error(scenario: Scenario) -> float:
         architecture, bound = ARCHITECTURE_ROUND_ERROR, BOUND_ROUND_ERROR
     engine = scenario.engine
     own = bound if engine.is_bound else engine.speedup_error
-    error = _kernel_error(scenario, own, (0.0, SISTER_STEP_ERROR, architecture))
-    tp = math.log2(scenario.tp)
-    doublings = min(abs(tp - math.log2(timed)) for timed in engine.timed_tp or (1,))
-    ranks = max(_link_error(scenario), TP_STEP_ERROR * math.sqrt(doublings))
-    unsplit = _unsplit_distance(scenario, None, lambda found: float(found.tpot_s))
-    return math.hypot(error, ranks, unsplit / Z90, _parts_error(scenario))
+    error = _kernel_error(scenario, own, _by_distance(SISTER_STEP_ERROR, architecture, bound))
+    ranks = TP_STEP_ERROR * math.sqrt(_doublings(scenario))
+    links, unsplit = _link_delays(scenario)[0], _split_delays(scenario)[0] / Z90
+    return float(_total(error, ranks, links, unsplit, _parts_error(scenario)))
 
 
 def relative_error(scenario: Scenario) -> float:
     """Standard error of ln(speedup) on the GPU, at numbers of ranks that were timed."""
-    return _kernel_error(scenario, scenario.engine.speedup_error, _ERRORS)
+    errors = _by_distance(SISTER_ERROR, ARCHITECTURE_ERROR, BOUND_ERROR)
+    return _kernel_error(scenario, scenario.engine.speedup_error, errors)
 
 
-def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, float, float]) -> float:
+def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, ...]) -> float:
     """Standard error of a logarithm, by the distance of the engine and of the kernels.
 
-    The engine profile's `own` error on the GPU where it was timed; elsewhere at least that of a
-    GPU left out. If kernels come from a farther GPU than the engine, their distance adds another
-    error, and so do storage types without measured kernels. It is three times as large if experts,
-    latent attention or linear attention are priced without measurements.
+    The engine profile's `own` error, and that of GPUs or targets that were left out. If kernels
+    come from a farther GPU than the engine, their distance adds another error, and so do storage
+    types without measured kernels. It is three times as large if experts, latent attention or
+    linear attention are priced without measurements.
     """
     engine, kernels = engine_distance(scenario), kernel_distance(scenario)
-    error = max(own, errors[engine])
-    if kernels > Distance.SAME_GPU and not engine == kernels == Distance.SISTER:
+    error = math.hypot(own, errors[engine])
+    together = engine == kernels and engine in (Distance.SISTER, Distance.VENDOR)
+    if kernels > Distance.SAME_GPU and not together:
         error = math.hypot(error, errors[kernels])
     ranks = [target_rank(scenario)]
     if scenario.draft is not None:
@@ -132,30 +166,37 @@ def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, float, fl
     return error * (UNMEASURED_FACTOR if ranks[0].assumes_layers else 1.0)
 
 
-def prefill_error(scenario: Scenario, prompt_tokens: int | None = None) -> float:
+def prefill_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) -> Floats:
     """Standard error of ln(time of a prompt), relative to that of decoding.
 
     `prompt_tokens` defaults to that of the workload.
     """
     tokens = scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens
-    own = LAUNCH_ERROR if waits_for_launches(scenario, tokens) else PREFILL_ERROR
-    return math.hypot(own, relative_error(scenario), _ranks_error(scenario))
+    own = np.where(waits_for_launches(scenario, tokens), LAUNCH_ERROR, PREFILL_ERROR)
+    return _total(own, relative_error(scenario), _ranks_error(scenario))
 
 
-def waits_for_launches(scenario: Scenario, prompt_tokens: int) -> bool:
+def waits_for_launches(scenario: Scenario, prompt_tokens: ArrayLike) -> Bools:
     """Whether the GPU may finish the kernels of a prompt's passes faster than a host launches."""
-    chunk = min(prompt_tokens, scenario.engine.prefill_chunk_tokens)
+    chunk = np.minimum(prompt_tokens, scenario.engine.prefill_chunk_tokens)
     pass_s = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=chunk).total_s
-    return float(pass_s) < LAUNCH_LAYER_S * scenario.target.layers
+    return np.asarray(pass_s < LAUNCH_LAYER_S * scenario.target.layers)
 
 
 def engine_distance(scenario: Scenario) -> Distance:
-    """Where the engine was timed; a profile without overheads needs no timing."""
+    """Where the engine was timed; a profile without overheads needs no timing.
+
+    A profile that was fitted to the steps of few targets is as far from others as from another
+    architecture: MagicDec's GPUs could only be left out together with their targets.
+    """
     engine, gpu = scenario.engine, scenario.machine.gpu
     if engine.measured_on:
-        return _between(engine.measured_on, gpu)
-    stated = engine.origin in (Origin.FITTED, Origin.MEASURED, Origin.DATASHEET)
-    return Distance.SAME_GPU if stated else Distance.ARCHITECTURE
+        distance = _between(engine.measured_on, gpu)
+        fitted = not engine.timed_targets or scenario.target.name in engine.timed_targets
+        return distance if fitted else max(distance, Distance.ARCHITECTURE)
+    if engine.origin in (Origin.FITTED, Origin.MEASURED, Origin.DATASHEET):
+        return Distance.SAME_GPU
+    return Distance.ARCHITECTURE if gpu.vendor == TIMED_VENDOR else Distance.VENDOR
 
 
 def kernel_distance(scenario: Scenario) -> Distance:
@@ -168,62 +209,72 @@ def kernel_distance(scenario: Scenario) -> Distance:
 def _between(measured: str, gpu: GPU) -> Distance:
     if measured == gpu.name:
         return Distance.SAME_GPU
-    same = catalog.gpu(measured).architecture == gpu.architecture
-    return Distance.SISTER if same else Distance.ARCHITECTURE
+    other = catalog.gpu(measured)
+    if other.architecture == gpu.architecture:
+        return Distance.SISTER
+    return Distance.ARCHITECTURE if other.vendor == gpu.vendor else Distance.VENDOR
 
 
 def _ranks_error(scenario: Scenario) -> float:
-    """Standard error of ln(speedup) at a TP at which the engine was not timed.
-
-    An engine without timings has the larger error of its distance.
-    """
-    engine = scenario.engine
-    if not engine.measured_on or engine_distance(scenario) == Distance.ARCHITECTURE:
-        return 0.0
-    doublings = min(abs(math.log2(scenario.tp) - math.log2(timed)) for timed in engine.timed_tp)
-    return TP_ERROR * math.sqrt(doublings)
+    """Standard error of ln(speedup) at a TP at which the engine was not timed."""
+    return TP_ERROR * math.sqrt(_doublings(scenario))
 
 
-def _parts_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
+def _doublings(scenario: Scenario) -> float:
+    """Doublings between the TP and the nearest that was timed; 1 for an engine without timings."""
+    tp = math.log2(scenario.tp)
+    return min(abs(tp - math.log2(timed)) for timed in scenario.engine.timed_tp or (1,))
+
+
+def _parts_error(scenario: Scenario, point: RoundEstimate | None = None) -> Floats:
     """Standard error of ln(T_V / T_T) that follows from `PART_ERRORS`, by their shares of T_V."""
     if scenario.target.experts is None:
-        return 0.0
+        return _NONE
     verify = (point or estimate(scenario)).verify
     errors = [PART_ERRORS.get(part.name, 0.0) * part.seconds for part in verify.parts]
-    return math.hypot(*(float(error / verify.total_s) for error in errors))
+    return _total(*(error / verify.total_s for error in errors))
 
 
-def _link_error(scenario: Scenario, point: RoundEstimate | None = None) -> float:
-    """Standard error of ln(speedup) that follows from that of all-reduces."""
-    error = sum_error(target_rank(scenario), np.asarray(float(scenario.workload.batch)))
-    if not error:
-        return 0.0
-    slower = scenario.engine.changed(comm_factor=scenario.engine.comm_factor * math.exp(error))
-    other = estimate(replace(scenario, engine=slower))
-    return abs(math.log(float(other.speedup) / float((point or estimate(scenario)).speedup)))
+def _link_delays(
+    scenario: Scenario, point: RoundEstimate | None = None, batch: ArrayLike | None = None
+) -> Delays:
+    """The delays that follow from the standard error of all-reduces that were not measured."""
+    rows = np.asarray(scenario.workload.batch if batch is None else batch, float)
+    error = sum_error(target_rank(scenario), rows)
+    if not np.any(error):
+        return _NONE, _NONE
+    return _delays(point or estimate(scenario), "comm", np.expm1(error))
 
 
-def _unsplit_distance(
-    scenario: Scenario, point: RoundEstimate | None, value: Callable[[RoundEstimate], float]
-) -> float:
-    """|ln(value)| between kernels of latent attention that split the cache and the one measured.
+def _split_delays(
+    scenario: Scenario,
+    point: RoundEstimate | None = None,
+    batch: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
+) -> Delays:
+    """The delays if kernels of latent attention split the cache and the one measured does not.
 
-    0 if it splits it. Serving engines split it, so no plan may rest on the times of a kernel that
-    does not: this is one standard error of a speedup, and the 90 % interval of a time ends at it.
+    Serving engines split it, so no plan may rest on the times of a kernel that does not: this is
+    one standard error of a speedup, and the 90 % interval of a time ends at it.
     """
     rank, workload = target_rank(scenario), scenario.workload
     if (curve := rank.latent_curve) is None:
-        return 0.0
-    ratio = float(
-        curve.unsplit_ratio(
-            batch=workload.batch / rank.dp,
-            kv_tokens=workload.prompt_tokens,
-            heads=rank.spec.query_heads_per_rank(rank.tp),
-        )
+        return _NONE, _NONE
+    ratio = curve.unsplit_ratio(
+        batch=np.asarray(workload.batch if batch is None else batch, float) / rank.dp,
+        kv_tokens=workload.prompt_tokens if prompt_tokens is None else prompt_tokens,
+        heads=rank.spec.query_heads_per_rank(rank.tp),
     )
-    if ratio == 1.0:
-        return 0.0
-    engine = scenario.engine
-    other = engine.changed(attention_factor=engine.attention_factor / ratio)
-    split = estimate(replace(scenario, engine=other))
-    return abs(math.log(value(split) / value(point or estimate(scenario))))
+    if np.all(ratio == 1.0):
+        return _NONE, _NONE
+    return _delays(point or estimate(scenario), "attention", 1.0 / ratio - 1.0)
+
+
+def _delays(point: RoundEstimate, group: str, more: Floats) -> Delays:
+    """ln(time / predicted) of a round and of a plain step if parts take 1 + `more` as long."""
+    spent = point.verify.group_s(group)
+    if point.draft_step is not None:
+        spent = spent + point.gamma * point.draft_step.group_s(group)
+    plain = np.log1p(more * point.target_step.group_s(group) / point.plain_tpot_s)
+    late = np.where(point.gamma > 0, np.log1p(more * spent / point.round_s), plain)
+    return late, plain

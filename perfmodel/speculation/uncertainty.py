@@ -98,7 +98,7 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
         return None
     point = estimate(scenario)
     low, middle, high = (_speedup_at(point, alpha) for alpha in alphas)
-    model = Z90 * ratio_error(scenario, point)
+    model = Z90 * float(ratio_error(scenario, point))
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
     return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
@@ -156,10 +156,13 @@ def acceptance_is_extrapolated(scenario: Scenario) -> bool:
     """Whether budget or context lie outside the range in which the acceptance was measured.
 
     Published acceptances of built-in drafts are of short prompts, and their lengths are not stated.
+    One that was carried to another KV budget is outside too.
     """
     curve, context = scenario.curve, scenario.workload.prompt_tokens
     if scenario.acceptance is not None:
-        return scenario.plan.method is not None and scenario.acceptance.origin != Origin.GIVEN
+        origin = scenario.acceptance.origin
+        is_published = scenario.plan.method is not None and origin != Origin.GIVEN
+        return is_published or origin == Origin.EXTRAPOLATED
     if curve is None or not scenario.plan.speculates:
         return False
     budget = scenario.plan.budget_at(context)

@@ -107,13 +107,14 @@ def _recommended(
     from perfmodel import ConfigError
     from perfmodel.reports import ExportPlan, engine_label, exportability
     from perfmodel.specs import named_version, profile_version
+    from perfmodel.speculation import gamma_ranges
 
     version = named_version(runs_on) if runs_on else None
     answer, _ = find_recommendation(flags, scenario, runs_on=runs_on)
     best = stated(ExportPlan.of_scenario(answer.best.scenario, engine=engine))
-    if answer.schedule is not None and answer.speculates and engine == "vllm":
-        prompt = best.scenario.workload.prompt_tokens
-        scheduled = replace(best, gamma_schedule=answer.schedule.ranges(prompt))
+    if answer.speculates and engine == "vllm":
+        ranges = gamma_ranges(answer.best.scenario, answer.rule)
+        scheduled = replace(best, gamma_schedule=ranges)
         best = best if exportability(scheduled)[engine] else scheduled
     if version is not None and version.label != engine_label(engine, best):
         raise ConfigError(

@@ -224,22 +224,26 @@ def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, 
     ConfigError
         If the engine does not support the scenario's draft, or it needs another mode.
     """
-    from perfmodel import ConfigError
+    from perfmodel import ConfigError, catalog
 
     plan = stated.plan()
+    weights, kv = stated.weight_dtype, stated.kv_dtype
+    of_checkpoint = "weight_dtype" not in stated.model_fields_set
+    if of_checkpoint and catalog.model(stated.target).weight_dtype == "fp16":
+        weights, kv = "fp16", kv if "kv_dtype" in stated.model_fields_set else "fp16"
     values = {
         "model": stated.target,
         "tp": stated.tp,
         "batch": stated.batch,
         "prompt_tokens": stated.prompt_tokens,
         "gen_tokens": stated.output_tokens,
-        "weight_dtype": stated.weight_dtype,
-        "kv_dtype": stated.kv_dtype,
-        "draft_dtype": stated.draft_dtype or stated.weight_dtype,
+        "weight_dtype": weights,
+        "kv_dtype": kv,
+        "draft_dtype": stated.draft_dtype or weights,
     }
     if mode == "baseline":
         return values
-    if stated.draft_kv_dtype not in (None, stated.kv_dtype):
+    if stated.draft_kv_dtype not in (None, kv):
         raise ConfigError(
             f"{origin} has draft_kv_dtype={stated.draft_kv_dtype}, which differs from kv_dtype; "
             f"this engine has one type of KV cache"

@@ -28,7 +28,7 @@ def simulate(
 ) -> None:
     """Simulate a batch, or requests that arrive over time, with and without speculation."""
     import perfmodel
-    from perfmodel.reports import simulation_dict
+    from perfmodel.reports import simulation_dict, timeline_rows
 
     if csv == "-" and as_json:
         raise perfmodel.ConfigError(
@@ -43,6 +43,7 @@ def simulate(
         runs, workload = _play_requests(base, stated.slo, options)
     else:
         runs = _play_batch(base, options)
+    base = options.observed(base)
     result = simulation_dict(
         base,
         runs,
@@ -56,8 +57,7 @@ def simulate(
 
         write_text(html, simulation_html(result))
     if csv is not None:
-        runs = result["runs"]
-        write_csv(csv, ({"label": run["label"], **row} for run in runs for row in run["timeline"]))
+        write_csv(csv, timeline_rows(base, result))
     if as_json:
         print_json(result)
     elif csv != "-":

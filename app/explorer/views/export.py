@@ -13,7 +13,7 @@ from perfmodel import ConfigError, Recommendation, RoundEstimate, estimate
 from perfmodel.planning import plan_label
 from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, infeasible_reason
 from perfmodel.specs import MethodKind
-from perfmodel.speculation import GammaSchedule, gamma_schedule
+from perfmodel.speculation import Rule, gamma_ranges, gamma_schedule
 
 PLANS = {"recommended": "recommended", "page": "plan of this page"}
 FILES = {"vllm": "sh", "sglang": "sh", "tensorrt-llm": "yaml", "specroof": "toml"}
@@ -34,9 +34,10 @@ def show(answer: Recommendation) -> None:
     engine = segmented("deploy_engine", "Engine", ENGINES)
     scenario = point.scenario
     known = scenario.acceptance is not None or scenario.curve is not None
-    schedule = gamma_schedule(scenario) if scenario.plan.speculates and known else None
+    is_drafting = scenario.plan.speculates and known
+    schedule = gamma_schedule(scenario, answer.rule) if is_drafting else None
     try:
-        _configuration(engine, point, schedule)
+        _configuration(engine, point, answer.rule if is_drafting else None)
     except ConfigError as error:  # the name of a checkpoint
         show_error(error)
     if schedule is not None:
@@ -54,8 +55,11 @@ def _name(point: RoundEstimate) -> str:
     return f"{plan_label(scenario)}, TP {scenario.tp}{draft_tp}"
 
 
-def _configuration(engine: str, point: RoundEstimate, schedule: GammaSchedule | None) -> None:
-    """Show the configuration and its benchmark command, or why the engine cannot run the plan."""
+def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None:
+    """Show the configuration and its benchmark command, or why the engine cannot run the plan.
+
+    `rule` is how γ is chosen by batch, if it can be.
+    """
     scenario = point.scenario
     plan = ExportPlan.of_scenario(scenario, engine=engine)
     method = scenario.plan.method
@@ -67,9 +71,8 @@ def _configuration(engine: str, point: RoundEstimate, schedule: GammaSchedule | 
             st.info("Name the checkpoint of the trained draft to get the command.")
             return
         plan = replace(plan, draft_checkpoint=head)
-    if engine == "vllm" and schedule is not None and st.toggle("γ by batch", key="by_batch"):
-        ranges = schedule.ranges(scenario.workload.prompt_tokens)
-        plan = replace(plan, gamma_schedule=ranges or None)
+    if engine == "vllm" and rule is not None and st.toggle("γ by batch", key="by_batch"):
+        plan = replace(plan, gamma_schedule=gamma_ranges(scenario, rule) or None)
     why = exportability(plan)[engine]
     if why is not None:
         st.info(f"**{plain(ENGINES[engine])} cannot run this plan**: {plain(why)}")

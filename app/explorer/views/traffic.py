@@ -62,7 +62,7 @@ def show() -> None:
     colour, slo = charts.plan_colour(scenario), parse_slo(st.session_state["slo"])
     show_chart(percentiles(result, slo, colour=colour), "percentiles")
     show_table(text_rows(("", *(run["label"] for run in result["runs"])), run_rows(result)))
-    for line in (closed_form_line(result), *result["notes"]):
+    for line in (closed_form_line(result), result["evidence"]["sentence"], *result["notes"]):
         st.caption(plain(line))
     st.caption("The same on the command line")
     st.code(_command(values, flags), language="bash", wrap_lines=True)

@@ -42,8 +42,13 @@ TYPES = {  # names of the tables
 # Nemotron's experts have no gate, and Kimi-K3's rows use another activation than the model's.
 NO_GATE_HIDDEN, NO_GATE_TOP_K, APPROXIMATED = 2688, 22, "situ_as_silu"
 NO_GATE_KERNEL = "nongated"
-# On Hopper, vLLM 0.24's kernel for fp8 with a scale per tensor takes four times as long as bf16.
-OTHER_TABLES = {"fp8": "moe_trtllm"}
+# TensorRT-LLM's kernels, by architecture and type, with the peak over that of bf16. On Hopper,
+# vLLM 0.24's for fp8 with a scale per tensor take four times as long as bf16. On Blackwell, engines
+# compute gpt-oss with activations in fp8, in which vLLM's table has no shape of it.
+OTHER_TABLES = {
+    ("hopper", "fp8"): ("moe_trtllm", "fp8", 2.0),
+    ("blackwell", "mxfp4"): ("moe_trtllm", "w4a8_mxfp4_mxfp8", 2.0),
+}
 LEAST_CELLS, FEW_TOKENS = 200, 64
 AXES = {
     "rows_each": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048),
@@ -68,12 +73,13 @@ loads, priced with the expected number of experts of random routing.
 """
 
 
-def read_cells(data: Path, gpu: MeasuredGpu, dtype: str, table: str = "moe") -> pd.DataFrame:
-    """Cells of one weight type: tokens, hidden, inter, top_k, experts, model, balanced, seconds,
-    and the columns of `AXES`; the fastest kernel of each cell."""
+def read_cells(data: Path, gpu: MeasuredGpu, kernels: str, table: str = "moe") -> pd.DataFrame:
+    """Cells of the kernels of one type: tokens, hidden, inter, top_k, experts, model, balanced,
+    seconds, and the columns of `AXES`; the fastest kernel of each cell. `kernels` is the name of
+    the type in the table."""
     frame = read_table(data, gpu, table)
     frame = frame[~frame.kernel_source.str.contains(NO_GATE_KERNEL)]
-    frame = frame[frame.moe_dtype == TYPES[dtype]]
+    frame = frame[frame.moe_dtype == kernels]
     frame = frame[~frame.kernel_source.str.contains(APPROXIMATED)]
     frame = frame[(frame.hidden_size != NO_GATE_HIDDEN) & (frame.topk != NO_GATE_TOP_K)]
     ranks = frame.moe_ep_size
@@ -113,33 +119,35 @@ def fit_experts(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors]]:
     """The catalog file of one GPU, and the errors of each weight type."""
     formats, reports = [], []
     device = str(read_table(data, gpu, "moe").device.iloc[0])
-    for dtype in TYPES:
-        other = OTHER_TABLES.get(dtype, "moe")
-        table = other if has_table(data, gpu, other) else "moe"
-        cells = read_cells(data, gpu, dtype, table)
+    for dtype, kind in TYPES.items():
+        usual = ("moe", kind, DTYPES[dtype].peak_ratio)
+        other = OTHER_TABLES.get((gpu.sheet.architecture, dtype), usual)
+        table, kernel_type, peak_ratio = other if has_table(data, gpu, other[0]) else usual
+        cells = read_cells(data, gpu, kernel_type, table)
         balanced = cells[cells.balanced]
         if len(balanced) < LEAST_CELLS:
             continue
-        problem = problem_of(dtype, gpu)
+        problem = problem_of(dtype, gpu, peak_ratio)
         fitted = fit(problem, balanced)
         errors = _errors(dtype, problem, fitted, cells)
         if has_table(data, gpu, f"{table}_later"):
-            later = read_cells(data, gpu, dtype, f"{table}_later")
+            later = read_cells(data, gpu, kernel_type, f"{table}_later")
             _add_later(errors, problem, fitted, later[later.balanced])
         versions = read_table(data, gpu, table).iloc[0]
         kernels = f"{versions.framework} {versions.version}"
-        formats.append({"kernels": kernels} | _entry(dtype, fitted, balanced, errors))
+        entry = {"dtype": dtype, "peak_ratio": peak_ratio}
+        formats.append({"kernels": kernels} | entry | _entry(fitted, balanced, errors))
         reports.append(errors)
     source = f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {device}"
     values = {"source": source, "format": formats}
     return toml_text(values, header=HEADER.format(gpu=gpu.name)), reports
 
 
-def problem_of(dtype: str, gpu: MeasuredGpu) -> Problem:
+def problem_of(dtype: str, gpu: MeasuredGpu, peak_ratio: float) -> Problem:
     """The form of one weight type on a GPU."""
 
     def seconds(values: Mapping[str, float], cells: pd.DataFrame) -> Array:
-        return _curve(dtype, values).base_seconds(
+        return _curve(dtype, peak_ratio, values).base_seconds(
             cells.rows.to_numpy(),
             cells.touched.to_numpy(),
             cells.hidden.to_numpy(float),
@@ -150,7 +158,7 @@ def problem_of(dtype: str, gpu: MeasuredGpu) -> Problem:
         )
 
     def finished(fitted: Fitted, cells: pd.DataFrame) -> Array:
-        curve = _curve(dtype, fitted.values)
+        curve = _curve(dtype, peak_ratio, fitted.values)
         curve = replace(curve, correction=fitted.table, measured=fitted.ranges)
         columns = ("tokens", "touched", "hidden", "inter", "top_k")
         return curve.seconds(
@@ -165,10 +173,10 @@ def problem_of(dtype: str, gpu: MeasuredGpu) -> Problem:
     )
 
 
-def _curve(dtype: str, values: Mapping[str, float]) -> ExpertsCurve:
+def _curve(dtype: str, peak_ratio: float, values: Mapping[str, float]) -> ExpertsCurve:
     return ExpertsCurve(
         dtype=dtype,
-        peak_ratio=DTYPES[dtype].peak_ratio,
+        peak_ratio=peak_ratio,
         kernel_latency_s=values["latency"],
         memory_efficiency=values["memory"],
         compute_efficiency=values["compute"],
@@ -206,11 +214,9 @@ def _add_later(errors: Errors, problem: Problem, fitted: Fitted, cells: pd.DataF
         errors.add("later kernels", {str(k): v for k, v in cell.items()}, float(error))
 
 
-def _entry(dtype: str, fitted: Fitted, cells: pd.DataFrame, errors: Errors) -> dict[str, Any]:
+def _entry(fitted: Fitted, cells: pd.DataFrame, errors: Errors) -> dict[str, Any]:
     values = fitted.values
     return {
-        "dtype": dtype,
-        "peak_ratio": DTYPES[dtype].peak_ratio,
         "kernel_latency_us": significant(values["latency"] / US, 4),
         "memory_efficiency": values["memory"],
         "compute_efficiency": values["compute"],

@@ -60,7 +60,8 @@ MORE_TABLES = {
         "generation_mla": "mla/trtllm/1.0.0/generation_mla",
         "context_mla": "mla/trtllm/1.0.0/context_mla",
     },
-    "b200_sxm": _RECENT | {"gemm_sglang": "gemm/sglang/0.5.14/gemm"},
+    "b200_sxm": _RECENT
+    | {"gemm_sglang": "gemm/sglang/0.5.14/gemm", "moe_trtllm": "moe/trtllm/1.3.0rc20/moe"},
 }
 
 

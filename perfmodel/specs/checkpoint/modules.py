@@ -30,7 +30,7 @@ _WORDS = (
     "down_proj q_proj k_proj v_proj o_proj qkv_proj out_proj in_proj q_a_proj q_b_proj kv_b_proj "
     "kv_a_proj kv_a_proj_with_mqa fused_qkv_a_proj in_proj_qkvz in_proj_qkv in_proj_ba router "
     "in_proj_a in_proj_b in_proj_z kv_proj qk_proj proj attn self_attention vision_model "
-    "vision_tower linear_fc1 linear_fc2"
+    "vision_tower linear_fc1 linear_fc2 shared_mlp"
 )
 
 
@@ -102,7 +102,8 @@ class _Module(NamedTuple):
 class Quantisation:
     """How a checkpoint is quantised; `groups` are pairs of targets and their type.
 
-    `covers_head` is whether the LM head is quantised unless it is left out.
+    `covers_head` is whether the LM head is quantised unless it is left out. `scales` are bytes per
+    weight of scales and zero points, by the types whose own bytes do not include them.
     """
 
     where: str
@@ -110,6 +111,7 @@ class Quantisation:
     left_out: tuple[str, ...] = ()
     kv: str = ""
     covers_head: bool = False
+    scales: tuple[tuple[str, float], ...] = ()
 
     def stored(self, spec: ModelSpec) -> Stored:
         """The types of the parts of a model.
@@ -230,8 +232,9 @@ def _modules(spec: ModelSpec) -> dict[str, list[_Module]]:
         parts["mlp"] = _gated_mlp(spec.dense_layers, "mlp", "feed_forward")
     if (experts := spec.experts) is not None:
         if experts.shared_width:
-            names = ("mlp.shared_experts", "mlp.shared_expert", "feed_forward.shared_expert")
-            parts["shared experts"] = _gated_mlp(experts.layers, *names)
+            names = ("shared_experts", "shared_expert", "shared_mlp")
+            places = [f"mlp.{name}" for name in names] + ["feed_forward.shared_expert"]
+            parts["shared experts"] = _gated_mlp(experts.layers, *places)
         names = ("mlp.experts.0", "block_sparse_moe.experts.0", "feed_forward.experts.0")
         parts["experts"] = _gated_mlp(experts.layers, *names)
     return parts

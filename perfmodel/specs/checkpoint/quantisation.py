@@ -56,12 +56,21 @@ _FIELDS = {
     "modelopt": "quantization quant_algo kv_cache_quant_algo group_size has_zero_point "
     "pre_quant_scale config_groups quantized_layers kv_cache_bits awq_block_size",
 }
+_GROUPS = {"nvfp4": 16, "mxfp4": 32}  # weights per scale, whose bytes are part of the type's
 _GROUP = "targets weights input_activations output_activations format"
 _GROUP_WEIGHTS = (
     "num_bits type symmetric group_size strategy block_structure dynamic actorder observer "
     "observer_kwargs scale_dtype zp_dtype"
 )
 _BLOCK = [128, 128]  # inputs and outputs per scale of the measured kernels
+_SCALE_BYTES = 2.0  # of a group of int4 or int8 weights
+_BLOCK_SCALES = (("fp8_block", 4.0 / (_BLOCK[0] * _BLOCK[1])),)
+_DEFAULT_GROUP = 128  # of awq and gptq
+# Layouts of compressed-tensors with all weights; others leave out those that are 0.
+_LAYOUTS = (
+    "dense pack-quantized int-quantized float-quantized naive-quantized nvfp4-pack-quantized "
+    "mxfp4-pack-quantized mixed-precision"
+)
 
 
 def without_quantisation(
@@ -157,7 +166,7 @@ def _fp8(stated: Mapping[str, Any], where: str) -> Quantisation:
     if block is None:
         return _all_linear(where, "fp8")
     _check_block("weight_block_size", block, where)
-    return _all_linear(where, "fp8_block")
+    return replace(_all_linear(where, "fp8_block"), scales=_BLOCK_SCALES)
 
 
 def _check_block(field: str, block: Any, where: str) -> None:
@@ -172,15 +181,28 @@ def _check_block(field: str, block: Any, where: str) -> None:
         )
 
 
-def _mxfp4(stated: Mapping[str, Any], where: str) -> Quantisation:
-    return _all_linear(where, "mxfp4")
-
-
 def _integers(stated: Mapping[str, Any], where: str) -> Quantisation:
     bits = stated.get("bits", stated.get("w_bit"))
     if type(bits) is not int or bits not in (4, 8):
         raise ConfigError(f"{where}: bits={shown(bits)} is not supported; use 4 or 8")
-    return replace(_all_linear(where, f"int{bits}"), covers_head=stated.get("lm_head") is True)
+    size = stated.get("group_size", stated.get("q_group_size", _DEFAULT_GROUP))
+    has_zeros = stated["quant_method"] == "gptq" or stated.get("zero_point") is not False
+    return replace(
+        _all_linear(where, f"int{bits}"),
+        covers_head=stated.get("lm_head") is True,
+        scales=((f"int{bits}", _scale_bytes(size, bits if has_zeros else 0, where)),),
+    )
+
+
+def _scale_bytes(size: Any, zero_bits: int, where: str) -> float:
+    """Bytes per weight of the scale and the zero point of a group; -1 is a whole column."""
+    if size in (-1, None):
+        return 0.0
+    if type(size) is not int or size < 1:
+        raise ConfigError(
+            f"{where}: group_size={shown(size)} is not supported; use a number of weights, or -1"
+        )
+    return (_SCALE_BYTES + zero_bits / 8.0) / size
 
 
 def _modelopt_fields(stated: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -200,7 +222,19 @@ def _modelopt(stated: Mapping[str, Any], where: str) -> Quantisation:
         raise ConfigError(
             f"{where}: quant_algo={shown(algorithm)} is not supported; use {either(_MODELOPT)}"
         )
-    return _all_linear(where, _MODELOPT[algorithm], kv)
+    dtype, size = (
+        _MODELOPT[algorithm],
+        fields.get("group_size", fields.get("awq_block_size")) or None,
+    )
+    if dtype in _GROUPS and size not in (None, _GROUPS[dtype]):
+        raise ConfigError(
+            f"{where}: group_size={shown(size)} is not supported; {dtype} has groups of "
+            f"{_GROUPS[dtype]}"
+        )
+    scales = _BLOCK_SCALES if dtype == "fp8_block" else ()
+    if dtype == "int4":
+        scales = ((dtype, _scale_bytes(size or _DEFAULT_GROUP, 0, where)),)
+    return replace(_all_linear(where, dtype, kv), scales=scales)
 
 
 def _compressed(stated: Mapping[str, Any], where: str) -> Quantisation:
@@ -209,8 +243,45 @@ def _compressed(stated: Mapping[str, Any], where: str) -> Quantisation:
         return _all_linear(where, "", kv)
     if not isinstance(groups, Mapping) or not groups:
         raise ConfigError(f"{where}: config_groups={shown(groups)} must name a group of layers")
+    _check_layout(stated, where)
     read = tuple((_targets(group, where), _group_dtype(group, where)) for group in groups.values())
-    return Quantisation(where, read, kv=kv, covers_head=True)
+    scales: dict[str, float] = {}
+    for (_, dtype), group in zip(read, groups.values(), strict=True):
+        scales[dtype] = max(scales.get(dtype, 0.0), _group_scales(dtype, group["weights"], where))
+    return Quantisation(where, read, kv=kv, covers_head=True, scales=tuple(scales.items()))
+
+
+def _check_layout(stated: Mapping[str, Any], where: str) -> None:
+    """Refuse layouts without all weights, such as 2:4 sparsity, and transforms of activations."""
+    sparsity = stated.get("sparsity_config") or {}
+    structure = sparsity.get("sparsity_structure") if isinstance(sparsity, Mapping) else sparsity
+    if structure not in (None, "unstructured", "0:0"):
+        raise ConfigError(
+            f"{where}: sparsity_config={shown(structure)} is not supported; use one whose kernels "
+            f"compute with all weights"
+        )
+    groups = [group for group in stated["config_groups"].values() if isinstance(group, Mapping)]
+    for fields in (stated, sparsity, *groups):
+        layout = fields.get("format") or "dense"
+        if not isinstance(layout, str) or layout not in _LAYOUTS.split():
+            raise ConfigError(
+                f"{where}: format={shown(layout)} is not supported; use {either(_LAYOUTS.split())}"
+            )
+    if not has_no_effect("transforms", stated.get("transform_config")):
+        raise ConfigError(
+            f"{where}: transform_config={shown(stated['transform_config'])} is not supported; use "
+            f"a checkpoint without transforms"
+        )
+
+
+def _group_scales(dtype: str, weights: Mapping[str, Any], where: str) -> float:
+    """Bytes per weight of the scales and zero points that the bytes of a type do not include."""
+    if dtype == "fp8_block":
+        return _BLOCK_SCALES[0][1]
+    if not dtype.startswith("int"):
+        return 0.0
+    zero_bits = 0 if weights.get("symmetric", True) else weights["num_bits"]
+    return _scale_bytes(weights.get("group_size"), zero_bits, where)
 
 
 def _targets(group: Any, where: str) -> tuple[str, ...]:
@@ -233,8 +304,15 @@ def _group_dtype(group: Any, where: str) -> str:
         _check_block("block_structure", weights["block_structure"], where)
     if (width, kind) == (8, "float"):
         return "fp8_block" if strategy == "block" else "fp8"
+    sizes = {size: dtype for dtype, size in _GROUPS.items()}
     if (width, kind) == (4, "float"):
-        return "mxfp4" if weights.get("group_size") == 32 else "nvfp4"
+        size = weights.get("group_size")
+        if type(size) is not int or size not in sizes:
+            raise ConfigError(
+                f"{where}: group_size={shown(size)} is not supported for 4-bit floats; use "
+                f"{either(map(str, sizes))}"
+            )
+        return sizes[size]
     if kind == "int" and width in (4, 8) and not inputs:
         return f"int{width}"
     with_inputs = " with quantised activations" if inputs else ""
@@ -267,6 +345,6 @@ _READERS: dict[str, Callable[[Mapping[str, Any], str], Quantisation]] = {
     "compressed-tensors": _compressed,
     "awq": _integers,
     "gptq": _integers,
-    "mxfp4": _mxfp4,
+    "mxfp4": lambda _, where: _all_linear(where, "mxfp4"),
     "modelopt": _modelopt,
 }

@@ -29,6 +29,13 @@ class Rope(Strict):
     original_max_position_embeddings: Count | None = None
 
 
+class Axes(Rope):
+    """Rotary positions with three axes, of models that read images."""
+
+    rope_type: Literal["default", "mrope", "linear", "dynamic", "yarn"] = "default"  # type: ignore[assignment]
+    type: Literal["default", "mrope", "linear", "dynamic", "yarn"] = "default"  # type: ignore[assignment]
+
+
 class Text(Sizes):
     """A decoder with grouped-query attention and a gated MLP in every layer."""
 
@@ -126,7 +133,7 @@ class Windowed(Text):
 
     def kinds(self) -> list[Kind]:
         """The kind of each layer."""
-        step = getattr(self, "sliding_window_pattern", self.pattern)
+        step = getattr(self, "sliding_window_pattern", self.pattern) or 1
         if self.layer_types is None or not self.lists_layers:
             return _by_pattern(step, self.num_hidden_layers)
         return list(self.layer_types)
@@ -148,7 +155,7 @@ class Windowed(Text):
     def _check_pattern(self, name: str) -> None:
         """Refuse a stated pattern that contradicts the list of layers."""
         field = "sliding_window_pattern"
-        if field not in self.model_fields_set or self.layer_types is None:
+        if field not in self.model_fields_set or None in (self.layer_types, self.sliding_window):
             return
         step = getattr(self, field)
         if self.kinds() != _by_pattern(step, self.num_hidden_layers):

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from perfmodel.specs.checkpoint.hf_config import Count, Layers, Off
-from perfmodel.specs.families.base import Text, Windowed
+from pydantic import BeforeValidator
+
+from perfmodel.specs.checkpoint.hf_config import Count, Layers, Off, On
+from perfmodel.specs.families.base import Text, Whole, Windowed
 from perfmodel.specs.model import ModelSpec
+
+
+def _period(pattern: object) -> object:
+    """The length of a pattern of local layers before one global layer, such as LLLG."""
+    is_one = isinstance(pattern, str) and re.fullmatch("L*G", pattern)
+    return len(pattern) if isinstance(pattern, str) and is_one else pattern
 
 
 class Phi3(Windowed):
@@ -81,6 +90,53 @@ class Cohere2(Windowed):
     logit_scale: float | None = 0.0625
     sliding_window: Count | None = 4096
     sliding_window_pattern: Layers = 4
+
+
+class Ernie45(Text):
+    tie_word_embeddings: bool = True
+    num_key_value_heads: Count | None = 2
+    head_dim: Count | None = 128
+    attention_bias: Off = False
+    use_bias: Off = False
+
+
+class SeedOss(Text):
+    """The output projection of attention has a bias of its own flag."""
+
+    output_bias = False
+    num_key_value_heads: Count | None = 8
+    head_dim: Count | None = 128
+    attention_bias: bool = True
+    attention_out_bias: bool = False
+    mlp_bias: Off = False
+
+    def bias_of_layers(self, name: str) -> int:
+        output = self.num_hidden_layers * self.hidden_size if self.attention_out_bias else 0
+        return super().bias_of_layers(name) + output
+
+
+class HunyuanDense(Text):
+    ignored = (  # most are not fields of transformers' class, but the hub has them
+        f"{Text.ignored} cla_share_factor org_vocab_size norm_type position_embedding_xdrope "
+        "use_rotary_pos_emb pool_type dense_list class_num im_start_id im_end_id im_newline_id "
+        "text_start_id text_end_id mask_init_id video_start_id video_end_id eod_token_id"
+    )
+    aliases = (("attention_head_dim", "head_dim"),)
+    head_norms = True
+    use_qk_norm: On = True
+    use_cla: Off = False
+    mlp_bias: Off = False
+
+
+class Exaone4(Windowed):
+    """Every fourth layer attends to all tokens; a pattern such as LLLG says so, too."""
+
+    pattern = 4
+    head_norms = True
+    num_key_value_heads: Count = 32
+    attention_bias: Off = False
+    sliding_window: Count | None = 4096
+    sliding_window_pattern: Annotated[Whole | None, BeforeValidator(_period)] = 4
 
 
 class SmolLM3(Text):

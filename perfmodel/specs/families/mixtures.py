@@ -1,17 +1,17 @@
-"""Families with experts, of which some have latent, linear or chunked attention."""
+"""Families with experts in every layer or in some of them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator
 
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, shown
 from perfmodel.specs.checkpoint.hf_config import Count, Layers, Off, On
 from perfmodel.specs.families.base import Kind, Size, Text, Whole, Windowed
-from perfmodel.specs.families.dense import Granite, Olmo2
-from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, LocalAttention
+from perfmodel.specs.families.dense import Granite, HunyuanDense, Olmo2
+from perfmodel.specs.layers import Experts, LocalAttention
 from perfmodel.specs.model import ModelSpec
 
 
@@ -23,7 +23,7 @@ class EveryLayer(Text):
     num_experts_per_tok: Count = 2
 
     def spec(self, name: str) -> ModelSpec:
-        return _with_experts(
+        return with_experts(
             super().spec(name),
             layers=self.num_hidden_layers,
             count=getattr(self, self.count),
@@ -76,6 +76,97 @@ class Olmoe(EveryLayer, Olmo2):
     num_experts_per_tok: Count = 8
 
 
+class MiniMaxM2(EveryLayer, Olmo2):
+    """The multi-token-prediction modules that its fields count are not part of the checkpoint."""
+
+    ignored = (
+        f"{Text.ignored} rotary_dim scoring_func shared_moe_mode use_routing_bias use_mtp "
+        "num_mtp_modules mtp_transformer_layers mlp_intermediate_size "
+        "layernorm_full_attention_beta layernorm_linear_attention_beta layernorm_mlp_beta"
+    )
+    aliases = Mixtral.aliases
+    num_key_value_heads: Count = 8
+    head_dim: Count = 128
+    attention_bias: Off = False
+    num_local_experts: Count = 256
+    num_experts_per_tok: Count = 8
+    attn_type_list: list[Literal[1]] | None = None  # 0 is linear attention
+    use_qk_norm: On = True
+    qk_norm_type: Literal["per_layer"] = "per_layer"
+    shared_intermediate_size: Literal[0] = 0
+    sliding_window: None = None
+
+
+def _same(value: object) -> object:
+    """A list with one value for all layers, as that value."""
+    is_uniform = isinstance(value, list) and value and all(one == value[0] for one in value)
+    return value[0] if isinstance(value, list) and is_uniform else value
+
+
+class HunyuanMoe(EveryLayer):
+    """One shared expert as wide as the routed ones. Fields may be lists, one value per layer."""
+
+    ignored = (
+        f"{HunyuanDense.ignored} capacity_factor moe_drop_tokens use_mixed_mlp_moe "
+        "moe_random_routing_dropped_token group_limited_greedy norm_topk_prob "
+        "routed_scaling_factor"
+    )
+    head_norms = True
+    count = "num_experts"
+    aliases = (
+        ("moe_topk", "num_experts_per_tok"),
+        ("num_local_experts", "num_experts"),
+        *HunyuanDense.aliases,
+    )
+    num_experts: Annotated[Count, BeforeValidator(_same)] = 1
+    num_experts_per_tok: Annotated[Count, BeforeValidator(_same)] = 1
+    moe_intermediate_size: Annotated[Count | None, BeforeValidator(_same)] = None
+    num_shared_expert: Annotated[Literal[1], BeforeValidator(_same)] = 1
+    moe_layer_num_skipped: Literal[0] = 0
+    use_qk_norm: On = True
+    use_cla: Off = False
+
+    def spec(self, name: str) -> ModelSpec:
+        if self.moe_intermediate_size not in (None, self.intermediate_size):
+            raise ConfigError(
+                f"{name}: moe_intermediate_size={self.moe_intermediate_size} differs from "
+                f"intermediate_size={self.intermediate_size}, which transformers reads; remove it"
+            )
+        return super().spec(name)
+
+    @property
+    def shared_intermediate_size(self) -> int:
+        return self.intermediate_size
+
+
+class GraniteMoeHybrid(GraniteMoeShared):
+    """Granite-4 without Mamba layers; with no experts, its MLP has the width of the shared one."""
+
+    ignored = (
+        f"{Text.ignored} position_embedding_type mamba_n_heads mamba_n_groups mamba_d_state "
+        "mamba_d_head mamba_d_conv mamba_expand mamba_chunk_size mamba_conv_bias mamba_proj_bias "
+        "time_step_limit init_method normalization_function"
+    )
+    aliases = (("layers_block_type", "layer_types"),)
+    num_local_experts: Whole = 8
+    num_experts_per_tok: Whole = 2
+    shared_intermediate_size: Count = 1024
+    layer_types: list[str] | None = None
+
+    def spec(self, name: str) -> ModelSpec:
+        kinds = self.layer_types or ["mamba"]
+        other = [kind for kind in kinds if kind not in ("attention", "full_attention")]
+        if other or len(kinds) != self.num_hidden_layers:
+            raise ConfigError(
+                f"{name}: layer_types={shown(self.layer_types)} is not supported; only models with "
+                f"attention in all {self.num_hidden_layers} layers are, because Mamba layers are "
+                f"not modelled"
+            )
+        if self.num_local_experts:
+            return super().spec(name)
+        return replace(Text.spec(self, name), ffn_hidden=self.shared_intermediate_size)
+
+
 class GptOss(EveryLayer, Windowed):
     """Every second layer has a window; queries, outputs, routers and experts have biases."""
 
@@ -116,7 +207,7 @@ class Sparse(Text):
             i not in dense and (i + 1) % self.decoder_sparse_step == 0
             for i in range(self.num_hidden_layers)
         )
-        spec = _with_experts(
+        spec = with_experts(
             super().spec(name),
             layers=layers,
             count=self.num_experts,
@@ -150,169 +241,6 @@ class Qwen3Moe(Sparse):
     moe_intermediate_size: Count = 768
 
 
-class Qwen3Next(Sparse):
-    """Gated delta networks in most layers; the others have gated full attention."""
-
-    head_norms = True
-    num_key_value_heads: Count = 2
-    head_dim: Count = 256
-    num_experts: Count = 512
-    num_experts_per_tok: Count = 10
-    moe_intermediate_size: Count = 512
-    shared_expert_intermediate_size: Size = 512
-    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] = 0.25
-    full_attention_interval: Layers = 4
-    layer_types: list[Literal["full_attention", "linear_attention"]] | None = None
-    linear_conv_kernel_dim: Count = 4
-    linear_key_head_dim: Count = 128
-    linear_value_head_dim: Count = 128
-    linear_num_key_heads: Count = 16
-    linear_num_value_heads: Count = 32
-
-    def kinds(self) -> list[Kind]:
-        """The kind of each layer."""
-        step = self.full_attention_interval
-        return list(self.layer_types or []) or [
-            "linear_attention" if (i + 1) % step else "full_attention"
-            for i in range(self.num_hidden_layers)
-        ]
-
-    def bias_of_layers(self, name: str) -> int:
-        """Those of full attention, whose query projection also has an output gate."""
-        outputs = 2 * (self.num_attention_heads + self.kv_heads) * self.width(name)
-        full = self.of_kind(name, self.kinds(), "full_attention")
-        return full * (outputs + self.hidden_size) if self.attention_bias else 0
-
-    def spec(self, name: str) -> ModelSpec:
-        spec = super().spec(name)
-        layers = self.of_kind(name, self.kinds(), "linear_attention")
-        if layers == spec.layers:
-            raise ConfigError(f"{name}: layer_types has no full_attention; at least one is needed")
-        linear = LinearAttention(
-            layers=layers,
-            key_heads=self.linear_num_key_heads,
-            value_heads=self.linear_num_value_heads,
-            key_dim=self.linear_key_head_dim,
-            value_dim=self.linear_value_head_dim,
-            conv_tokens=self.linear_conv_kernel_dim,
-        )
-        return replace(spec, linear=linear if layers else None, attention_gate=True)
-
-
-class Shared(Text):
-    """GLM and DeepSeek: the first layers are dense, and experts are also shared."""
-
-    ignored = (
-        f"{Text.ignored} topk_method norm_topk_prob routed_scaling_factor scoring_func ep_size"
-    )
-    aliases: ClassVar[tuple[tuple[str, str], ...]] = (
-        ("num_local_experts", "n_routed_experts"),
-        ("num_mtp_layers", "num_nextn_predict_layers"),
-    )
-    moe_intermediate_size: Count
-    n_routed_experts: Count
-    num_experts_per_tok: Count
-    n_shared_experts: Whole | None = 1
-    first_k_dense_replace: Whole = 1
-    num_nextn_predict_layers: Whole = 1
-    n_group: Whole | None = None
-    topk_group: Whole | None = None
-
-    def spec(self, name: str) -> ModelSpec:
-        self._check_groups(name)
-        if self.first_k_dense_replace > self.num_hidden_layers:
-            raise ConfigError(
-                f"{name}: first_k_dense_replace={self.first_k_dense_replace} exceeds the "
-                f"{self.num_hidden_layers} layers; use at most that many"
-            )
-        states_mtp = "num_nextn_predict_layers" in self.model_fields_set
-        return _with_experts(
-            replace(
-                super().spec(name), mtp_layers=self.num_nextn_predict_layers if states_mtp else 0
-            ),
-            layers=self.num_hidden_layers - self.first_k_dense_replace,
-            count=self.n_routed_experts,
-            top_k=self.num_experts_per_tok,
-            width=self.moe_intermediate_size,
-            shared_width=(self.n_shared_experts or 0) * self.moe_intermediate_size,
-        )
-
-    def _check_groups(self, name: str) -> None:
-        """Refuse groups of experts that routers cannot form; they change no time here."""
-        groups, chosen = self.n_group or 1, self.topk_group or 1
-        if self.n_routed_experts % groups:
-            raise ConfigError(
-                f"{name}: {self.n_routed_experts} experts do not divide evenly among n_group="
-                f"{groups} groups; use a divisor"
-            )
-        if chosen > groups and self.n_group:
-            raise ConfigError(
-                f"{name}: topk_group={chosen} exceeds n_group={groups}; use at most that many"
-            )
-
-
-class Glm4Moe(Shared):
-    output_bias = False
-    num_key_value_heads: Count = 8
-    moe_intermediate_size: Count = 1408
-    n_routed_experts: Count = 128
-    num_experts_per_tok: Count = 8
-    use_qk_norm: bool = False
-    partial_rotary_factor: Annotated[float, Field(gt=0, le=1)] = 0.5
-
-    def spec(self, name: str) -> ModelSpec:
-        return replace(super().spec(name), qk_norm=self.use_qk_norm)
-
-
-class DeepSeek(Shared):
-    """Latent attention. Number and width of KV heads follow from the other fields."""
-
-    moe_intermediate_size: Count = 2048
-    n_routed_experts: Count = 256
-    num_experts_per_tok: Count = 8
-    first_k_dense_replace: Whole = 3
-    moe_layer_freq: Literal[1] = 1
-    kv_lora_rank: Count = 512
-    q_lora_rank: Count | None = 1536
-    qk_rope_head_dim: Count = 64
-    qk_nope_head_dim: Count = 128
-    qk_head_dim: Count | None = None  # the sum of these two
-    v_head_dim: Count = 128
-    attention_bias: Off = False
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_attention_heads
-
-    def width(self, name: str) -> int:
-        width = self.qk_nope_head_dim + self.qk_rope_head_dim
-        if self.qk_head_dim not in (None, width):
-            raise ConfigError(
-                f"{name}: qk_head_dim={self.qk_head_dim} is not the sum of qk_nope_head_dim="
-                f"{self.qk_nope_head_dim} and qk_rope_head_dim={self.qk_rope_head_dim}; remove it"
-            )
-        return width
-
-    def spec(self, name: str) -> ModelSpec:
-        latent = LatentAttention(
-            kv_rank=self.kv_lora_rank,
-            rope_dim=self.qk_rope_head_dim,
-            nope_dim=self.qk_nope_head_dim,
-            value_dim=self.v_head_dim,
-            q_rank=self.q_lora_rank,
-        )
-        return replace(super().spec(name), latent=latent)
-
-
-class DeepSeekV2(DeepSeek):
-    aliases = (("num_experts", "n_routed_experts"),)
-    moe_intermediate_size: Count = 1407
-    n_routed_experts: Count = 64
-    n_shared_experts: Whole | None = 2
-    first_k_dense_replace: Whole = 0
-    mlp_bias: Off = False
-
-
 class Llama4(Text):
     """Experts in every `interleave_moe_layer_step`-th layer; most layers attend within chunks."""
 
@@ -342,7 +270,7 @@ class Llama4(Text):
     def spec(self, name: str) -> ModelSpec:
         step, spec = self.interleave_moe_layer_step, super().spec(name)
         moe_layers = len(range(step - 1, spec.layers, step))
-        spec = _with_experts(
+        spec = with_experts(
             replace(spec, ffn_hidden=self.intermediate_size_mlp),
             layers=moe_layers
             if self.moe_layers is None
@@ -359,7 +287,7 @@ class Llama4(Text):
         return replace(spec, local=local)
 
 
-def _with_experts(spec: ModelSpec, *, layers: int, **experts: Any) -> ModelSpec:
+def with_experts(spec: ModelSpec, *, layers: int, **experts: Any) -> ModelSpec:
     """The spec with experts in `layers` layers."""
     if experts["top_k"] > experts["count"]:
         raise ConfigError(

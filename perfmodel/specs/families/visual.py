@@ -8,14 +8,10 @@ from __future__ import annotations
 from typing import Literal
 
 from perfmodel.specs.checkpoint.hf_config import Count, Off, On
-from perfmodel.specs.families.base import Rope, Size, Text
+from perfmodel.specs.families.base import Axes, Size, Text
 from perfmodel.specs.families.dense import Glm4
-from perfmodel.specs.families.mixtures import Glm4Moe, Qwen3Moe
-
-
-class _Axes(Rope):
-    rope_type: Literal["default", "mrope", "linear", "dynamic", "yarn"] = "default"  # type: ignore[assignment]
-    type: Literal["default", "mrope", "linear", "dynamic", "yarn"] = "default"  # type: ignore[assignment]
+from perfmodel.specs.families.mixtures import Qwen3Moe
+from perfmodel.specs.families.shared import Glm4Moe
 
 
 class Qwen2Vl(Text):
@@ -23,8 +19,8 @@ class Qwen2Vl(Text):
 
     ignored = f"{Text.ignored} max_window_layers"
     output_bias = False
-    rope_scaling: _Axes | None = None
-    rope_parameters: _Axes | None = None
+    rope_scaling: Axes | None = None
+    rope_parameters: Axes | None = None
     attention_bias: On = True
     num_key_value_heads: Count | None = 8
     use_sliding_window: Off | None = False
@@ -34,15 +30,15 @@ class Qwen2Vl(Text):
 
 class Qwen3Vl(Text):
     head_norms = True
-    rope_scaling: _Axes | None = None
-    rope_parameters: _Axes | None = None
+    rope_scaling: Axes | None = None
+    rope_parameters: Axes | None = None
     num_key_value_heads: Count | None = 32
     head_dim: Count = 128
 
 
 class Qwen3VlMoe(Qwen3Moe):
-    rope_scaling: _Axes | None = None
-    rope_parameters: _Axes | None = None
+    rope_scaling: Axes | None = None
+    rope_parameters: Axes | None = None
     num_key_value_heads: Count = 16
     num_experts: Count = 60
     num_experts_per_tok: Count = 4
@@ -50,15 +46,15 @@ class Qwen3VlMoe(Qwen3Moe):
 
 
 class Glm4v(Glm4):
-    rope_scaling: _Axes | None = None
-    rope_parameters: _Axes | None = None
+    rope_scaling: Axes | None = None
+    rope_parameters: Axes | None = None
     num_key_value_heads: Count | None = 2
     head_dim: Count | None = None
     attention_bias: On = True
 
 
 class Glm4vMoe(Glm4Moe):
-    rope_scaling: _Axes | None = None
-    rope_parameters: _Axes | None = None
+    rope_scaling: Axes | None = None
+    rope_parameters: Axes | None = None
     attention_bias: bool = True
     use_qk_norm: Off = False

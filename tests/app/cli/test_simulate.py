@@ -122,6 +122,10 @@ def test_timeline_as_csv_and_chart(tmp_path: Path, capsys: pytest.CaptureFixture
     result = result_of(capsys, "simulate", *SPECULATING, *TRAFFIC, "--csv", str(path))
     rows = list(csv.DictReader(path.open()))
     assert len(rows) == sum(len(r["timeline"]) for r in result["runs"])
+    plain, drafted = rows[0], rows[-1]
+    assert plain["acceptance_origin"] == "none" and plain["extrapolated"] in ("", "T_T")
+    assert drafted["acceptance_origin"] == "given"
+    assert drafted["extrapolated"].split() == result["evidence"]["extrapolated"]
     figure = timeline(result)
     assert len(figure.data) == len(ROWS) * len(result["runs"])
     assert list(figure.data[0].y) == [r["batch"] for r in result["runs"][0]["timeline"]]

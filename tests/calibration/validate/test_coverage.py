@@ -51,6 +51,7 @@ def test_intervals_contain_85_percent_at_every_distance(report: CoverageReport) 
         ("two ranks from one", step_error.TP_ERROR),
         ("kernels, of specroof's steps", engine_profile("kernels").speedup_error),
         ("ideal, of specroof's steps", engine_profile("ideal").speedup_error),
+        ("specroof's general values", engine_profile("specroof").speedup_error),
         ("this GPU: magicdec", engine_profile("magicdec").speedup_error),
         ("prompts on this GPU", step_error.PREFILL_ERROR),
         ("T_T, sister GPU", step_error.SISTER_STEP_ERROR),

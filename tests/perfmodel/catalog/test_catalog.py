@@ -42,6 +42,7 @@ PUBLISHED_PARAMETERS = {
     "llama-3.1-405b": 405_853_388_800,
     "qwen2.5-72b": 72_706_203_648,
     "ministral-8b": 8_019_808_256,
+    "mistral-large-2-123b": 122_610_069_504,
     "mistral-nemo-12b": 12_247_782_400,
 }
 

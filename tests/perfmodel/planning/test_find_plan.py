@@ -70,6 +70,8 @@ def test_a_mean_at_one_gamma_widens_the_interval_of_the_gain() -> None:
     alpha = mean.best.scenario.acceptance
     assert alpha is not None and alpha.low < alpha.alpha < alpha.high
     exact = find_plan(plan | {"acceptance": alpha.alpha})
+    assert mean.evidence.acceptance == f"given α {alpha.alpha:.2f} (mean at γ=3)"
+    assert exact.evidence.acceptance == f"given α {alpha.alpha:.2f}"
     assert mean.best.scenario.plan == exact.best.scenario.plan
     wide, narrow = (recommendation_dict(found)["gain_interval_90"] for found in (mean, exact))
     assert wide[0] < narrow[0] and narrow[1] < wide[1]
@@ -122,7 +124,25 @@ def test_an_acceptance_at_a_measured_budget_is_not_held_while_the_budget_shrinks
     answer = find_plan(values, acceptance_budget=2049)
     plan = answer.best.scenario.plan
     assert plan.kv_budget_tokens is not None and plan.kv_budget_tokens >= 512
-    assert "0.85 as given for budget 2,049, carried to" in answer.sentence
+    assert "extrapolated α" in answer.sentence
+    assert "(0.85 given for budget 2,049, carried to" in answer.sentence
+    assert "acceptance" in answer.evidence.extrapolated
+
+
+@pytest.mark.parametrize("target", ["llama-3.1-8b", "qwen3-32b"])
+def test_a_gain_on_a_carried_acceptance_is_never_almost_certain(target: str) -> None:
+    """At the budget of the measurement it may be: one point says little about other budgets."""
+    values = {"target": target, "gpu": "h100-sxm", "tp": 8, "batch": 48, "prompt_tokens": 30_000}
+    values |= {"draft": "self:snapkv", "acceptance": 0.95, "prefill": "disaggregated"}
+    chances = []
+    for budget in (1024, 2048):
+        answer = find_plan(values | {"kv_budget": budget}, acceptance_budget=2048)
+        assert answer.speculates and answer.gain_probability is not None
+        chances.append(answer.gain_probability)
+        origin = recommendation_dict(answer)["best"]["acceptance_origin"]
+        assert origin == ("given" if budget == 2048 else "extrapolated")
+        assert f"{origin} α" in answer.sentence
+    assert chances[0] <= 0.95 < 0.99 < chances[1]
 
 
 def test_a_rate_finds_the_fewest_gpus_and_their_concurrency() -> None:
@@ -175,9 +195,11 @@ def test_the_paying_range_ends_where_the_limits_are_missed() -> None:
         "output_tokens": 800, "slo": "tpot<30ms", "draft": "self",
     }  # fmt: skip
     answer = find_plan({**values, "batch": 14})
-    assert answer.batch is not None and answer.batch.until is not None
+    assert answer.batch is not None and answer.batch.exact
+    last = answer.batch.exact[-1][1]
+    assert last >= 14 and not answer.batch.contains(last + 1)
     with pytest.raises(NoFeasiblePlan):
-        find_plan({**values, "batch": answer.batch.until + 1})
+        find_plan({**values, "batch": last + 1})
 
 
 def test_a_published_acceptance_counts_as_extrapolated() -> None:

@@ -274,24 +274,48 @@ def test_the_sentence_states_what_prompts_take_and_the_gain_of_decoding_alone() 
 # ---- do not speculate -------------------------------------------------------------------------
 
 
-def test_if_the_best_draft_is_slower_the_sentence_says_so() -> None:
+def test_a_draft_that_is_clearly_slower_is_refused() -> None:
     """Batch 1 at 513 tokens: weights bound both passes, and a self-draft reads them as well."""
     short = {"batch": 1, "prompt_tokens": 513, "engine": "kernels"}
-    result = answer(choices=[("self", "streamingllm")], **short)
-    assert not result.speculates and result.studied is not None
-    assert result.studied.gain < 1.0 and result.verdict == "do not speculate"
+    given = {"draft": "self", "kv_budget": 512, "acceptance": 0.3}
+    result = answer(choices=[("self", "streamingllm")], **short, **given)
+    assert not result.speculates and result.studied is not None and result.interval is not None
+    assert result.interval.high < 1.0 and result.verdict == "do not speculate"
     assert result.sentence.startswith("Do not speculate: the best draft (Self-speculation")
     assert f"gives {result.studied.gain:.2f}x" in result.sentence
     assert result.best.decode_tpot_s == float(estimate(a_scenario(**short)).tpot_s)
+
+
+def test_a_draft_that_may_be_faster_is_not_refused_as_slower() -> None:
+    """The prediction is below 1, but not the whole interval."""
+    short = {"batch": 1, "prompt_tokens": 513, "engine": "kernels"}
+    result = answer(choices=[("self", "streamingllm")], **short)
+    assert result.interval is not None
+    assert result.interval.value < 1.0 < result.interval.high
+    assert result.verdict == "no clear gain" and not result.speculates
+
+
+NGRAM = ("ngram", "full")
 
 
 def test_the_sentence_states_the_break_even_batch() -> None:
     result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")], **APART)
     assert result.batch is not None and result.batch.from_value is not None
     assert result.batch.from_value > 1
-    assert result.answer.endswith(
-        f"at 32,000 tokens it clearly pays from batch {result.batch.from_value}."
-    )
+    stated = f"at 32,000 tokens it clearly pays from batch {result.batch.from_value}"
+    assert stated in result.answer
+
+
+def test_drafts_that_do_not_fit_are_named_and_not_called_unknown() -> None:
+    """EAGLE-3's acceptance is known, but it does not fit; look-ups' acceptance is unknown."""
+    values = {"target": "qwen3-30b-a3b", "gpu": "a100-sxm-80gb", "engine": "vllm", "tp": 1}
+    result = answer(**values, batch=19, prompt_tokens=4000, choices=[("eagle3", "full"), NGRAM])
+    known = result.beyond_limits
+    assert result.studied is None and result.unmeasured and known is not None
+    assert known.scenario.plan.draft == "eagle3" and set(known.violation(SLO())) == {"memory"}
+    assert known.label in result.answer
+    fits = answer(**values, batch=12, prompt_tokens=4000, choices=[("eagle3", "full"), NGRAM])
+    assert fits.studied is not None and fits.beyond_limits is None
 
 
 def test_a_gain_is_never_called_no_gain_at_any_batch() -> None:
@@ -320,6 +344,19 @@ def test_a_limit_that_excludes_the_fastest_is_named_with_what_it_costs() -> None
     cost = 100.0 * (limited.ranked()[0].tpot_s / fastest.tpot_s - 1.0)
     assert bound.binding.cost_percent == pytest.approx(cost, rel=1e-9)
     assert cost > 0.0
+
+
+def test_a_range_that_only_the_limits_justify_is_not_called_a_clear_gain() -> None:
+    point = {"gpu": "h100-sxm", "tp": 8, "batch": 40, "prompt_tokens": 16_000, **APART}
+    free, bound = (
+        answer(slo, choices=[("self", "streamingllm")], **point) for slo in (None, SLO(tpot_s=5e-3))
+    )
+    assert bound.speculates and bound.interval is not None and bound.interval.low < 1.0
+    assert not bound.plain_meets_limits
+    for found, clear in ((free, True), (bound, False)):
+        assert found.batch is not None and found.context is not None and found.schedule is not None
+        assert found.batch.clear is found.context.clear is clear
+    assert bound.batch is not None and bound.batch.contains(40)
 
 
 def test_a_limit_that_excludes_nothing_better_does_not_bind() -> None:

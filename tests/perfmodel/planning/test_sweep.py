@@ -71,6 +71,32 @@ def test_alpha_is_extrapolated_outside_the_measured_budgets_and_contexts(
     assert rows[context, tokens] == origin and rows[8000, 512] == "fitted"
 
 
+@pytest.mark.parametrize(
+    "base",
+    [{"draft": "self", "tp": 8, "gpu": "h100-sxm"}, {"draft": "eagle3", "gpu": "h200"},
+     {"draft": "self", "acceptance": 0.8, "gpu": "h200"}, {"draft": "none", "gpu": "l40"},
+     {"draft": "self", "target": "qwen3-32b", "gpu": "h200"}],
+)  # fmt: skip
+def test_each_point_states_what_is_extrapolated_there(base: dict[str, Any]) -> None:
+    axes: dict[str, list[Any]] = {"batch": [1, 64, 2048], "prompt_tokens": [500, 9000, 110_000]}
+    if base["draft"] != "none":
+        axes["gamma"] = [0, 2, 5]
+    if base["draft"] == "self":
+        axes["kv_budget"] = [256, 480]
+    rows = list(sweep(base, axes).rows())
+    for row in rows:
+        values = base | {name: row[name] for name in axes}
+        if row["gamma"] == 0:
+            values = {k: v for k, v in values.items() if k in ("gpu", "tp", "target", "batch")}
+            values |= {"prompt_tokens": row["prompt_tokens"], "draft": "none"}
+        expected = evidence(parse_scenario(values).scenario())
+        assert row["extrapolated"] == " ".join(expected.extrapolated)
+        if row["gamma"]:
+            assert row["acceptance_origin"] == expected.labels.acceptance_origin
+            assert row["engine_measured_on"] == expected.labels.engine_measured_on
+    assert len({row["extrapolated"] for row in rows}) > (base["gpu"] != "l40")
+
+
 def test_groups_of_experts_that_do_not_fit_are_masked() -> None:
     base = {"target": "qwen3-30b-a3b", "gpu": "h200", "batch": 4, "prompt_tokens": 2000}
     grid = sweep(base, {"tp": [1, 2], "ep": [1, 2]})

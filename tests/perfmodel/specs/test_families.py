@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog
-from perfmodel.specs.families import _FAMILIES, MODEL_TYPES, model_spec
+from perfmodel.specs.families import _FAMILIES, MODEL_TYPES, NOT_MODELLED, model_spec
 from perfmodel.specs.layers import LocalAttention
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
@@ -69,8 +69,11 @@ def module_of(config: Mapping[str, Any]) -> Any:
     stated = transformers.AutoConfig.for_model(
         TYPES_OF_TRANSFORMERS.get(model_type, model_type), **fields
     )
+    build = transformers.AutoModelForCausalLM.from_config
     with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(stated)
+        return (
+            transformers.Mistral4ForCausalLM(stated) if model_type == "mistral4" else build(stated)
+        )
 
 
 def decoder_of(fields: dict[str, Any]) -> Any:
@@ -88,7 +91,9 @@ def parameters_of(module: Any) -> tuple[int, int]:
     routed = sum(p.numel() for name, p in module.named_parameters() if ".experts." in name)
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     count = next((n for name in names if (n := getattr(stated, name, 0))), 0)
-    idle = routed // count * (count - stated.num_experts_per_tok) if routed else 0
+    chosen = stated.num_experts_per_tok if routed else 0
+    chosen = chosen[0] if isinstance(chosen, list) else chosen  # one per layer
+    idle = routed // count * (count - chosen) if routed else 0
     return total, total - idle
 
 
@@ -170,6 +175,39 @@ CASES = {
     "granitemoeshared, none": case("granitemoeshared"),
     "phimoe": case("phimoe"),
     "phimoe, biases": case("phimoe", attention_bias=True, lm_head_bias=True),
+    "minimax_m2": case("minimax_m2", head_dim=16, num_local_experts=9),
+    "granitemoehybrid": case("granitemoehybrid", layer_types=["full_attention"] * 6,
+                             num_local_experts=5, shared_intermediate_size=40),
+    "granitemoehybrid, dense": case("granitemoehybrid", layer_types=["full_attention"] * 6,
+                                    num_local_experts=0, shared_intermediate_size=40),
+    "hunyuan_v1_dense": case("hunyuan_v1_dense", head_dim=16),
+    "hunyuan_v1_dense, biases": case("hunyuan_v1_dense", attention_bias=True, head_dim=8),
+    "hunyuan_v1_moe": case("hunyuan_v1_moe", num_experts=9, moe_topk=3, head_dim=8),
+    "hunyuan_v1_moe, lists": case("hunyuan_v1_moe", num_experts=9, moe_topk=[3] * 6, head_dim=8),
+    "ernie4_5": case("ernie4_5", head_dim=16),
+    "ernie4_5_moe": case("ernie4_5_moe", moe_num_experts=9, moe_k=3),
+    "ernie4_5_moe, some layers": case("ernie4_5_moe", moe_num_experts=9, moe_layer_start_index=2,
+                                      moe_layer_end_index=4, moe_layer_interval=2, moe_k=2,
+                                      moe_num_shared_experts=0),
+    "exaone4": case("exaone4", sliding_window=16),
+    "exaone4, no window": case("exaone4", sliding_window=None,
+                               layer_types=[FULL] * 6),
+    "seed_oss": case("seed_oss", head_dim=16),
+    "seed_oss, biases": case("seed_oss", attention_bias=False, attention_out_bias=True),
+    "glm4_moe_lite": case("glm4_moe_lite", **MLA),
+    "glm4_moe_lite, layers listed": case("glm4_moe_lite", **MLA, q_lora_rank=None,
+                                         mlp_layer_types=["dense", "dense"] + ["sparse"] * 4),
+    "mistral4": case("mistral4", **MLA),
+    "mistral4, dense layers": case("mistral4", first_k_dense_replace=2, n_shared_experts=2),
+    "dots1": case("dots1", n_routed_experts=9, n_shared_experts=1, num_experts_per_tok=3,
+                  first_k_dense_replace=1),
+    "dots1, shared": case("dots1", n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=2),
+    "qwen3_5_text": case("qwen3_5_text", head_dim=16),
+    "qwen3_5_text, biases": case("qwen3_5_text", attention_bias=True,
+                                 layer_types=[FULL, LINEAR] * 3),
+    "qwen3_5_moe_text": case("qwen3_5_moe_text", head_dim=16, num_experts=9),
+    "qwen3_5_moe_text, more heads": case("qwen3_5_moe_text", linear_num_value_heads=48,
+                                         linear_value_head_dim=32, linear_conv_kernel_dim=3),
     "olmo2": case("olmo2"),
     "olmo2, biases": case("olmo2", attention_bias=True),
     "olmo3": case("olmo3"),
@@ -187,8 +225,8 @@ CASES = {
 }  # fmt: skip
 
 # Multimodal models whose decoder is only built as a part of them.
-VISUAL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe", "llava",
-          "llava_next", "internvl")  # fmt: skip
+VISUAL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v",
+          "glm4v_moe", "llava", "llava_next", "internvl")  # fmt: skip
 OF_QWEN = {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
 AXES = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
 OF_GLM = {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}}
@@ -203,6 +241,8 @@ CASES |= {
     "qwen2_vl, flat": case("qwen2_vl", **OF_QWEN, **AXES),
     "qwen2_5_vl": multimodal("qwen2_5_vl", "qwen2_5_vl_text", **OF_QWEN, **AXES),
     "qwen2_5_vl, flat": case("qwen2_5_vl", **OF_QWEN | AXES | {"tie_word_embeddings": True}),
+    "qwen3_5": multimodal("qwen3_5", "qwen3_5_text"),
+    "qwen3_5_moe": multimodal("qwen3_5_moe", "qwen3_5_moe_text", num_experts=9),
     "qwen3_vl": multimodal("qwen3_vl", "qwen3_vl_text", head_dim=16),
     "qwen3_vl, biases": multimodal("qwen3_vl", "qwen3_vl_text", attention_bias=True),
     "qwen3_vl_moe": multimodal("qwen3_vl_moe", "qwen3_vl_moe_text", **OF_QWEN),
@@ -405,6 +445,12 @@ DEEPSEEK = GROUPS | {
 SCALED = {"attention_multiplier": 0.0156, "embedding_multiplier": 12.0, "logits_scaling": 8.0,
           "residual_multiplier": 0.22}  # fmt: skip
 WINDOW_OFF = {"max_window_layers": 70, "sliding_window": 32_768, "use_sliding_window": False}
+OF_TENCENT = {"attention_head_dim": 16, "use_qk_norm": True, "use_cla": False,
+              "cla_share_factor": 2, "org_vocab_size": 131, "im_start_id": 5, "eod_token_id": 3,
+              "rope_scaling": {"type": "dynamic", "alpha": 1000.0, "factor": 1.0}}  # fmt: skip
+OF_35 = {"attn_output_gate": True, "mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1,
+         "mtp_use_dedicated_embeddings": False, "partial_rotary_factor": 0.25, "rope_parameters": {
+             "rope_type": "default", "mrope_interleaved": True}}  # fmt: skip
 HUB = {
     "mixtral": MOE | {"sliding_window": None, "router_jitter_noise": 0.0},
     "qwen2_moe": QWEN | {"use_sliding_window": False, "qkv_bias": True},
@@ -431,6 +477,32 @@ HUB = {
                      "rope_scaling": {"type": "longrope", "long_mscale": 1.2, "short_mscale": 1.2,
                                       "long_factor": [1.0], "short_factor": [1.0],
                                       "original_max_position_embeddings": 4096}},
+    "granitemoehybrid": SCALED | {"mamba_n_heads": 128, "mamba_d_state": 256, "mamba_expand": 2,
+                                  "position_embedding_type": "rope", "init_method": "mup",
+                                  "normalization_function": "rmsnorm"},
+    "minimax_m2": {"attn_type_list": [1] * 6, "use_qk_norm": True, "qk_norm_type": "per_layer",
+                   "rotary_dim": 4, "scoring_func": "sigmoid", "shared_intermediate_size": 0,
+                   "use_mtp": True, "num_mtp_modules": 3, "mtp_transformer_layers": 1,
+                   "use_routing_bias": True, "mlp_intermediate_size": 8192,
+                   "shared_moe_mode": "sigmoid", "layernorm_mlp_beta": 1.0},
+    "hunyuan_v1_dense": OF_TENCENT | {"norm_type": "rms", "pool_type": "last", "class_num": 0},
+    "hunyuan_v1_moe": OF_TENCENT | {"moe_topk": [1] * 6, "num_shared_expert": [1] * 6,
+                                    "moe_intermediate_size": [96] * 6, "capacity_factor": 1.0,
+                                    "moe_layer_num_skipped": 0, "use_mixed_mlp_moe": True},
+    "ernie4_5": {"use_bias": False},
+    "ernie4_5_moe": {"use_bias": False, "moe_capacity": [64, 64, 64], "moe_gate": "topk",
+                     "moe_use_aux_free": True, "use_rmsnorm": True, "moe_layer_end_index": 6,
+                     "num_nextn_predict_layers": 1, "moe_norm_min": 1e-12},
+    "exaone4": {"sliding_window_pattern": "LLLG",
+                "layer_types": [SLIDING, SLIDING, SLIDING, FULL, SLIDING, SLIDING]},
+    "seed_oss": {"attention_out_bias": False, "residual_dropout": 0.1, "mlp_bias": False},
+    "glm4_moe_lite": GROUPS | {"num_nextn_predict_layers": 1, "partial_rotary_factor": 1.0,
+                               "topk_method": "noaux_tc"},
+    "mistral4": GROUPS | {"rope_interleave": True, "rope_parameters": {
+        "type": "yarn", "factor": 128.0, "original_max_position_embeddings": 4, "beta_fast": 32.0}},
+    "dots1": {"routed_scaling_factor": 2.5, "scoring_func": "noaux_tc", "topk_method": "noaux_tc",
+              "max_window_layers": 62, "sliding_window": 4096, "use_sliding_window": False},
+    "qwen3_5_text": OF_35, "qwen3_5_moe_text": OF_35 | MOE | {"mlp_only_layers": []},
     "ministral3": {"rope_parameters": {"type": "yarn", "factor": 1.0, "llama_4_scaling_beta": 0.1}},
     "glm4": {"partial_rotary_factor": 0.5}, "glm4v_text": {"partial_rotary_factor": 0.5} | OF_GLM,
     "glm4v_moe_text": GROUPS | OF_GLM | {"use_qk_norm": False, "partial_rotary_factor": 0.5},
@@ -450,7 +522,12 @@ HUB = {
     "qwen3": {"max_window_layers": 28, "attention_bias": False},
 }  # fmt: skip
 SHAPED = {"deepseek_v2": MLA | {"num_experts_per_tok": 6}, "deepseek_v3": MLA, "kimi_k2": MLA,
-          "glm4_moe": {"head_dim": 16}, "glm4v_moe_text": {"head_dim": 16}}  # fmt: skip
+          "glm4_moe": {"head_dim": 16}, "glm4v_moe_text": {"head_dim": 16}, "glm4_moe_lite": MLA,
+          "mistral4": MLA, "dots1": {"n_shared_experts": 1, "n_routed_experts": 8,
+                                     "num_experts_per_tok": 2},
+          "granitemoehybrid": {"layer_types": ["attention"] * 6},
+          "hunyuan_v1_dense": {"head_dim": 16},
+          "hunyuan_v1_moe": {"head_dim": 16}}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", HUB)
@@ -531,7 +608,22 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield {"model_type": "mistral3", "text_config": {"model_type": "olmo"}}, "num_hidden_layers"
     yield case("olmo", rope_scaling={"type": "mrope"}), "rope_scaling"
     yield case("llama", text_config=case("llama")), "text_config"
-    yield {"model_type": "deepseek_v32"}, "deepseek_v32"
+    for model_type in NOT_MODELLED:
+        yield {"model_type": model_type}, f"model_type='{model_type}' is not supported, because"
+    hybrid = ["mamba"] * 5 + ["attention"]
+    yield case("granitemoehybrid", layer_types=hybrid), "Mamba layers are not modelled"
+    yield case("granitemoehybrid"), "Mamba layers are not modelled"
+    yield case("minimax_m2", attn_type_list=[1, 0, 1, 1, 1, 1]), "attn_type_list"
+    yield case("hunyuan_v1_moe", moe_topk=[1, 2, 1, 1, 1, 1]), "num_experts_per_tok"
+    yield case("hunyuan_v1_moe", moe_intermediate_size=[8] * 6), "moe_intermediate_size=8"
+    yield case("hunyuan_v1_dense", use_cla=True), "use_cla"
+    yield case("ernie4_5_moe", use_bias=True), "use_bias"
+    yield case("ernie4_5_moe", moe_num_experts=[64, 64]), "moe_num_experts"
+    yield case("exaone4", sliding_window_pattern="LGLG"), "sliding_window_pattern"
+    yield case("glm4_moe_lite", mlp_layer_types=["dense"]), "mlp_layer_types"
+    few = {"n_shared_experts": 1, "n_routed_experts": 8, "num_experts_per_tok": 2}
+    yield case("dots1", **few, max_window_layers=3), "max_window_layers"
+    yield case("qwen3_5_moe_text", decoder_sparse_step=2), "decoder_sparse_step"
 
 
 @pytest.mark.parametrize(("config", "named"), list(refusals()))
@@ -549,7 +641,7 @@ def test_a_message_about_another_model_type_leaves_no_family_out() -> None:
     for family in ("llama", "deepseek", "glm", "gpt", "gemma", "kimi", "qwen", "mixtral"):
         assert family in str(caught.value)
     with pytest.raises(ConfigError, match="use one of deepseek_v3, deepseek_v2"):
-        model_spec({"model_type": "deepseek_v32"}, name="mine")
+        model_spec({"model_type": "deepseek_v31"}, name="mine")
 
 
 SCALARS = (

@@ -1,6 +1,7 @@
 """How quantised checkpoints state their storage types, in the forms that tools write."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from perfmodel import ConfigError, catalog, estimate, parse_scenario
 from perfmodel.specs.checkpoint.modules import Stored
 from perfmodel.specs.checkpoint.quantisation import without_quantisation
-from perfmodel.specs.dtypes import dtype_bytes
 from perfmodel.specs.families import model_spec
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
@@ -112,6 +112,18 @@ def test_a_wrapper_may_state_it_inside_its_text_config() -> None:
         {"quant_method": "compressed-tensors"},
         {"quant_method": "compressed-tensors", "config_groups": {"a": 1}},
         compressed(8, "int", inputs=True),
+        compressed(4, "float", group_size=64),
+        compressed(4, "float"),
+        compressed(4, "int", group_size=0),
+        compressed(4, "int", group_size="128"),
+        compressed(4, "int") | {"format": "marlin-24"},
+        compressed(4, "int") | {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        compressed(4, "int") | {"sparsity_config": {"sparsity_structure": "2:4"}},
+        compressed(4, "int") | {"sparsity_config": ["2:4"]},
+        compressed(4, "int") | {"transform_config": {"config_groups": {"u": {}}}},
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 32},
+        {"quant_method": "gptq", "bits": 4, "group_size": 0},
+        {"quant_method": "awq", "bits": 4, "q_group_size": 1.5},
         compressed(2, "int"),
         compressed(4, "int") | {"ignore": ["re:*"]},
         compressed(4, "int") | {"ignore": [r"re:(\w+.)+!"]},
@@ -326,33 +338,81 @@ def left_out(stated: dict[str, Any], *names: str) -> dict[str, Any]:
 NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
 BLOCK = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 INT4 = compressed(4, "int", group_size=128)
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False, "sym": True}
+
+
+def stored_bytes(layout: str, group: int, *shape: int) -> float:
+    """Bytes of the tensors that a format stores for one matrix of (..., outputs, inputs)."""
+    *matrices, outputs, inputs = shape
+    count, cells = math.prod(matrices), outputs * inputs
+    packed, groups = cells / 8 * 4, outputs * inputs / group
+    zeros = inputs / group * outputs / 8 * 4
+    of_one = {
+        "bf16": 2 * cells,
+        "awq": packed + zeros + 2 * groups,  # qweight, qzeros (int32), scales (fp16)
+        "gptq": packed + zeros + 2 * groups,  # engines drop g_idx without act-order
+        "int4": packed + 2 * groups + 16,  # weight_packed, weight_scale (bf16), weight_shape
+        "asymmetric": packed + zeros + 2 * groups + 16,  # and weight_zero_point
+        "nvfp4": cells / 2 + groups + 8,  # weight, weight_scale (fp8), weight_scale_2, input_scale
+        "mxfp4": cells / 2 + groups,  # blocks, scales
+        "fp8": cells + 4 * outputs,  # weight, weight_scale
+        "fp8_block": cells + 4 * -(-outputs // 128) * -(-inputs // 128),  # and weight_scale_inv
+    }[layout]
+    return count * of_one
+
+
 R1_INPUTS = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj")
-# (model, its quantisation, the type of the modules that this pattern finds in transformers' module)
-CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
+# (model, its quantisation, the layout and the weights of a group of the modules that this pattern
+# finds in transformers' module)
+CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, int, str]] = {
+    "Llama-3.1-8B in AWQ": ("llama-3.1-8b", AWQ, "awq", 128, r"_proj"),
+    "Llama-3.1-8B in GPTQ": ("llama-3.1-8b", GPTQ, "gptq", 64, r"_proj"),
+    "Qwen3-30B-A3B in GPTQ": (
+        "qwen3-30b-a3b",
+        GPTQ | {"group_size": 128, "modules_to_not_convert": ["mlp.gate"]},
+        "gptq",
+        128,
+        r"_proj",
+    ),
+    "Llama-3.1-8B with zero points": (
+        "llama-3.1-8b",
+        compressed(4, "int", group_size=128, symmetric=False),
+        "asymmetric",
+        128,
+        r"_proj",
+    ),
     "DeepSeek-R1 by NVIDIA": (
         "deepseek-v3",
         left_out(NVFP4, "model.layers.61*", *(f"model.layers.{i}.self_attn*" for i in range(61))),
         "nvfp4",
+        16,
         r"mlp\..*(gate|up|down)_proj",
     ),
     "DeepSeek-R1 by NVIDIA, second version": (
         "deepseek-v3",
         left_out(NVFP4, *(f"model.layers.{i}.self_attn.{m}" for i in range(61) for m in R1_INPUTS)),
         "nvfp4",
+        16,
         r"mlp\..*(gate|up|down)_proj|o_proj",
     ),
     "Kimi-K2-Thinking": (
         "kimi-k2",
         left_out(
-            INT4, "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|down)_proj.*"
+            compressed(4, "int", group_size=32),
+            "re:.*self_attn.*",
+            "re:.*shared_experts.*",
+            r"re:.*mlp\.(gate|up|down)_proj.*",
         ),
         "int4",
+        32,
         r"\.experts\.",
     ),
     "Qwen3-Next by LLM Compressor": (
         "qwen3-next-80b-a3b",
         left_out(INT4, "re:.*mlp.gate$", "re:.*mlp.shared_expert_gate$", "re:.*linear_attn.*"),
         "int4",
+        128,
         r"self_attn\..*_proj|experts?\..*proj",
     ),
     "Qwen3-Next by Qwen": (
@@ -366,6 +426,7 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
             ),
         ),
         "fp8_block",
+        1,
         r"self_attn\..*_proj|experts?\..*proj|linear_attn\.(in_proj_qkvz|out_proj)",
     ),
     "Llama-3.1-405B by Meta": (
@@ -378,12 +439,14 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, str]] = {
             ],
         },
         "fp8",
+        1,
         r"layers\.([1-9]|[1-9]\d|1[01]\d|12[0-4])\.mlp\.",
     ),
     "gpt-oss": (
         "gpt-oss-120b",
         {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]},
         "mxfp4",
+        32,
         r"experts\.(gate_up|down)_proj$",
     ),
 }
@@ -401,12 +464,14 @@ def module_of(config: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_bytes_of_a_checkpoint_are_those_of_its_modules(name: str, tmp_path: Path) -> None:
-    target, stated, dtype, pattern = CHECKPOINTS[name]
+    target, stated, layout, group, pattern = CHECKPOINTS[name]
     config = catalog.model_config(target)
     path = write(tmp_path, config | {"quantization_config": stated})
     found = estimate(parse_scenario({"target": path, "gpu": "b200"}).scenario()).memory.weights
     expected = sum(
-        parameter.numel() * dtype_bytes(dtype if re.search(pattern, module) else "bf16")
+        stored_bytes(layout, group, *parameter.shape)
+        if re.search(pattern, module)
+        else 2 * parameter.numel()
         for module, parameter in module_of(config).named_parameters()
     )
     # Routers, norms and 2 of 126 layers have the type of the others here.
@@ -423,11 +488,22 @@ def test_checkpoints_of_gpt_oss_have_the_published_size(name: str, gib: float) -
     assert float(weights_of(target=name).weights) / 2**30 == pytest.approx(gib, rel=0.002)
 
 
+@pytest.mark.parametrize(
+    ("name", "gigabytes"), [("Kimi-K2-Thinking", 594), ("Llama-3.1-8B in AWQ", 5.73)]
+)
+def test_int4_checkpoints_have_the_size_that_the_hub_shows(
+    name: str, gigabytes: float, tmp_path: Path
+) -> None:
+    """moonshotai/Kimi-K2-Thinking and hugging-quants' AWQ of Llama-3.1-8B, from memory."""
+    target, stated, *_ = CHECKPOINTS[name]
+    path = write(tmp_path, catalog.model_config(target) | {"quantization_config": stated})
+    assert float(weights_of(target=path).weights) / 1e9 == pytest.approx(gigabytes, rel=0.003)
+
+
 def test_the_checkpoint_of_deepseek_v3_has_its_published_size() -> None:
     """`total_size` in the safetensors index of deepseek-ai/DeepSeek-V3, from memory.
 
-    Its MTP layer also has an embedding. Scales of blocks, 4 bytes each, and routers in bf16 are
-    left out here.
+    Its MTP layer also has an embedding. Routers are in fp8 here.
     """
     memory, spec = weights_of(target="deepseek-v3", draft="mtp"), catalog.model("deepseek-v3")
     embedding = 2.0 * spec.vocab * spec.hidden

@@ -12,6 +12,8 @@ from strategies import a_scenario, with_acceptance
 
 from perfmodel import Scenario, estimate, without_speculation
 from perfmodel.speculation import (
+    BreakEven,
+    End,
     best_gain,
     break_even_alpha,
     break_even_batch,
@@ -20,6 +22,7 @@ from perfmodel.speculation import (
     service,
     service_gain,
 )
+from perfmodel.speculation.paying_ranges import paying_ranges
 
 # Decoding alone, on a pool of its own.
 APART: dict[str, Any] = {"prefill": "disaggregated"}
@@ -44,7 +47,8 @@ SCHEDULED = (
 def best(scenario: Scenario, batch: float, context: float) -> tuple[bool, int]:
     """Whether the gain is clear at the best γ, and that γ, one service at a time; -1 if none is.
 
-    The best γ is the smallest within 1 % of the highest throughput.
+    The best γ is the smallest within 1 % of the highest throughput or, if its gain is not clear,
+    the fastest smaller one whose gain is.
     """
     work = replace(scenario.workload, batch=int(batch), prompt_tokens=int(context))
     budget = scenario.plan.kv_budget_tokens
@@ -60,8 +64,15 @@ def best(scenario: Scenario, batch: float, context: float) -> tuple[bool, int]:
             rates[gamma] = float(result.requests_per_s)
     if not rates:
         return False, -1
-    gamma = min(g for g, rate in rates.items() if rate * 1.01 >= max(rates.values()))
-    return bool(service_gain(plans[gamma]).is_clear), gamma
+    first = min(g for g, rate in rates.items() if rate * 1.01 >= max(rates.values()))
+    smaller = sorted((g for g in rates if g < first), key=lambda g: -rates[g])
+    for gamma in (first, *smaller):
+        gain = service_gain(plans[gamma])
+        if gain.is_clear:
+            return True, gamma
+        if gain.value <= 1.0:
+            break
+    return False, first
 
 
 def test_speculation_pays_from_the_break_even_batch() -> None:
@@ -129,6 +140,91 @@ def test_the_gain_at_the_break_even_alpha_is_one(prefill: str) -> None:
     assert 0.0 < alpha < 1.0
     gain = service_gain(with_acceptance(scenario, alpha)).value
     assert float(gain) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_gain_stays_clear_where_a_larger_gamma_is_only_a_little_faster() -> None:
+    """Its interval is wider: at batch 14 here, γ=3 is faster than γ=2, but not clearly."""
+    scenario = a_scenario(
+        target="mistral-7b-v0.3", gpu="h100-sxm", tp=2, prompt_tokens=32_768, output_tokens=64,
+        draft="self", kv_budget=256, prefix_hit_rate=0.95, **APART,
+    )  # fmt: skip
+    batches = np.arange(8.0, 20.0)
+    found = best_gain(scenario, batch=batches, prompt_tokens=np.asarray(32_768.0))
+    chosen = [best(scenario, batch, 32_768) for batch in batches]
+    assert list(zip(found.pays, found.gamma, strict=True)) == chosen
+    assert np.count_nonzero(np.diff(found.pays)) == 1 and found.pays[-1]
+    changed = found.gamma < found.plateau
+    assert np.any(changed) and np.all(found.pays[changed])
+    assert np.array_equal(found.near[changed].sum(axis=-1), np.ones(changed.sum()))
+
+
+# ---- ranges -----------------------------------------------------------------------------------
+
+ASKED: tuple[dict[str, Any], ...] = (
+    {"target": "qwen3-30b-a3b", "gpu": "a100-sxm-80gb", "draft": "eagle3", "prompt_tokens": 4000},
+    {"target": "llama-3.1-8b", "gpu": "l4", "tp": 8, "draft": "eagle3", "prompt_tokens": 2000},
+    {"target": "deepseek-v2-lite", "gpu": "a100-sxm-80gb", "draft": "mtp", "acceptance": 0.9},
+    {"target": "llama-3.2-1b", "gpu": "h100-sxm", "draft": "eagle3", "prompt_tokens": 512},
+)
+
+
+@pytest.mark.parametrize("values", ASKED)
+def test_the_break_even_batch_does_not_depend_on_the_batch_or_gamma_asked(
+    values: dict[str, Any],
+) -> None:
+    """With experts, over PCIe, with latent attention, and where more than 256 requests fit."""
+    asked = [a_scenario(**values, batch=b, gamma=g) for b, g in ((1, 1), (7, 5), (300, 3))]
+    first, *others = [break_even_batch(scenario) for scenario in asked]
+    assert all(other == first for other in others)
+    assert first.exact and first.from_value is not None
+    for scenario in asked:
+        batch = scenario.workload.batch
+        at = best_gain(scenario, batch=np.array(float(batch)), prompt_tokens=prompt_of(scenario))
+        assert first.contains(batch) == bool(at.pays)
+
+
+def prompt_of(scenario: Scenario) -> np.ndarray[Any, Any]:
+    return np.array(float(scenario.workload.prompt_tokens))
+
+
+def ranges_of(pays: str, possible: str = "", fits: str = "") -> BreakEven:
+    """From strings of 0 and 1, one for each value from 1."""
+    flags = [np.array([c == "1" for c in text or "1" * len(pays)]) for text in (possible, fits)]
+    clear = np.array([c == "1" for c in pays])
+    values = np.arange(1.0, len(pays) + 1.0)
+    return paying_ranges("batch", values, pays=clear, clear=clear, possible=flags[0], fits=flags[1])
+
+
+def test_ranges_and_gaps_narrower_than_the_resolution_are_not_stated() -> None:
+    """Up to a quarter of the value is narrow: one batch is at 51, but not at 2."""
+    sliver = ranges_of("0" * 50 + "1" + "0" * 50)
+    assert sliver.exact == ((51, 51),) and sliver.ranges == ()
+    assert sliver.contains(51) and sliver.is_exception(51) and not sliver.is_exception(52)
+    assert sliver.from_value is sliver.until is None
+    assert sliver.where("batch") != ranges_of("0" * 101).where("batch")
+    gap = ranges_of("0" * 20 + "1" * 30 + "0" + "1" * 49)
+    assert gap.ranges == ((21, 100),) and gap.exact == ((21, 50), (52, 100))
+    assert gap.is_exception(51) and not gap.contains(51) and gap.contains(52)
+    small = ranges_of("0100110000")
+    assert small.exact == small.ranges == ((2, 2), (5, 6))
+    assert (small.from_value, small.until) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("pays", "possible", "fits", "end", "until"),
+    [
+        ("01110", "11110", "11110", End.MEMORY, None),
+        ("01110", "11110", "11111", End.LIMITS, 4),
+        ("01110", "11111", "11111", End.GAIN, 4),
+        ("01111", "11111", "11111", End.TRIED, None),
+    ],
+)
+def test_a_range_says_why_it_ends(
+    pays: str, possible: str, fits: str, end: End, until: int | None
+) -> None:
+    found = ranges_of(pays, possible, fits)
+    assert (found.from_value, found.until, found.end) == (2, until, end)
+    assert found.contains(10) == (end is End.TRIED)
 
 
 # ---- the γ schedule ---------------------------------------------------------------------------

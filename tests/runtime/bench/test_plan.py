@@ -14,7 +14,7 @@ import torch
 
 from app.cli.commands import run as command
 from app.cli.main import run
-from perfmodel import ConfigError, ScenarioInput
+from perfmodel import ConfigError, ScenarioInput, catalog
 from perfmodel.specs import MAX_GAMMA
 from runtime import (
     ALONE,
@@ -226,6 +226,23 @@ def test_a_scenario_field_reaches_the_plan_or_is_not_executed(name: str) -> None
     assert isinstance(plan, dict)
     changed = outcome(SCENARIO | {name: CHANGES[name]})
     assert (changed == plan) == (name in command.NOT_EXECUTED)
+
+
+@pytest.mark.parametrize(
+    ("stated", "weights", "kv"),
+    [({}, "fp16", "fp16"), ({"weight_dtype": "bf16"}, "bf16", "bf16")],
+)
+def test_a_scenario_runs_a_float16_checkpoint_in_the_type_that_is_predicted(
+    stated: dict[str, Any], weights: str, kv: str, tmp_path: Path
+) -> None:
+    config = catalog.model_config("llama-68m") | {"torch_dtype": "float16"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    values = ScenarioInput(target=str(tmp_path), draft="self", **stated)
+    fields = command.scenario_fields("selfspec", values, "scenario")
+    assert (fields["weight_dtype"], fields["kv_dtype"]) == (weights, kv)
+    assert fields["draft_dtype"] == weights
+    scenario = values.scenario()
+    assert (scenario.weight_dtype, scenario.kv_dtype) == (weights, kv)
 
 
 @pytest.mark.parametrize("words", [[], ["a.json", "b.json"]])

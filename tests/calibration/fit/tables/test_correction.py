@@ -98,7 +98,7 @@ def test_experts_of_a_known_roofline_are_found(
 ) -> None:
     monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
     write(tmp_path, "moe", moe_rows())
-    balanced = read_cells(tmp_path, GPU, "bf16")
+    balanced = read_cells(tmp_path, GPU, "bfloat16")
     balanced = balanced[balanced.balanced]
     assert balanced.touched.max() == 128
     assert (balanced.touched <= balanced.rows).all()
@@ -108,6 +108,22 @@ def test_experts_of_a_known_roofline_are_found(
     curve = expert_curves(tomllib.loads(text), "test")["bf16"]
     assert curve.memory_efficiency == pytest.approx(0.8, abs=0.1)
     assert [knots.size for knots in curve.correction.knots] == [len(v) for v in AXES.values()]
+
+
+def test_mxfp4_on_blackwell_is_fitted_to_kernels_with_activations_in_fp8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    blackwell = GPUS["b200"]
+    (tmp_path / blackwell.folder).mkdir()
+    kinds = {"moe": ("w4a16_mxfp4", "slow", 2.0), "moe_trtllm": ("w4a8_mxfp4_mxfp8", "fast", 1.0)}
+    for table, (kind, framework, factor) in kinds.items():
+        rows = moe_rows().assign(moe_dtype=kind, framework=framework, device="NVIDIA B200")
+        rows.latency *= factor
+        rows.to_parquet(tmp_path / blackwell.folder / f"{table}.parquet")
+    text, _ = fit_experts(tmp_path, blackwell)
+    (found,) = tomllib.loads(text)["format"]
+    assert (found["dtype"], found["kernels"], found["peak_ratio"]) == ("mxfp4", "fast 1", 2.0)
 
 
 def test_latent_attention_of_a_known_roofline_is_found(tmp_path: Path) -> None:
