@@ -76,8 +76,9 @@ def test_memory_has_the_sequences_of_a_group_and_a_share_of_the_experts(dp: int)
     alone = point(batch=1, tp=8 // dp).memory  # all layers of a group, and more of the experts
     spec = point(batch=1).scenario.target
     assert spec.experts is not None
-    routed = spec.experts.routed_parameters(spec.hidden)  # of one byte each
-    expected = float(alone.weights) - routed // (8 // dp) + routed // 8
+    routed = spec.experts.routed_parameters(spec.hidden)
+    bytes_each = 1 + dict(spec.scale_bytes)["fp8_block"]
+    expected = float(alone.weights) + bytes_each * (routed // 8 - routed // (8 // dp))
     assert float(groups.weights) == pytest.approx(expected, rel=1e-12)
 
 
