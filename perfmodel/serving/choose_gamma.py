@@ -19,6 +19,8 @@ class TrafficChoice:
     plain: ServingRun
     fixed: tuple[ServingRun, ...]  # one per γ above 0
     scheduled: ServingRun
+    # Ends of the 90 % interval of the draft's gain, over the gain.
+    error: tuple[float, float] = (1.0, 1.0)
 
     def __repr__(self) -> str:
         return f"TrafficChoice({self.sentence!r})"
@@ -30,8 +32,19 @@ class TrafficChoice:
 
     @property
     def best(self) -> ServingRun:
-        """The best run; if equal, γ 0 is preferred to a fixed γ, and that to the schedule."""
-        return min((self.plain, self.best_fixed, self.scheduled), key=self.cost)
+        """The best run, which is plain decoding unless another one is clearly better.
+
+        Another run is if more requests meet the limits with it, or if its mean latency is lower
+        even at the low end of the draft's gain. A fixed γ is preferred to an equal schedule.
+        """
+        fastest = min((self.plain, self.best_fixed, self.scheduled), key=self.cost)
+        more_good = self.cost(fastest)[0] < self.cost(self.plain)[0]
+        is_clear = more_good or self._gain(fastest) * self.error[0] > 1.0
+        return fastest if is_clear else self.plain
+
+    def _gain(self, run: ServingRun) -> float:
+        """Mean latency of plain decoding over that of a run."""
+        return self.plain.stats.latency.mean_s / run.stats.latency.mean_s
 
     def cost(self, run: ServingRun) -> tuple[float, float]:
         """The quantity to minimise: requests that miss the limits, then mean latency in seconds."""
@@ -42,12 +55,17 @@ class TrafficChoice:
     def sentence(self) -> str:
         """The answer in one sentence."""
         best, plain = self.best, self.plain
-        what = {None: "Follow the schedule", 0: "Do not speculate"}.get(
+        drafting = [
+            r for r in (self.best_fixed, self.scheduled) if self.cost(r) != self.cost(plain)
+        ]
+        loses = all(self._gain(run) * self.error[1] < 1.0 for run in drafting)
+        plainly = "Do not speculate" if loses else "No clear gain, so decode plainly"
+        what = {None: "Follow the schedule", 0: plainly}.get(
             best.gamma, f"Use gamma {best.gamma} throughout"
         )
         others = [run for run in (plain, self.best_fixed, self.scheduled) if run is not best]
         against = ", ".join(f"{run.stats.latency.mean_s:.3g} s with {run.label}" for run in others)
-        mean = f"{best.stats.latency.mean_s:.3g} s per request on average"
+        mean = f"{best.stats.latency.mean_s:.3g} s per request on average with {best.label}"
         if self.objective == "goodput":
             share = best.stats.good / best.stats.requests
             mean = f"{share:.1%} of requests meet the limits, {mean}"
@@ -59,6 +77,7 @@ def choose_for_traffic(
     simulation: Simulation,
     *,
     gammas: Sequence[int] = SCHEDULE_GAMMAS,
+    error: tuple[float, float] = (1.0, 1.0),
     progress: Callable[[int], None] | None = None,
 ) -> TrafficChoice:
     """Simulate traffic without speculation, at each fixed γ, and with a schedule.
@@ -69,6 +88,8 @@ def choose_for_traffic(
         As for `simulate_requests`.
     gammas : sequence of int
         The choices of the schedule; those above 0 are also simulated as fixed γ.
+    error : (float, float)
+        Ends of the 90 % interval of the draft's gain, over the gain.
     progress : callable, optional
         Called with the number of finished requests over all runs.
     """
@@ -94,4 +115,5 @@ def choose_for_traffic(
         run([0]),
         tuple(run([gamma]) for gamma in gammas if gamma > 0),
         run(gammas),
+        error,
     )

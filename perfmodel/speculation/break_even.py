@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.acceptance.tokens import Acceptance
@@ -143,17 +144,8 @@ def best_gain(
     )
     tried = tried & (possible & plain_allowed & (ends[0] <= 1.0))[..., None]
     if np.any(tried):
-        others = np.full((3, *bounded.shape), np.nan)
-        *at, gamma = (
-            np.broadcast_to(values, bounded.shape)[tried]
-            for values in (*(axis[..., None] for axis in points), gammas)
-        )
-        others[:, tried] = _gain_ends(scenario, rule, tuple(at), gamma)
-        is_clear = others[0] > 1.0
-        changed = np.any(is_clear, axis=-1)
-        index = np.where(changed, np.argmin(np.where(is_clear, bounded, np.inf), axis=-1), index)
-        taken = np.take_along_axis(others, index[None, ..., None], axis=-1)[..., 0]
-        ends = np.where(changed, taken, ends)
+        changed, surer, taken = _surest(scenario, rule, points, gammas, tried, bounded)
+        index, ends = np.where(changed, surer, index), np.where(changed, taken, ends)
         near = np.where(changed[..., None], np.arange(len(gammas)) == index[..., None], near)
     return BestGain(
         gain=Gain(*np.where(possible, ends, np.nan)),
@@ -164,6 +156,30 @@ def best_gain(
         fastest=gammas[np.argmin(bounded, axis=-1)],
         plateau=gammas[first],
     )
+
+
+def _surest(
+    scenario: Scenario,
+    rule: Rule,
+    points: tuple[Floats, ...],
+    gammas: Floats,
+    tried: Bools,
+    cost: Floats,
+) -> tuple[Bools, NDArray[np.intp], Floats]:
+    """Of the γ that are tried, the cheapest with a clear gain.
+
+    Returns where there is one, its index, and the ends of its gain.
+    """
+    ends = np.full((3, *cost.shape), np.nan)
+    *at, gamma = (
+        np.broadcast_to(values, cost.shape)[tried]
+        for values in (*(axis[..., None] for axis in points), gammas)
+    )
+    ends[:, tried] = _gain_ends(scenario, rule, tuple(at), gamma)
+    is_clear = ends[0] > 1.0
+    index = np.asarray(np.argmin(np.where(is_clear, cost, np.inf), axis=-1))
+    taken = np.take_along_axis(ends, index[None, ..., None], axis=-1)[..., 0]
+    return np.any(is_clear, axis=-1), index, taken
 
 
 def _gain_ends(scenario: Scenario, rule: Rule, points: tuple[Floats, ...], gamma: Floats) -> Floats:

@@ -100,12 +100,12 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
     from perfmodel.serving import Serving, choose_for_traffic, scenario_acceptance
     from perfmodel.specs import parse_slo
 
-    if answer.studied is None:
+    if answer.studied is None or answer.interval is None:
         raise perfmodel.ConfigError(
             "no draft with a known acceptance meets the limits; name a draft with --draft and give "
             "its --acceptance"
         )
-    studied = answer.studied.scenario
+    studied, gain = answer.studied.scenario, answer.interval
     work = studied.workload
     with progress("requests") as update:
         choice = choose_for_traffic(
@@ -122,6 +122,7 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
                 process=scenario_acceptance(studied),
                 slo=parse_slo(slo),
             ),
+            error=(gain.low / gain.value, gain.high / gain.value),
             progress=update,
         )
     return {"plan": answer.studied.label, **choice_dict(choice)}

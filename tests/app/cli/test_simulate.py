@@ -145,7 +145,9 @@ def test_recommend_for_traffic_names_the_best_run(capsys: pytest.CaptureFixture[
     result = result_of(capsys, "recommend", "--scenario", "default", "--tp", "8", *TRAFFIC)
     choice = result["traffic"]
     best = min(choice["runs"], key=lambda r: r["latency"]["mean_s"])
-    assert choice["best"] == best["label"]
+    low = result["gain_interval_90"][0] / result["studied"]["gain"]
+    gain = choice["runs"][0]["latency"]["mean_s"] / best["latency"]["mean_s"]
+    assert choice["best"] == (best["label"] if gain * low > 1.0 else "no speculation")
     assert choice["best"] in choice["sentence"]
 
 

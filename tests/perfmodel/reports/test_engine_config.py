@@ -17,6 +17,7 @@ from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
 from perfmodel.reports.export import ExportPlan
 from perfmodel.scenario_input import parse_scenario
 from perfmodel.specs.model import ModelSpec
+from perfmodel.speculation.evidence import evidence
 
 BASE = {
     "target": "llama-3.1-70b",
@@ -300,6 +301,19 @@ def test_every_text_starts_with_the_engine_and_the_date_of_the_check(
     first = export_plan(engine=engine, plan=plan).splitlines()[0]
     assert first.startswith(f"# {ENGINES[engine]}")
     assert engine == "specroof" or "checked November 2026" in first
+
+
+@pytest.mark.parametrize("engine", SERVERS)
+def test_an_export_states_what_its_plan_is_based_on(engine: str) -> None:
+    lines = export_plan(engine=engine, plan=STANDALONE).splitlines()
+    assert f"# {evidence(STANDALONE.scenario).sentence}" in lines
+
+
+def test_a_schedule_states_the_gamma_at_the_plans_batch() -> None:
+    plan = with_schedule(STANDALONE)
+    first = export_plan(engine="vllm", plan=plan).splitlines()[0]
+    gamma = next(g for low, high, g in plan.schedule if low <= plan.batch <= high)
+    assert f"γ={gamma} at batch {plan.batch}, by schedule" in first
 
 
 def without_id(spec: ModelSpec) -> ModelSpec:

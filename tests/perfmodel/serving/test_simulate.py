@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -323,4 +324,12 @@ def test_the_choice_for_traffic_is_the_best_run() -> None:
     )
     runs = [choice.plain, *choice.fixed, choice.scheduled]
     assert choice.cost(choice.best) == min(choice.cost(run) for run in runs)
+    assert choice.best is not choice.plain
+    gain = choice.plain.stats.latency.mean_s / choice.best.stats.latency.mean_s
+    for low, speculates in ((0.99 / gain, False), (1.01 / gain, True)):
+        judged = replace(choice, error=(low, 1.0))
+        assert (judged.best is not judged.plain) == speculates
+        assert ("No clear gain" in judged.sentence) != speculates
+    slower = replace(choice, error=(0.5 / gain, 0.9 / gain))
+    assert slower.best is slower.plain and slower.sentence.startswith("Do not speculate")
     assert [run.gamma for run in runs] == [0, 2, 4, None]
