@@ -126,7 +126,9 @@ def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
 def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
     path = table_path(data, gpu, table)
     try:  # without pandas' own metadata, which pandas would trust
-        return pq.read_table(path).to_pandas(ignore_metadata=True)
+        content = pq.read_table(path)
+        content.validate(full=True)  # texts are UTF-8
+        return content.to_pandas(ignore_metadata=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise RecordError(f"{path} cannot be read as Parquet: {reason[:120]}") from error

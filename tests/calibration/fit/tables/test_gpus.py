@@ -41,7 +41,19 @@ def test_a_missing_table_and_one_of_another_device_are_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("table", sorted(COLUMNS))
 @pytest.mark.parametrize(
-    "fault", ["none", "no rows", "no column", "text", "negative", "zero", "nan", "junk", "device"]
+    "fault",
+    [
+        "none",
+        "no rows",
+        "no column",
+        "text",
+        "negative",
+        "zero",
+        "nan",
+        "junk",
+        "device",
+        "not utf-8",
+    ],
 )
 def test_a_table_is_checked_before_it_is_fitted(tmp_path: Path, table: str, fault: str) -> None:
     numbers = [1.0 + i for i in range(20)]
@@ -62,7 +74,9 @@ def test_a_table_is_checked_before_it_is_fitted(tmp_path: Path, table: str, faul
         frame.loc[1, "latency"] = wrong[fault]
         frame["latency"] = frame["latency"] if fault == "text" else frame["latency"].astype(float)
         frame = frame.astype({"latency": str}) if fault == "text" else frame
-    frame.to_parquet(path)
+    frame.to_parquet(path, compression="none")
+    if fault == "not utf-8":
+        path.write_bytes(path.read_bytes().replace(b"NVIDIA H200", b"NVIDIA H2\xfe0"))
     if fault == "junk":
         path.write_bytes(path.read_bytes()[:40])
     if fault == "none":
