@@ -35,12 +35,6 @@ class ServedGroup:
     median_absolute: float
     worst: float
 
-    def line(self) -> str:
-        """The group as a line of the report."""
-        gpus = f"{self.tp} x {self.gpu}{f', EP {self.ep}' if self.ep > 1 else ''}"
-        errors = f"{self.median_signed:+8.1f}{self.median_absolute:7.1f}{self.worst:+7.1f}"
-        return f"  {self.target:14s}{gpus:19s}{self.engine:28s}{self.rows:5d}{errors}"
-
 
 def served_groups() -> tuple[ServedGroup, ...]:
     """The errors of InferenceX's rows, in the order of the file."""
@@ -48,11 +42,20 @@ def served_groups() -> tuple[ServedGroup, ...]:
     return tuple(_groups(csv.DictReader(line for line in text if not line.startswith("#"))))
 
 
-def served_lines(groups: Iterable[ServedGroup]) -> list[str]:
-    """The groups as text."""
-    title = "Time per output token of engines under load, errors in percent"
-    head = f"{title:66s} rows  signed median  worst"
-    return [head, *(group.line() for group in groups)]
+def served_table(groups: Iterable[ServedGroup]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table of the groups."""
+    title = "errors in percent of the time per output token under load"
+    rows = [
+        [
+            f"{g.target}, {g.tp} x {g.gpu}{f', EP {g.ep}' if g.ep > 1 else ''}, {g.engine}",
+            str(g.rows),
+            f"{g.median_signed:+.1f}",
+            f"{g.median_absolute:.1f}",
+            f"{g.worst:+.1f}",
+        ]
+        for g in groups
+    ]
+    return [title, "rows", "signed", "median", "worst"], rows
 
 
 def tpot_error(row: dict[str, Any]) -> float:

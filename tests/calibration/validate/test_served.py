@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from calibration.validate.served import served_groups, served_lines, tpot_error
+from calibration.validate.served import served_groups, served_table, tpot_error
 from perfmodel import parse_scenario
 from perfmodel.speculation import service
 
@@ -23,10 +23,10 @@ def test_an_error_is_signed_and_relative_to_the_published_time() -> None:
     assert tpot_error(ROW | {"tpot_ms": f"{2e3 * seconds:.12g}"}) == pytest.approx(-0.5)
 
 
-def test_every_row_is_in_one_group_and_every_group_has_a_line() -> None:
+def test_every_row_is_in_one_group_and_every_group_is_a_row() -> None:
     groups = served_groups()
     assert sum(group.rows for group in groups) == 390
     names = {(g.engine, g.gpu, g.target, g.tp, g.ep) for g in groups}
-    assert len(names) == len(groups) == len(served_lines(groups)) - 1
+    assert len(names) == len(groups) == len(served_table(groups)[1])
     for group in groups:
         assert abs(group.median_signed) <= group.median_absolute <= abs(group.worst)
