@@ -27,6 +27,7 @@ MOST_COUNTED = 1e15
 LABELS = r'(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+)\})?'  # of a series on a Prometheus page
 _LABEL = re.compile(r'\b(\w++)="((?:[^"\\\n]|\\.)*+)"')
 _SGLANG_PAGE = re.compile(rf"^sglang:spec_accept_length{LABELS}[ \t]+{NUMBER}", re.M | re.I)
+_V0_GAUGE = re.compile(rf"^vllm:spec_decode_draft_acceptance_rate{LABELS}[ \t]+{NUMBER}", re.M)
 _SGLANG = re.compile(
     rf'(?:accept len(?:gth)?:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I
 )
@@ -142,6 +143,9 @@ def mean_acceptance(
             frozenset(labels_of(labels).items()): counted(value, name) for labels, value in series
         }
         return _mean_length(list(last.values()), name, gamma)
+    if rates := _V0_GAUGE.findall(text):
+        check_one_model((labels_of(labels) for labels, _ in rates), name)
+        return share(counted(rates[-1][1], name), 1.0, "vLLM V0", name, gamma)
     if lengths := [counted(length, name) for length in _SGLANG.findall(text)]:
         return _mean_length(lengths, name, gamma)
     return None
@@ -234,6 +238,15 @@ def _tensorrt_llm(stats: Sequence[dict[str, Any]], name: str, gamma: int | None)
             raise ConfigError(f"{name}: specDecodingStats has no whole number {key}")
         columns.append([counted(count, name) for count in counts])
     check_fixed_drafts(list(zip(columns[0], columns[1], strict=True)), name)
+    for one, requests, _, kept in zip(stats, *columns, strict=True):
+        length = one.get("acceptanceLength")
+        if requests and length is not None:
+            mean = 1.0 + kept / requests
+            if abs(counted(length, name) - mean) > SHORT_ROUNDS * mean:
+                raise ConfigError(
+                    f"{name}: an acceptanceLength of {length:g} contradicts {kept:.0f} accepted "
+                    f"tokens of {requests:.0f} requests; remove the damaged line"
+                )
     rounds, drafted, accepted = map(sum, columns)
     return totals(rounds, drafted, accepted, "TensorRT-LLM", name, gamma)
 

@@ -53,6 +53,8 @@ class _Line:
 def vllm_log(text: str, name: str, gamma: int | None) -> Imported:
     """The acceptance over all lines of V1's log; without positions, one rate for all."""
     lines = list(_lines(text, name))
+    if not lines:
+        return share(0.0, 0.0, "vLLM", name, gamma)
     without = [line for line in lines if not line.rates]
     if len(without) == len(lines):
         return _without_positions(lines, name, gamma)
@@ -78,6 +80,8 @@ def _lines(text: str, name: str) -> Iterator[_Line]:
         if counts is None:
             raise ConfigError(f"{name}: line {number} is cut off; remove the damaged line")
         accepted, drafted = (counted(count, name) for count in counts.groups())
+        if not (accepted or drafted):  # nothing ran; its means are nan
+            continue
         listed, stated = _RATES.search(match[1]), _LENGTH.search(match[1])
         rates = tuple(counted(rate, name) for rate in listed[1].split(",")) if listed else ()
         length = counted(stated[1], name) if stated else None

@@ -64,6 +64,23 @@ def test_printed_results_give_rates_per_position(text: str) -> None:
     assert (found.rounds, found.per_position) == (300, pytest.approx((0.8, 0.75)))
 
 
+def test_a_window_without_rounds_is_left_out() -> None:
+    line, idle = V1["2026"].format(RATES), V1["2026"].format("Per-position acceptance rate: , ")
+    for value in ("2.40", "420", "600", "70.0"):
+        idle = idle.replace(value, "nan" if "." in value else "0")
+    assert parse_acceptance(f"{idle}\n{line}\n{idle}", "f") == parse_acceptance(line, "f")
+    with pytest.raises(ConfigError, match="no token has been drafted yet"):
+        parse_acceptance(idle, "f")
+
+
+def test_v0s_gauge_alone_is_the_accepted_share() -> None:
+    gauge = 'vllm:spec_decode_draft_acceptance_rate{model_name="m"} 0.5\n'
+    with pytest.raises(ConfigError, match=r"--accepted-fraction 0\.500"):
+        parse_acceptance(gauge, "f")
+    found = parse_acceptance(gauge, "f", gamma=2)
+    assert float(tokens_per_round(found.per_position, 2)) == pytest.approx(2.0)
+
+
 def test_the_earliest_lines_need_gamma() -> None:
     text = V1["0.8"].format("")
     with pytest.raises(ConfigError, match=r"--accepted-fraction 0\.700"):
