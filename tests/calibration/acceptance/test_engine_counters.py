@@ -127,8 +127,8 @@ def test_means_that_counters_do_not_give_are_refused(key: str, wrong: object) ->
         ("sglang:spec_accept_length 5.5\n", "f: tokens_per_round=5.5 is not possible at gamma=3"),
         ("draft acceptance rate = 0.95 (  3 accepted /  10 generated)\n", "0.95 contradicts 3"),
         (
-            '{"specDecodingStats": {"numDraftTokens": 30, "numAcceptedTokens": 20, "acceptanceLength": 9.0,'
-            ' "numRequestsWithDraftTokens": 10}}',
+            '{"specDecodingStats": {"numDraftTokens": 30, "numAcceptedTokens": 20, '
+            '"acceptanceLength": 9.0, "numRequestsWithDraftTokens": 10}}',
             "acceptanceLength of 9 contradicts 20",
         ),
     ],
