@@ -16,6 +16,7 @@ from typing import Any
 
 from calibration.acceptance.engine_means import (
     LABELS,
+    MOST_COUNTED,
     SHORT_ROUNDS,
     Imported,
     check_fixed_drafts,
@@ -191,7 +192,7 @@ def vllm_means(values: Sequence[Any], name: str, gamma: int | None) -> Imported 
         return share(percent, 100.0, "vLLM", name, gamma)
     assert length is not None
     if percent and length > 1.0:
-        exact = (length - 1.0) / (percent / 100.0)
+        exact = 100.0 * min((length - 1.0) / percent, MOST_COUNTED)
         drafts = max(1, round(exact))
         if abs(exact - drafts) > ROUNDED * drafts + 0.5 / percent or gamma not in (None, drafts):
             stated = "" if gamma is None else f", not {gamma}"

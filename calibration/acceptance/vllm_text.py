@@ -111,7 +111,8 @@ def _without_positions(lines: Sequence[_Line], name: str, gamma: int | None) -> 
     if not known:
         return share(accepted, drafted, "vLLM", name, gamma)
     rounds = sum(line.accepted / (length - 1.0) for line, length in known)
-    drafts = max(1, round(sum(line.drafted for line, _ in known) / rounds))
+    mean = sum(line.drafted for line, _ in known) / max(rounds, 1.0)
+    drafts = max(1, round(mean))
     for line, length in known:
         here = line.drafted * (length - 1.0) / line.accepted
         if abs(here - drafts) > ROUNDED * drafts + 0.005 * line.drafted / line.accepted:

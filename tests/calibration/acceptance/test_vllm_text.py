@@ -143,6 +143,8 @@ def test_results_with_means_alone_give_one_rate(
         ('{"spec_decode_acceptance_rate": 170.0}', 2, "more tokens were accepted"),
         ('{"spec_decode_acceptance_length": 2.4, "spec_decode_acceptance_rate": 0.7}', 2, "200.00"),
         ('{"spec_decode_acceptance_length": 2.4, "spec_decode_acceptance_rate": 56}', None, "2.50"),
+        ('{"spec_decode_acceptance_length": 2.4, "spec_decode_acceptance_rate": 1e-320}', 2, "not"),
+        (V1["0.9"].format("").replace("420", "1e-300").replace("70.0", "0.0"), None, "varies"),
         ('{"spec_decode_acceptance_length": 0.4}', 2, "is not possible at gamma=2"),
     ],
 )  # fmt: skip
