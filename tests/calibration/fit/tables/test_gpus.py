@@ -31,6 +31,22 @@ def test_the_latest_vllm_table_of_aiconfigurators_folders_is_read(tmp_path: Path
     assert read_table(tmp_path, GPU, "gemm").version.tolist() == ["vllm 0.24.0"]
 
 
+def test_a_release_follows_its_candidates(tmp_path: Path) -> None:
+    data = tmp_path / "vllm"  # the name of a folder above says nothing about the engine
+    for engine, version in (("vllm", "1.0.0rc3"), ("vllm", "1.0.0"), ("sglang", "2.0.0")):
+        path = data / GPU.folder / engine / version / "gemm_perf.parquet"
+        write(path, version=f"{engine} {version}")
+    assert read_table(data, GPU, "gemm").version.tolist() == ["vllm 1.0.0"]
+
+
+def test_text_tables_of_old_versions_are_named(tmp_path: Path) -> None:
+    path = tmp_path / GPU.folder / "trtllm/1.0.0rc3/gemm_perf.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("framework,version\n")
+    with pytest.raises(RecordError, match=r"gemm_perf\.txt is of an old version"):
+        read_table(tmp_path, GPU, "gemm")
+
+
 def test_a_missing_table_and_one_of_another_device_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="has neither gemm"):
         read_table(tmp_path, GPU, "gemm")
