@@ -10,6 +10,7 @@ import pytest
 import perfmodel
 from app.cli.main import run
 
+TINY = ("--model", "llama-68m", "--random-weights", "--write-plan", "plan.json")
 SNAPKV = str(Path(perfmodel.__file__).parent / "catalog/acceptance/llama-3.1-8b--self--snapkv.toml")
 CASES = {
     "unknown GPU": (["predict", "--gpu", "h1000-sxm"], "h100-sxm"),
@@ -373,6 +374,14 @@ def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
         ["export", "--matrix", "--draft", "self"],
         ["export", "--matrix", "--to", "vllm"],
         ["explain", "--draft", "ngram", "--gamma", "3", "--round-ms", "9", "--slo", "tpot<1us"],
+        ["run", "baseline", *TINY, "--gamma", "3"],
+        ["run", "baseline", *TINY, "--draft-policy", "snapkv"],
+        ["run", "baseline", *TINY, "--check"],
+        ["run", "baseline", *TINY, "--top-p", "0.9"],
+        ["run", "selfspec", *TINY, "--draft-tp", "1"],
+        ["run", "selfspec", *TINY, "--snapkv-pool", "3"],
+        ["run", "selfspec", *TINY, "--draft-policy", "snapkv", "--sink", "8"],
+        ["run", "selfspec", *TINY, "--draft-policy", "full", "--kv-budget", "64"],
     ],
     ids=lambda words: " ".join(words)[:70],
 )
