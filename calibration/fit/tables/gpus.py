@@ -147,7 +147,7 @@ def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
 
 def _other_device(frame: pd.DataFrame, gpu: MeasuredGpu) -> str:
     """What is wrong with the device column, or "" if it names this GPU."""
-    for device in frame.get("device", pd.Series(dtype=str)).unique():
+    for device in frame.get("device", pd.Series(dtype=str)).astype(str).unique():
         if GPU_NAMES.get(device) != gpu.name:
             return f"was measured on {device}, not on {gpu.name}"
     return ""
