@@ -178,6 +178,14 @@ class Scenario:
             return next(found, None)
         return acceptance_curve(self.target.name, draft, policy, self.user_curves)
 
+    @property
+    def uses_user_curve(self) -> bool:
+        """Whether the acceptance is that of one of `user_curves`."""
+        if self.acceptance is not None or self.plan.draft == "none" or self.curve is None:
+            return False
+        choice = (self.plan.draft, self.plan.policy)
+        return any((curve.draft, curve.draft_policy) == choice for curve in self.user_curves)
+
     def _check_ep(self) -> None:
         experts = self.target.experts
         if experts is None and self.ep > 1:

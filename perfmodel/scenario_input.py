@@ -34,8 +34,10 @@ DEFAULT_GAMMA = 4
 # What engines report after a run at one γ; each is converted to the equivalent α.
 OBSERVED_KEYS = ("accepted_fraction", "accepted_drafts", "tokens_per_round")
 ACCEPTANCE_KEYS = ("acceptance", "acceptance_per_position", *OBSERVED_KEYS)
-# Values that describe a draft, apart from those that another draft policy or plan may leave unused.
-NEEDS_DRAFT = ("kv_budget", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
+# Values that describe a draft.
+NEEDS_DRAFT = (
+    "draft_policy", "kv_budget", "draft_tp", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS,
+)  # fmt: skip
 
 
 class ScenarioInput(ScenarioFields):
@@ -115,6 +117,11 @@ class ScenarioInput(ScenarioFields):
                 f"kv_budget={self.kv_budget} is not available for the built-in draft {self.draft}, "
                 f"which has no KV budget; leave kv_budget out"
             )
+        if METHODS[self.draft].spec is None and (self.draft_dtype or self.draft_kv_dtype):
+            raise ConfigError(
+                f"draft_dtype and draft_kv_dtype have no effect on the built-in draft "
+                f"{self.draft}, which has no weights and no cache; leave them out"
+            )
         return DraftPlan(
             draft=self.draft,
             policy=DraftPolicy.of(self.draft_policy or DraftPolicy.FULL),
@@ -182,6 +189,21 @@ class ScenarioInput(ScenarioFields):
         """Where prompts are computed; with data-parallel attention, by default on other GPUs."""
         stated = self.dp == 1 or "prefill" in self.model_fields_set
         return Prefill.of(self.prefill) if stated else Prefill.DISAGGREGATED
+
+    def unused(self, scenario: Scenario) -> dict[str, str]:
+        """A sentence for each stated value that does not change a prediction of the scenario."""
+        plan, notes = scenario.plan, dict[str, str]()
+        if self.ring_hop_us is not None and scenario.tp == 1:
+            notes["ring_hop_us"] = "the ring has no effect at tp=1, which has no all-reduce"
+        if plan.draft != "none" and plan.gamma == 0:
+            notes["draft"] = "gamma=0 is plain decoding: the draft does not change the times"
+        if self.acceptance_curve is not None and not scenario.uses_user_curve:
+            listed = dict.fromkeys(f"{c.draft}:{c.draft_policy}" for c in scenario.user_curves)
+            why = f"its curves are for {either(listed)}"
+            if scenario.acceptance is not None:
+                why = "the acceptance of this draft is given or published"
+            notes["acceptance_curve"] = f"acceptance_curve has no effect: {why}"
+        return notes
 
     def scenario(self) -> Scenario:
         """The scenario, with every name looked up in the catalog.

@@ -30,6 +30,8 @@ BEGIN = {
     "simulate": "--draft self --tp 8 --rate 1",
 }
 
+OF_PROMPTS = ("prefill", "prefix_hit_rate")  # fields that decoding alone does not depend on
+
 
 def option(metavar: str, text: str, *names: str, **limits: Any) -> Any:
     """A command-line option that takes a value; `text` is its help."""
@@ -204,6 +206,14 @@ def options_of(parameters: Iterable[inspect.Parameter]) -> tuple[Any, ...]:
     app = typer.Typer(add_completion=False)
     app.command()(_with_parameters(lambda **_: None, parameters))
     return tuple(typer.main.get_command(app).params)
+
+
+def refuse_flags(flags: Mapping[str, Any], names: Iterable[str], why: str) -> None:
+    """Raise a `ConfigError` if one of these flags was given; `why` says why it has no effect."""
+    from perfmodel import ConfigError
+
+    if name := next((name for name in names if flags.get(name)), None):
+        raise ConfigError(f"{flag_name(name)} has no effect {why}")
 
 
 def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:

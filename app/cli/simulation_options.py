@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated
 
-from app.cli.options import option, switch
+from app.cli.options import OF_PROMPTS, option, refuse_flags, switch
 
 if TYPE_CHECKING:
     from perfmodel import Scenario, Traffic
@@ -72,8 +73,8 @@ class SimulationOptions:
         """Whether requests arrive over time; otherwise one batch is decoded to its end."""
         return self.traffic is not None or self.rate is not None
 
-    def check(self) -> None:
-        """Raise a `ConfigError` for a flag that would have no effect."""
+    def check(self, flags: Mapping[str, str], base: Scenario) -> None:
+        """Raise a `ConfigError` for a flag that would have no effect; `flags` are of a scenario."""
         from perfmodel import ConfigError
         from perfmodel.serving import trace_rows
 
@@ -83,8 +84,18 @@ class SimulationOptions:
             raise ConfigError(
                 "--finished only applies to a fixed batch; remove --rate and --traffic"
             )
+        changed = {f.name: True for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.arrivals != "bursty":
+            refuse_flags(changed, ["burst_factor", "burst_s"], "without --arrivals bursty")
+        if not self.plays_requests:
+            names = ("token_budget", "slo", *OF_PROMPTS)
+            why = "on a fixed batch of cached prompts; add --rate or --traffic"
+            refuse_flags(changed | dict(flags), names, why)
+        if base.plan.gamma == 0:
+            refuse_flags(changed, ["acceptance_spread", "acceptance_trace"], "without a draft")
         if self.traffic is None:
             return
+        refuse_flags(changed, ["prompt_cv", "output_cv"], "on the lengths in --traffic")
         timed = next(trace_rows(self.traffic), (None,))[0] is not None
         if timed and (self.rate is not None or self.arrivals != "poisson"):
             raise ConfigError(

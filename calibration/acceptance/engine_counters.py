@@ -1,7 +1,7 @@
 """Read acceptance rates from the counters and logs of engines.
 
-- vLLM's counters (`vllm_counters`) and the rounds of `specroof run --output`, which list the
-  accepted drafts, give one rate per position.
+- vLLM's counters (`vllm_counters`) and log (`vllm_text`), and the rounds of `specroof run
+  --output`, which list the accepted drafts, give one rate per position.
 - Other reports only have a mean, from which `engine_means` derives one rate for all positions.
 
 Rates per position are conditional: P(accepted | all previous drafts were accepted). The counters do
@@ -22,13 +22,13 @@ from calibration.acceptance.engine_means import (
     mean_acceptance,
 )
 from calibration.acceptance.vllm_counters import (
-    LOG,
     SAMPLE,
     conditional_rates,
     vllm_json,
-    vllm_log,
+    vllm_means,
     vllm_metrics,
 )
+from calibration.acceptance.vllm_text import LOG, V0_LOG, printed_result, vllm_log, vllm_v0_log
 from perfmodel import ConfigError
 from perfmodel.errors import os_reason
 from perfmodel.input_file import distinct, read_input
@@ -88,10 +88,16 @@ def _parsed(text: str, name: str, gamma: int | None) -> Imported:
     rounds = [row["round"] for row in values if isinstance(row, dict) and "round" in row]
     if rounds:
         return _run_records(rounds, name)
+    if not values and (printed := printed_result(text, name)):
+        values = [printed]
     if (counters := vllm_json(values, name)) is not None:
         return counters.imported(name) if counters.accepted else counters.mean(name, gamma)
+    if (means := vllm_means(values, name, gamma)) is not None:
+        return means
     if LOG.search(text):
-        return vllm_log(text, name).imported(name)
+        return vllm_log(text, name, gamma)
+    if V0_LOG.search(text):
+        return vllm_v0_log(text, name, gamma)
     if SAMPLE.search(text):
         return vllm_metrics(text, name, gamma=gamma)
     if (found := mean_acceptance(text, values, name, gamma)) is not None:

@@ -4,7 +4,7 @@
   result of its `bench_serving`.
 - TensorRT-LLM: `specDecodingStats` of every iteration.
 - llama.cpp: accepted and generated drafts, in the log of its server and of `llama-speculative`.
-- vLLM: accepted and drafted tokens of V0, and of results without positions.
+- vLLM: totals of V0, and of results and logs without positions.
 
 Each becomes one i.i.d. α for all positions at γ, which the report states or the user must.
 """
@@ -27,7 +27,10 @@ MOST_COUNTED = 1e15
 LABELS = r'(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+)\})?'  # of a series on a Prometheus page
 _LABEL = re.compile(r'\b(\w++)="((?:[^"\\\n]|\\.)*+)"')
 _SGLANG_PAGE = re.compile(rf"^sglang:spec_accept_length{LABELS}[ \t]+{NUMBER}", re.M | re.I)
-_SGLANG = re.compile(rf'(?:accept len:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I)
+_V0_GAUGE = re.compile(rf"^vllm:spec_decode_draft_acceptance_rate{LABELS}[ \t]+{NUMBER}", re.M)
+_SGLANG = re.compile(
+    rf'(?:accept len(?:gth)?:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I
+)
 _LLAMA_SERVER = re.compile(
     rf"draft acceptance(?: rate)? = {NUMBER}?[^(\n]{{0,80}}+"
     r"\(\s*(\d+) accepted /\s*(\d+) generated\)"
@@ -140,6 +143,9 @@ def mean_acceptance(
             frozenset(labels_of(labels).items()): counted(value, name) for labels, value in series
         }
         return _mean_length(list(last.values()), name, gamma)
+    if rates := _V0_GAUGE.findall(text):
+        check_one_model((labels_of(labels) for labels, _ in rates), name)
+        return share(counted(rates[-1][1], name), 1.0, "vLLM V0", name, gamma)
     if lengths := [counted(length, name) for length in _SGLANG.findall(text)]:
         return _mean_length(lengths, name, gamma)
     return None
@@ -191,7 +197,7 @@ def share(accepted: float, drafted: float, engine: str, name: str, gamma: int | 
             f"--accepted-fraction {fraction:.3f}, the accepted share of all drafted tokens, with "
             f"the engine's --gamma"
         )
-    return _from_mean(1.0 + fraction * gamma, gamma, engine, name)
+    return from_mean(1.0 + fraction * gamma, gamma, engine, name)
 
 
 def totals(
@@ -232,6 +238,15 @@ def _tensorrt_llm(stats: Sequence[dict[str, Any]], name: str, gamma: int | None)
             raise ConfigError(f"{name}: specDecodingStats has no whole number {key}")
         columns.append([counted(count, name) for count in counts])
     check_fixed_drafts(list(zip(columns[0], columns[1], strict=True)), name)
+    for one, requests, _, kept in zip(stats, *columns, strict=True):
+        length = one.get("acceptanceLength")
+        if requests and length is not None:
+            mean = 1.0 + kept / requests
+            if abs(counted(length, name) - mean) > SHORT_ROUNDS * mean:
+                raise ConfigError(
+                    f"{name}: an acceptanceLength of {length:g} contradicts {kept:.0f} accepted "
+                    f"tokens of {requests:.0f} requests; remove the damaged line"
+                )
     rounds, drafted, accepted = map(sum, columns)
     return totals(rounds, drafted, accepted, "TensorRT-LLM", name, gamma)
 
@@ -252,10 +267,21 @@ def _mean_length(lengths: Sequence[float], name: str, gamma: int | None) -> Impo
             f"{name}: SGLang only reports a mean accept length; add --gamma with the engine's "
             f"draft tokens per round to convert it to one i.i.d. acceptance"
         )
-    return _from_mean(sum(lengths) / len(lengths), gamma, "SGLang", name)
+    return from_mean(sum(lengths) / len(lengths), gamma, "SGLang", name)
 
 
-def _from_mean(tokens: float, gamma: int, engine: str, name: str) -> Imported:
+def emitted(accepted: float, drafted: float, tokens: float, name: str, gamma: int) -> Imported:
+    """One rate from the tokens that vLLM V0 emitted in `drafted / gamma` rounds.
+
+    Its accepted tokens include those after a rejected one, so they only serve as a check.
+    """
+    share(accepted, drafted, "vLLM V0", name, gamma)
+    rounds = drafted / gamma
+    return replace(from_mean(tokens / rounds, gamma, "vLLM V0", name), rounds=round(rounds))
+
+
+def from_mean(tokens: float, gamma: int, engine: str, name: str) -> Imported:
+    """One rate from the mean tokens per round."""
     try:
         rates = Acceptance.from_tokens_per_round(tokens, gamma).per_position
     except ConfigError as error:

@@ -1,7 +1,7 @@
 """vLLM's counts of rounds and of accepted tokens per position, in each form that it writes.
 
-/metrics pages, log lines ("SpecDecoding metrics"), JSON of its metrics and the result of
-`vllm bench serve`. Counts that contradict each other are refused.
+/metrics pages, JSON of its metrics, and the result of `vllm bench serve`, which may also have means
+only. Counts that contradict each other are refused.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 
 from calibration.acceptance.engine_means import (
     LABELS,
-    NUMBER,
+    MOST_COUNTED,
     SHORT_ROUNDS,
     Imported,
     check_fixed_drafts,
     check_one_model,
     counted,
+    emitted,
+    from_mean,
     labels_of,
     share,
     totals,
@@ -33,11 +35,6 @@ from perfmodel.specs import MAX_GAMMA
 ROUNDED = 0.02  # of a mean that a report rounds
 TOO_MANY = 1.5  # drafted tokens over those of all positions; in logs, these follow from rates
 SAMPLE = re.compile(rf"^vllm:spec_decode_(num_\w+?)(?:_total)?{LABELS}[ \t]+(\S+)", re.M | re.I)
-LOG = re.compile(
-    rf"SpecDecoding metrics:(?: Mean acceptance length: {NUMBER},)?[^\n]{{0,400}}?"
-    rf"\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens, "
-    rf"Per-position acceptance rate: ([0-9., ]*[0-9])(?:, Avg Draft acceptance rate: {NUMBER}%)?"
-)
 _POSITIONS = {str(i) for i in range(MAX_GAMMA)}
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
     "num_drafts": "spec_decode_num_drafts",
@@ -147,6 +144,8 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     drafts, drafted = sums.get("num_drafts"), sums.get("num_draft_tokens")
     if not counts and drafted and "num_accepted_tokens" in sums:
         known = Counters(drafts or 0.0, drafted, (), sums["num_accepted_tokens"])
+        if gamma is not None and not drafts and (tokens := sums.get("num_emitted_tokens")):
+            return emitted(sums["num_accepted_tokens"], drafted, tokens, name, gamma)
         return known.mean(name, gamma)
     if drafts is None or not counts or sorted(counts) != list(range(len(counts))):
         raise ConfigError(
@@ -155,32 +154,6 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
         )
     accepted = tuple(counts[i] for i in range(len(counts)))
     return Counters(drafts, drafted, accepted, sums.get("num_accepted_tokens")).imported(name)
-
-
-def vllm_log(text: str, name: str) -> Counters:
-    """The sum of vLLM's log lines, each of which covers a few seconds."""
-    total = Counters()
-    for line in LOG.finditer(text):
-        stated, *counts, listed, percent = line.groups()
-        accepted, drafted = (counted(count, name) for count in counts)
-        rates = [counted(rate, name) for rate in listed.split(",")]
-        mean = 1.0 + sum(rates)
-        reason = ""
-        if any(after > before for before, after in itertools.pairwise([1.0, *rates])):
-            reason = "an acceptance rate is above 1 or that of an earlier position"
-        elif accepted > drafted:
-            reason = f"more tokens were accepted ({accepted:,.0f}) than drafted ({drafted:,.0f})"
-        elif stated and abs(counted(stated, name) - mean) > ROUNDED * mean:
-            reason = f"the mean acceptance length is {stated}, but the rates give {mean:.2f}"
-        elif percent and drafted and abs(counted(percent, name) - 100 * accepted / drafted) > 0.2:
-            reason = f"the acceptance rate is {percent}%, but {accepted:.0f}/{drafted:.0f} accepted"
-        if reason:
-            number = text.count("\n", 0, line.start()) + 1
-            raise ConfigError(f"{name}: line {number}: {reason}; remove the damaged line")
-        rounds = accepted / sum(rates) if sum(rates) else drafted / len(rates)
-        total.add(Counters(rounds, drafted, tuple(rounds * rate for rate in rates)))
-    total.rounds = round(total.rounds)
-    return total
 
 
 def vllm_json(values: Sequence[Any], name: str) -> Counters | None:
@@ -200,6 +173,41 @@ def vllm_json(values: Sequence[Any], name: str) -> Counters | None:
     check_fixed_drafts([(one.rounds, one.draft_tokens or 0.0) for one in parts], name)
     known = None not in (total.draft_tokens, total.accepted_tokens)
     return total if total.accepted or known else None
+
+
+def vllm_means(values: Sequence[Any], name: str, gamma: int | None) -> Imported | None:
+    """One rate from a result that has means but no counts; None if there is no such result.
+
+    The acceptance rate is in percent of the drafts; with the acceptance length it implies γ.
+    """
+    keys = ("spec_decode_acceptance_length", "spec_decode_acceptance_rate")
+    means = [[entry.get(key) for key in keys] for entry in _entries(values)]
+    means = [pair for pair in means if pair != [None, None]]
+    if not means:
+        return None
+    if len(means) > 1:
+        raise ConfigError(f"{name}: there are several results without counts; give one of them")
+    length, percent = (None if v is None else counted(v, name) for v in means[0])
+    if percent is not None and length is None:
+        return share(percent, 100.0, "vLLM", name, gamma)
+    assert length is not None
+    if percent and length > 1.0:
+        exact = 100.0 * min((length - 1.0) / percent, MOST_COUNTED)
+        drafts = max(1, round(exact))
+        if abs(exact - drafts) > ROUNDED * drafts + 0.5 / percent or gamma not in (None, drafts):
+            stated = "" if gamma is None else f", not {gamma}"
+            raise ConfigError(
+                f"{name}: an acceptance length of {length:.4g} and a rate of {percent:.4g}% give "
+                f"{exact:.2f} draft tokens per round{stated}; give the result of one run with a "
+                f"fixed number"
+            )
+        gamma = drafts
+    if gamma is None:
+        raise ConfigError(
+            f"{name}: there is only a mean acceptance length; add --gamma with the engine's draft "
+            f"tokens per round"
+        )
+    return from_mean(length, gamma, "vLLM", name)
 
 
 def _check_scrapes(entries: Sequence[dict[str, Any]], name: str) -> None:

@@ -49,9 +49,9 @@ def check_device(device: str, gpu: str, place: str) -> None:
 def gpu_of(header: Mapping[str, Any], place: str) -> str:
     """The catalog name of the GPU in a header; a `RecordError` at `place` if it is unknown."""
     name = header.get("gpu")
-    if name not in GPU_NAMES:
+    if not isinstance(name, str) or name not in GPU_NAMES:
         raise RecordError(
-            f"{place}: GPU {name!r} is not supported; use records of one of "
+            f"{place}: GPU {shown(name)} is not supported; use records of one of "
             f"{', '.join(GPU_NAMES)}, or add the GPU to GPU_NAMES in calibration/records/kernels.py"
         )
     return GPU_NAMES[name]
@@ -60,7 +60,7 @@ def gpu_of(header: Mapping[str, Any], place: str) -> str:
 def command_of(header: Mapping[str, Any]) -> str:
     """The command in a header, stored as a string (older files) or as a list of words."""
     command = header.get("command", "")
-    return command if isinstance(command, str) else shlex.join(command)
+    return shlex.join(map(str, command)) if isinstance(command, list | tuple) else str(command)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from calibration.records.jsonl import (
+    MOST,
     Count,
     NonNegative,
     Positive,
@@ -30,6 +31,7 @@ TRIALS = {"trials": "capturing stream"}
 # Header entry: where a timed pass of the target ends. Without it, passes end at the logits.
 PASS_END = {"pass_end": "tokens"}
 
+Bytes = Annotated[float, Field(ge=0, le=1e15)]
 Pair = tuple[str, str | None, int]  # target, standalone draft or None, and ranks
 
 
@@ -97,13 +99,13 @@ class StepRecord:
     verify_s: Positive
     draft_step_s: NonNegative
     round_s: NonNegative
-    host_s: float
+    host_s: Annotated[float, Field(ge=-MOST, le=MOST)]
     prefill_s: NonNegative = 0.0
     prefill_tokens: Annotated[int, Field(ge=0)] = 0
     spread: float = 0.0
     repeats: int = 0
-    peak_memory_bytes: float = 0.0
-    memory_bytes: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_bytes: Bytes = 0.0
+    memory_bytes: Mapping[str, Bytes] = field(default_factory=dict)
     parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     wall_s: float = 0.0
 
@@ -195,6 +197,12 @@ def _fault(record: StepRecord) -> str:
     for name in ("draft_step_s", "round_s"):
         if case.plan.gamma and not record.times[name]:
             return f"{name}=0 with gamma={case.plan.gamma}"
+    stored = sum(record.memory_bytes.values())
+    if 0.0 < record.peak_memory_bytes < max(stored, 1.0):
+        return (
+            f"peak_memory_bytes={record.peak_memory_bytes:.6g} is below the {stored:,.0f} bytes "
+            f"of weights and KV cache"
+        )
     if record.prefill_tokens and not record.prefill_s:
         return f"prefill_s=0 for {record.prefill_tokens} prompt tokens"
     if record.prefill_tokens > case.context_tokens:

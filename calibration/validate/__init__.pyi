@@ -3,8 +3,9 @@ from .errors import Comparison as Comparison
 from .errors import compare as compare
 from .peers import read_peers as read_peers
 from .published_report import PublishedReport as PublishedReport
-from .published_report import report_lines as report_lines
+from .published_report import report_tables as report_tables
 from .published_report import validate_published as validate_published
+from .published_report import verdict as verdict
 from .report import comparison_dict as comparison_dict
 from .report import comparison_lines as comparison_lines
 from .report import comparison_markdown as comparison_markdown
@@ -17,3 +18,4 @@ from .sample import SampleOptions as SampleOptions
 from .sample import expected_seconds as expected_seconds
 from .sample import sample_cases as sample_cases
 from .sample import sample_rounds as sample_rounds
+from .served import served_tables as served_tables

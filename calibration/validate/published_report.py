@@ -25,11 +25,11 @@ from calibration.validate.served import (
     ServedGroup,
     faster_groups,
     served_groups,
-    served_lines,
 )
 
 TARGET_MEAN_PERCENT = 3.0
 TARGET_WORST_PERCENT = 10.0
+KINDS = ("signed", "mean", "worst")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,19 +113,16 @@ def validate_published() -> PublishedReport:
     )
 
 
-def report_lines(report: PublishedReport) -> list[str]:
-    """The report as text, one line per group: mean, mean absolute and worst error in percent."""
-    names = (*PHASES, "speedup")
-    head = f"{'':54s}{'rows':>5s}" + "".join(f"{LABELS[name]:>24s}" for name in names)
-    lines = [head, f"{'':59s}" + f"{'signed   mean  worst':>24s}" * len(names)]
-    for unseen, title in (
-        (False, "Shipped profiles"),
-        (True, "Rows never used in a fit, or left out of a refit"),
-    ):
-        lines.append(f"{title}, errors in percent")
-        lines += [_line(g) for g in report.groups if g.unseen is unseen]
-    lines += [_line(report.held_out), _verdict(report), *served_lines(report.served, report.faster)]
-    return lines
+def report_tables(report: PublishedReport) -> list[tuple[list[str], list[list[str]]]]:
+    """Header and rows of each table: signed mean, mean absolute and worst error in percent."""
+    names = [f"{LABELS[name]} {kind}" for name in (*PHASES, "speedup") for kind in KINDS]
+    titles = {
+        False: "errors in percent of the shipped profiles",
+        True: "the same, of rows never used in a fit, or left out of a refit",
+    }
+    groups = {seen: [g for g in report.groups if g.unseen is seen] for seen in titles}
+    groups[True].append(report.held_out)
+    return [([titles[seen], "rows", *names], [_row(g) for g in groups[seen]]) for seen in titles]
 
 
 def _group(name: str, errors: Sequence[RowError], *, unseen: bool = False) -> ValidationGroup:
@@ -137,20 +134,21 @@ def _group(name: str, errors: Sequence[RowError], *, unseen: bool = False) -> Va
     return ValidationGroup(name=name, unseen=unseen, summaries=summaries)
 
 
-def _line(group: ValidationGroup) -> str:
-    cells = []
+def _row(group: ValidationGroup) -> list[str]:
+    cells = [group.name, str(max(summary.rows for summary in group.summaries.values()))]
     for name in (*PHASES, "speedup"):
-        summary = group.summaries.get(name)
-        cells.append(
-            f"{'':>24s}"
-            if summary is None
-            else f"{summary.mean_signed:>+12.1f}{summary.mean_absolute:>6.1f}{summary.worst:>+6.1f}"
+        found = group.summaries.get(name)
+        values = (
+            ("", "", "")
+            if found is None
+            else (f"{found.mean_signed:+.1f}", f"{found.mean_absolute:.1f}", f"{found.worst:+.1f}")
         )
-    rows = max(summary.rows for summary in group.summaries.values())
-    return f"  {group.name:52s}{rows:>5d}" + "".join(cells)
+        cells += values
+    return cells
 
 
-def _verdict(report: PublishedReport) -> str:
+def verdict(report: PublishedReport) -> str:
+    """Whether the errors on held-out rows meet the targets."""
     parts = []
     for name, summary in report.held_out.summaries.items():
         met = summary.mean_absolute <= TARGET_MEAN_PERCENT

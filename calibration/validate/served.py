@@ -40,13 +40,6 @@ class ServedGroup:
     median_absolute: float
     worst: float
 
-    def line(self) -> str:
-        """The group as a line of the report."""
-        groups = "".join(f", {name} {n}" for name, n in (("EP", self.ep), ("DP", self.dp)) if n > 1)
-        gpus = f"{self.tp} x {self.gpu}{groups}"
-        errors = f"{self.median_signed:+8.1f}{self.median_absolute:7.1f}{self.worst:+7.1f}"
-        return f"  {self.target:18s}{gpus:21s}{self.engine:28s}{self.rows:5d}{errors}"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FasterGroup:
@@ -66,14 +59,6 @@ class FasterGroup:
     gains: tuple[float, float]
     alpha: float
     errors: tuple[tuple[int, float], ...]
-
-    def line(self) -> str:
-        """The group as a line of the report."""
-        errors = " ".join(f"{batch}:{error:+.0f}" for batch, error in self.errors)
-        lengths = f"{self.prompt_tokens}/{self.output_tokens}"
-        low, high = self.gains
-        plan = f"  {self.engine:28s}{self.gpu:6s}{lengths:10s}"
-        return f"{plan}{low:.2f}-{high:.2f}  α {self.alpha:.2f}  {errors}"
 
 
 def served_groups() -> tuple[ServedGroup, ...]:
@@ -104,12 +89,38 @@ def faster_groups(skew: float = 0.0) -> tuple[FasterGroup, ...]:
     return tuple(_faster(rows, skew) for rows in pairs.values())
 
 
-def served_lines(groups: Iterable[ServedGroup], faster: Iterable[FasterGroup]) -> list[str]:
-    """The groups as text."""
-    title = "Time per output token of engines under load, errors in percent"
-    second = f"Rows that may have used MTP: gains, α of {GAMMA} drafts, errors of the gain by batch"
-    head = f"{title:72s} rows  signed median  worst"
-    return [head, *(g.line() for g in groups), second, *(g.line() for g in faster)]
+def served_tables(
+    groups: Iterable[ServedGroup], faster: Iterable[FasterGroup]
+) -> list[tuple[list[str], list[list[str]]]]:
+    """Header and rows of a table of the groups, and of one of the pairs."""
+    title = "errors in percent of the time per output token under load"
+    rows = [
+        [
+            f"{g.target}, {g.tp} x {g.gpu}"
+            + "".join(f", {name} {n}" for name, n in (("EP", g.ep), ("DP", g.dp)) if n > 1)
+            + f", {g.engine}",
+            str(g.rows),
+            f"{g.median_signed:+.1f}",
+            f"{g.median_absolute:.1f}",
+            f"{g.worst:+.1f}",
+        ]
+        for g in groups
+    ]
+    pairs = [
+        [
+            f"{f.engine}, {f.gpu}",
+            f"{f.prompt_tokens} + {f.output_tokens}",
+            f"{f.gains[0]:.2f} to {f.gains[1]:.2f}",
+            f"{f.alpha:.2f}",
+            " ".join(f"{batch}:{error:+.0f}" for batch, error in f.errors),
+        ]
+        for f in faster
+    ]
+    second = ["rows that may have used MTP", "tokens", "gains", f"α of {GAMMA} drafts"]
+    return [
+        ([title, "rows", "signed", "median", "worst"], rows),
+        ([*second, "errors of the gain by batch"], pairs),
+    ]
 
 
 _PLAN = ("gpu", "target", "weight_dtype", "tp", "ep", "dp", "output_tokens")

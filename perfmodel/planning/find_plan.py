@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from perfmodel.acceptance import Acceptance, tokens_per_round
-from perfmodel.errors import ConfigError
+from perfmodel.errors import ConfigError, either
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.search import BUDGETS, draft_choices, joined, search
@@ -82,9 +82,11 @@ def find_plan(
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
     _check_single_choice(given, choices)
+    _check_curves(plain.scenario(), choices)
     for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
         if value is not None and not (math.isfinite(value) and value > 0.0):
             raise ConfigError(f"{name}={value:g} must be a positive number")
+    _check_draft_tp(given, plain, choices)
     budgets = _budgets(given, plain.prompt_tokens, choices)
     _check_acceptance_budget(given, choices, budgets, acceptance_budget)
     searches = [
@@ -154,7 +156,9 @@ def _check_single_choice(values: Mapping[str, Any], choices: list[Choice]) -> No
     """Refuse an acceptance, or a draft's TP, if several draft choices are compared."""
     if len(choices) == 1:
         return
-    named = ", ".join(f"{draft}:{policy}" for draft, policy in choices)
+    first = [f"{draft}:{policy}" for draft, policy in choices[:3]]
+    more = f" and {len(choices) - 3} more" if len(choices) > 3 else ""
+    named = ", ".join(first) + more
     for key in ACCEPTANCE_KEYS:
         if key in values:
             raise ConfigError(
@@ -164,6 +168,31 @@ def _check_single_choice(values: Mapping[str, Any], choices: list[Choice]) -> No
     if "draft_tp" in values and len({draft for draft, _ in choices}) > 1:
         raise ConfigError(
             f"draft_tp applies to one draft, but several are compared ({named}); select one"
+        )
+
+
+def _check_draft_tp(values: Mapping[str, Any], plain: ScenarioInput, choices: list[Choice]) -> None:
+    """Refuse a draft's TP that is not one of the target's, if no draft is a model."""
+    stated = parse_scenario({"draft_tp": values.get("draft_tp")}).draft_tp
+    if stated is None or any(draft not in ("self", *METHODS) for draft, _ in choices):
+        return
+    if stated not in _tps(dict(values), plain):
+        raise ConfigError(
+            f"draft_tp={stated} has no effect on drafts that run on the target's ranks; leave "
+            f"draft_tp out"
+        )
+
+
+def _check_curves(scenario: Scenario, choices: list[Choice]) -> None:
+    """Refuse acceptance curves that are for none of the draft choices."""
+    curves = dict.fromkeys((c.draft, c.draft_policy) for c in scenario.user_curves)
+    if curves and not curves.keys() & {
+        ("self" if draft == scenario.target.name else draft, policy) for draft, policy in choices
+    }:
+        listed = either(f"{draft}:{policy}" for draft, policy in curves)
+        raise ConfigError(
+            f"acceptance_curve has no effect: its curves are for {listed}, which is not searched; "
+            f"add --draft {listed.split(' ')[0].rstrip(',')}, or leave it out"
         )
 
 

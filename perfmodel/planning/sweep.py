@@ -218,6 +218,8 @@ def _block(
         values = {k: v for k, v in values.items() if k not in _DRAFT_KEYS} | {"draft": "none"}
     if names.get("draft") in METHODS or values.get("draft_policy") == DraftPolicy.FULL:
         values.pop("kv_budget", None)  # a draft that reads the full cache has no KV budget
+    if names.get("draft") in METHODS and METHODS[names["draft"]].spec is None:
+        values = {k: v for k, v in values.items() if k not in ("draft_dtype", "draft_kv_dtype")}
     # Array axes are checked at each point, so the scenario has a budget that always fits.
     if "kv_budget" in axes and "kv_budget" in values:
         values["kv_budget"] = 1

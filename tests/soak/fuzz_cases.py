@@ -143,6 +143,13 @@ REPORTS = {
     "v0": VLLM_V0,
     "log": LOG.format("2.40", 420, 600, "0.800, 0.600", "70.0")
     + LOG.format(1.5, 50, 200, "0.400, 0.100", "25.0"),
+    "early log": LOG.replace("Per-position acceptance rate: {}, ", "").format(2.4, 420, 600, 70.0),
+    "v0 log": "Speculative metrics: Draft acceptance rate: 0.642, System efficiency: 0.665, Number "
+    "of speculative tokens: 5, Number of accepted tokens: 8547, Number of draft tokens: 13311, "
+    "Number of emitted tokens: 10616.\n",
+    "printed": "num_drafts: 300\nnum_draft_tokens: 600\nnum_accepted_tokens: 420\nmean acceptance "
+    "length: 2.40\nacceptance at token 0: 0.80\nacceptance at token 1: 0.60\n",
+    "bench means": '{"spec_decode_acceptance_rate": 70.0, "spec_decode_acceptance_length": 2.4}',
     "counters": '{"num_drafts": 1000, "num_draft_tokens": 3000, '
     '"num_accepted_tokens_per_pos": [800, 600, 420]}',
     "metrics": '[{"name": "vllm:spec_decode_num_drafts", "value": 1000}, {"name": '
@@ -275,7 +282,7 @@ def _reports() -> Iterator[Case]:
     for name, text in REPORTS.items():
         suffix = ".json" if text.startswith(("{", "[")) else ".txt"
         command = "calibrate import-acceptance FILE --json"
-        if name.startswith(("sglang", "v0", "llama.cpp")):
+        if name.startswith(("sglang", "llama.cpp")) or name == "v0":
             command += " --gamma 4"
         yield Case(f"report {name}", command, f"report{suffix}", text)
     explain = (

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
+from app.cli.options import (
+    OF_PROMPTS,
+    AsJson,
+    ScenarioFile,
+    option,
+    parse_overrides,
+    refuse_flags,
+)
 from app.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -55,6 +62,8 @@ def explain(
     from calibration.engines import observe, with_times
     from perfmodel.speculation import Measured, diagnose
 
+    names = ("slo", *OF_PROMPTS)
+    refuse_flags(context.obj, names, "on an explanation, which is of decoding alone; remove it")
     values = parse_overrides(scenario, context.obj)
     values.setdefault("engine", "kernels")
     subject = perfmodel.parse_scenario(values, origin=scenario or "").scenario()

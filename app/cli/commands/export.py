@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.commands.recommend import find_recommendation
-from app.cli.options import AsJson, ScenarioFile, option, parse_overrides, switch
+from app.cli.options import (
+    OF_PROMPTS,
+    AsJson,
+    ScenarioFile,
+    option,
+    parse_overrides,
+    refuse_flags,
+    switch,
+)
 from app.cli.output import console, print_json, write_text
 
 if TYPE_CHECKING:
@@ -52,7 +60,10 @@ def export(
     from perfmodel.errors import unknown_name
     from perfmodel.reports import ENGINES, engine_label, export_plan
 
+    stated = {"to": to, "recommended": recommended, "output": output, **context.obj}
+    stated |= {"draft_checkpoint": draft_checkpoint, "max_model_len": max_model_len}
     if matrix:
+        refuse_flags(stated, stated, "with --matrix, which shows all engines; remove it")
         _print_matrix(as_json=as_json)
         return
     if to is None:
@@ -63,15 +74,22 @@ def export(
     if to not in ENGINES:
         raise unknown_name("engine", to, ENGINES)
 
-    def stated(plan: ExportPlan) -> ExportPlan:
+    def completed(plan: ExportPlan) -> ExportPlan:
         return replace(plan, draft_checkpoint=draft_checkpoint, longest_tokens=max_model_len)
 
+    if to == "specroof":
+        only_engines = ("draft_checkpoint", "max_model_len")
+        refuse_flags(
+            stated, only_engines, "on a scenario file, which states no checkpoint or limit"
+        )
     if runs_on and not recommended:
         raise ConfigError("--runs-on only limits --recommended; add it, or remove --runs-on")
     if recommended:
-        plan = _recommended(context.obj, scenario, to, stated, runs_on)
+        plan = _recommended(context.obj, scenario, to, completed, runs_on)
     else:
-        plan = stated(_given(context.obj, scenario, to))
+        names = ("slo",) if to == "specroof" else ("slo", *OF_PROMPTS)
+        refuse_flags(stated, names, "on a given plan; add --recommended, or remove it")
+        plan = completed(_given(context.obj, scenario, to))
     text = export_plan(engine=to, plan=plan)
     if output is not None:
         write_text(output, text)
@@ -96,7 +114,7 @@ def _recommended(
     flags: dict[str, str],
     scenario: str | None,
     engine: str,
-    stated: Callable[[ExportPlan], ExportPlan],
+    completed: Callable[[ExportPlan], ExportPlan],
     runs_on: str,
 ) -> ExportPlan:
     """The recommended plan, or the fastest other one if the engine cannot run it.
@@ -111,7 +129,7 @@ def _recommended(
 
     version = named_version(runs_on) if runs_on else None
     answer, _ = find_recommendation(flags, scenario, runs_on=runs_on)
-    best = stated(ExportPlan.of_scenario(answer.best.scenario, engine=engine))
+    best = completed(ExportPlan.of_scenario(answer.best.scenario, engine=engine))
     if answer.speculates and engine == "vllm":
         ranges = gamma_ranges(answer.best.scenario, answer.rule)
         scheduled = replace(best, gamma_schedule=ranges)
@@ -128,7 +146,7 @@ def _recommended(
     hint = "" if engine == "specroof" else f" --runs-on {engine} compares only plans that it runs."
     others = [c for c in answer.runners_up if c.tpot_s < answer.plain.tpot_s]
     for other in (*sorted(others, key=lambda c: c.tpot_s), answer.plain):
-        plan = stated(ExportPlan.of_scenario(other.scenario, engine=engine))
+        plan = completed(ExportPlan.of_scenario(other.scenario, engine=engine))
         if exportability(plan)[engine] is None:
             print(
                 f"{engine_label(engine, plan)} cannot run the best plan, {answer.best.label}: "

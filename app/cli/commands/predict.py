@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
+from app.cli.options import OF_PROMPTS, AsJson, ScenarioFile, option, parse_overrides
 from app.cli.output import console, json_line, print_json
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def predict(
     if rows is not None:
         _predict_rows(values, rows)
         return
-    prediction = _prediction(values, origin=scenario or "")
+    prediction = _prediction(values, stated=context.obj, origin=scenario or "")
     if as_json:
         print_json(prediction)
     else:
@@ -56,7 +57,7 @@ def _predict_rows(base: dict[str, Any], source: str) -> None:
         try:
             if isinstance(cells, ConfigError):
                 raise cells
-            result = _prediction(override(base, cells))
+            result = _prediction(override(base, cells), stated=cells)
         except ConfigError as error:
             bad += 1
             result = {"error": str(error), "feasible": False}
@@ -66,13 +67,24 @@ def _predict_rows(base: dict[str, Any], source: str) -> None:
         raise ConfigError(f"{bad} bad {'row' if bad == 1 else 'rows'} in {name}; see the output")
 
 
-def _prediction(values: dict[str, Any], *, origin: str = "") -> dict[str, Any]:
+def _prediction(
+    values: dict[str, Any], *, stated: Mapping[str, Any], origin: str = ""
+) -> dict[str, Any]:
+    """The prediction; its notes name what was stated in flags or cells without effect."""
     import perfmodel
     from perfmodel.specs import parse_slo
 
-    stated = perfmodel.parse_scenario(values, origin=origin)
-    prediction = perfmodel.prediction_dict(perfmodel.estimate(stated.scenario()))
-    prediction["notes"] += _missed_limits(prediction, parse_slo(stated.slo))
+    parsed = perfmodel.parse_scenario(values, origin=origin)
+    scenario = parsed.scenario()
+    prediction = perfmodel.prediction_dict(perfmodel.estimate(scenario))
+    prediction["notes"] += _missed_limits(prediction, parse_slo(parsed.slo))
+    prediction["notes"] += parsed.unused(scenario).values()
+    prediction["notes"] += [
+        f"{name} has no effect on decoding alone, which predict covers; recommend and simulate "
+        f"include prompts"
+        for name in OF_PROMPTS
+        if stated.get(name)
+    ]
     return prediction
 
 

@@ -6,11 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, HtmlFile, ScenarioFile, option, parse_overrides
+from app.cli.options import (
+    AsJson,
+    HtmlFile,
+    ScenarioFile,
+    option,
+    parse_overrides,
+    refuse_flags,
+)
 from app.cli.output import console, print_json, progress, write_text
 
 if TYPE_CHECKING:
     from perfmodel import Recommendation
+
+MOST_REQUESTS = 20_000  # of a trace that is simulated by default
 
 
 def recommend(
@@ -42,8 +51,9 @@ def recommend(
         option("FILE", "Recorded requests; gamma is also chosen for them by simulation."),
     ] = None,
     requests: Annotated[
-        int, option("N", "Maximum number of --traffic requests to simulate.", min=1)
-    ] = 20_000,
+        int | None,
+        option("N", "Maximum number of --traffic requests to simulate. Default: 20,000.", min=1),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose draft, gamma, KV budget and TP for a workload, and explain the choice."""
@@ -52,7 +62,9 @@ def recommend(
     from perfmodel.serving import trace_rows
 
     flags = context.obj
-    if traffic is not None:
+    if traffic is None:
+        refuse_flags({"requests": requests}, ["requests"], "without --traffic")
+    else:
         next(trace_rows(traffic), None)  # a file that cannot be read is refused before the search
     answer, notes = find_recommendation(
         flags,
@@ -66,7 +78,7 @@ def recommend(
     result = recommendation_dict(answer)
     if traffic is not None:
         slo = str(parse_overrides(scenario, flags).get("slo", ""))
-        result["traffic"] = _for_traffic(answer, traffic, requests, slo)
+        result["traffic"] = _for_traffic(answer, traffic, requests or MOST_REQUESTS, slo)
         notes = [*notes, *skipped_notes(result["traffic"]["skipped"])]
     result["notes"] = [*result["notes"], *notes]
     if html is not None:
@@ -153,4 +165,6 @@ def find_recommendation(
     if "gamma" in values and "gamma" not in flags and not any(k in values for k in OBSERVED_KEYS):
         gamma = values.pop("gamma")
         notes = [f"the scenario's gamma={gamma} is ignored: gamma is searched from 1 to 16"]
+    if "ring_hop_us" in flags and [str(tp) for tp in values.get("tp", ())] == ["1"]:
+        notes.append("the ring has no effect at tp=1, which has no all-reduce")
     return find_plan(values, **options), notes

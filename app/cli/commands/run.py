@@ -6,8 +6,10 @@ The flags and the scenario become one `RunPlan`, a JSON file that every rank rea
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import sys
+from collections.abc import Mapping
 from copy import copy
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +29,7 @@ from app.cli.options import (
     option,
     options_of,
     parse_overrides,
+    refuse_flags,
 )
 from app.cli.output import write_text
 
@@ -98,6 +101,7 @@ def run_mode(
     """
     with engine_errors():
         plan = make_plan(str(context.command.name), context.obj, scenario, dtype)
+        _refuse_unused(context.obj, plan)
         if write_plan is not None:
             write_text(write_plan, json.dumps(plan.as_dict(), indent=1) + "\n")
         else:
@@ -163,6 +167,27 @@ def run_download(
     with engine_errors():
         download_model(model, output, token_variable=token, revision=revision)
     print(f"{model}: {output}")
+
+
+_OF_DRAFTS = ("gamma", "kv_budget", "draft_policy", "draft_tp", "acceptance", "check")
+_OF_VIEWS = {"streamingllm": ("sink",), "snapkv": ("snapkv_window", "snapkv_pool")}
+
+
+def _refuse_unused(flags: Mapping[str, Any], plan: RunPlan) -> None:
+    """Refuse flags that the engine would not read in this plan."""
+    if plan.mode == "baseline":
+        names = (*_OF_DRAFTS, *itertools.chain(*_OF_VIEWS.values()))
+        refuse_flags(flags, names, "on plain decoding; use selfspec or standalone")
+    if plan.mode == "selfspec":
+        refuse_flags(flags, ["draft_tp"], "on a self-draft, which runs on the target's ranks")
+    for policy, names in _OF_VIEWS.items():
+        if plan.draft_policy != policy:
+            refuse_flags(flags, names, f"with draft policy {plan.draft_policy}")
+    if plan.draft_policy == "full":
+        refuse_flags(flags, ["kv_budget"], "with draft policy full, which reads the whole cache")
+    if not plan.temperature:
+        changed = {"top_k": plan.top_k, "top_p": plan.top_p < 1.0 and plan.top_p}
+        refuse_flags(changed, changed, "at temperature 0, where the likeliest token is chosen")
 
 
 def make_plan(

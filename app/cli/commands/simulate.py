@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,10 +35,10 @@ def simulate(
         raise perfmodel.ConfigError(
             "--csv - and --json both write to stdout; write the CSV to a file"
         )
-    options.check()
     values = parse_overrides(scenario, context.obj)
     stated = perfmodel.parse_scenario(values, origin=scenario or "")
     base = stated.scenario()
+    options.check(context.obj, base)
     workload = None
     if options.plays_requests:
         runs, workload = _play_requests(base, stated.slo, options)
@@ -52,6 +53,7 @@ def simulate(
         exact=options.exact or not options.plays_requests,
         token_budget=options.budget(base),
     )
+    result["notes"] += [*stated.unused(base).values(), *_replaced_lengths(context.obj, options)]
     if html is not None:
         from app.render.pages import simulation_html
 
@@ -64,6 +66,13 @@ def simulate(
         from app.render.simulation_tables import print_simulation
 
         print_simulation(result, console())
+
+
+def _replaced_lengths(flags: Mapping[str, str], options: SimulationOptions) -> list[str]:
+    names = [name for name in ("prompt_tokens", "output_tokens") if name in flags]
+    if options.traffic is None or not names:
+        return []
+    return [f"the lengths of requests are those of --traffic, not {' and '.join(names)}"]
 
 
 def _play_requests(

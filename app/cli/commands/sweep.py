@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.options import AsJson, ScenarioFile, option, parse_overrides
+from app.cli.options import OF_PROMPTS, AsJson, ScenarioFile, option, parse_overrides, refuse_flags
 from app.cli.output import console, json_line, progress, write_csv
 
 if TYPE_CHECKING:
-    from perfmodel import Sweep
+    from perfmodel import Scenario, Sweep
     from perfmodel.planning import Block
 
 PROGRESS_FROM = 10_000  # points
@@ -88,11 +88,12 @@ def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
     from app.cli.axes import parse_axis
     from perfmodel.planning import ARRAY_AXES, LOOP_AXES
 
-    if flags.get("slo"):
-        raise perfmodel.ConfigError(
-            "--slo does not limit a sweep, which predicts every point; use `specroof recommend "
-            "--slo`, or --where with the column tpot_s"
-        )
+    refuse_flags(
+        flags, ["slo"], "on a sweep; use `specroof recommend --slo`, or --where with column tpot_s"
+    )
+    refuse_flags(
+        flags, OF_PROMPTS, "on a sweep, which predicts decoding alone; use recommend or simulate"
+    )
     if ":" in flags.get("draft", "") and "draft_policy" in flags:
         raise perfmodel.ConfigError(
             f"--draft {flags['draft']} and --draft-policy both name a policy; give one of them"
@@ -107,7 +108,19 @@ def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
     points = perfmodel.sweep(base, axes)
     if all(block.scenario is None for block in points.blocks):
         raise perfmodel.ConfigError(points.blocks[0].reason)
+    _refuse_unused(flags, [b.scenario for b in points.blocks if b.scenario is not None])
     return points
+
+
+def _refuse_unused(flags: dict[str, str], scenarios: Iterable[Scenario]) -> None:
+    """Refuse flags that no point of the sweep depends on."""
+    scenarios = list(scenarios)
+    if all(one.plan.kv_budget_tokens is None and not one.plan.budget_text for one in scenarios):
+        refuse_flags(flags, ["kv_budget"], "on drafts that read the full cache")
+    if all(one.tp == 1 for one in scenarios):
+        refuse_flags(flags, ["ring_hop_us"], "at --tp 1, which has no all-reduce")
+    if not any(one.uses_user_curve for one in scenarios):
+        refuse_flags(flags, ["acceptance_curve"], "on these drafts, which it has no curve for")
 
 
 def _is_list(name: str, text: str) -> bool:

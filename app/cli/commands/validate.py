@@ -11,7 +11,7 @@ import typer
 
 from app.cli.engine_errors import engine_errors
 from app.cli.options import App, AsJson, HtmlFile, option, switch
-from app.cli.output import print_json, write_text
+from app.cli.output import console, print_json, write_text
 
 validate_app = App(
     help="Compare predictions with measurements.",
@@ -28,7 +28,8 @@ def validate_published(
     as_json: AsJson = False,
 ) -> None:
     """Compare predictions with published step times; exit 4 if an error exceeds the tolerance."""
-    from calibration.validate import report_lines
+    from app.render.tables import print_table, rows_table
+    from calibration.validate import report_tables, served_tables, verdict
     from calibration.validate import validate_published as compare_published
     from perfmodel import OutsideTolerance
 
@@ -36,7 +37,13 @@ def validate_published(
     if as_json:
         print_json(report.to_dict() | {"tolerance_percent": tolerance})
     else:
-        print("\n".join(report_lines(report)))
+        for header, rows in (
+            *report_tables(report),
+            *served_tables(report.served, report.faster),
+        ):
+            print_table(rows_table(header, rows), console())
+            print()
+        console().print(verdict(report))
     outside = report.outside(tolerance)
     if outside:
         raise OutsideTolerance(

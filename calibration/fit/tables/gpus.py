@@ -101,13 +101,24 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
     if flat.is_file():
         return flat
     nested = list(folder.glob(f"**/{table}_perf.parquet"))
-    nested = [path for path in nested if "vllm" in path.parts] or nested
+    nested = [path for path in nested if "vllm" in path.relative_to(folder).parts] or nested
     if not nested:
+        if any(folder.glob(f"**/{table}_perf.txt")):
+            raise RecordError(
+                f"{folder}: {table}_perf.txt is of an old version of aiconfigurator; use a version "
+                f"whose tables are Parquet"
+            )
         raise RecordError(
             f"{folder}: has neither {table}.parquet nor {table}_perf.parquet; download the tables "
             f"with `specroof calibrate fit-tables DIR`"
         )
-    return max(nested, key=lambda path: [int(n) for n in re.findall(r"\d+", path.parent.name)])
+    return max(nested, key=lambda path: _version(path.parent.name))
+
+
+def _version(name: str) -> list[int]:
+    """A version as numbers to compare; 1.0.0rc3 is before 1.0.0."""
+    parts = re.findall(r"\d+|dev|rc|a|b", name)
+    return [int(part) if part.isdecimal() else -1 for part in parts] + [0]
 
 
 def has_table(data: Path, gpu: MeasuredGpu, table: str) -> bool:
@@ -126,7 +137,9 @@ def read_table(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
 def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
     path = table_path(data, gpu, table)
     try:  # without pandas' own metadata, which pandas would trust
-        return pq.read_table(path).to_pandas(ignore_metadata=True)
+        content = pq.read_table(path)
+        content.validate(full=True)  # texts are UTF-8
+        return content.to_pandas(ignore_metadata=True)
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise RecordError(f"{path} cannot be read as Parquet: {reason[:120]}") from error
@@ -134,7 +147,7 @@ def _read(data: Path, gpu: MeasuredGpu, table: str) -> pd.DataFrame:
 
 def _other_device(frame: pd.DataFrame, gpu: MeasuredGpu) -> str:
     """What is wrong with the device column, or "" if it names this GPU."""
-    for device in frame.get("device", pd.Series(dtype=str)).unique():
+    for device in frame.get("device", pd.Series(dtype=str)).astype(str).unique():
         if GPU_NAMES.get(device) != gpu.name:
             return f"was measured on {device}, not on {gpu.name}"
     return ""

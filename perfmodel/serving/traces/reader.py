@@ -11,7 +11,9 @@ traces:
   `hash_ids`, one for each block of 512 prompt tokens
 - Qwen-Bailian (Wang et al. 2025): as Mooncake, but with `chat_id`, `timestamp` in seconds, and
   blocks of 16 tokens
-- ShareGPT: `conversations` without arrivals, with four characters counted as a token
+- ShareGPT: `conversations`, usually without arrivals, with four characters counted as a token
+
+Any column of arrivals, such as `created_at`, may have dates and times.
 """
 
 from __future__ import annotations
@@ -45,11 +47,14 @@ OUTPUTS = (
     "output_tokens", "GeneratedTokens", "output_length", "Response tokens", "token_size",
     "num_decode_tokens",
 )  # fmt: skip
+_UNIT = r"(_?(s|sec|seconds?|ms|us|ns|min))?$"
 _ARRIVAL = re.compile(
-    r"arriv|time_?stamp|(start|request|send|submit|creat)(ed?)?[ _]?(time|at|on)\b"
-    r"|^(ts|t|time|date|datetime|created)(_?(s|ms|us|ns))?$|_ts$",
+    r"arriv|time_?stamp|^(ts|t|time|date|datetime|created|sent|submitted|offset|seconds?)" + _UNIT
+    + r"|(start|begin|request|sen[dt]|submi(t|tted)|issued?|created?|received?|queued?)"
+    r"[ _]?(time|at|on|date)" + _UNIT + "|_ts$",
     re.I,
-)
+)  # fmt: skip
+_GAP = re.compile(rf"^(delay|gap|wait|iat|interval){_UNIT}|inter_?arriv|arrival_?(gap|delay)", re.I)
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
@@ -58,6 +63,7 @@ FAILED = "0 response tokens"  # of requests that failed, in BurstGPT
 MAX_TOKENS = 100_000_000
 EPOCH_SECONDS = (1e9, 1e10)  # since 1970, from 2001 to 2286
 MOST_RATE, RATED = 20.0, 64  # requests per second over this many; Mooncake's traces have 3 to 7
+MOST_GAP_S = 1000.0  # mean time between requests; that of published traces is below 10 s
 MOST_SECONDS = 1e11  # since 1970: three thousand years; today's date in ms is 1.8e12
 
 
@@ -87,7 +93,7 @@ def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterato
     path = Path(path)
     _check_unit(path)
     first: float | None = None
-    last, zones = -math.inf, set[bool]()
+    last, zones, requests = -math.inf, set[bool](), 0
     for place, cells in trace_cells(path):
         try:
             request = _request(cells)
@@ -98,8 +104,14 @@ def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterato
                 skipped[request] += 1
             continue
         arrival = request.arrival_s
+        if (arrival is None) != (first is None) and requests:
+            raise ConfigError(
+                f"{path}: up to {place}, some requests have an arrival and some do not; give it "
+                f"for all or for none"
+            )
+        requests += 1
         if arrival is not None:
-            stamp = next((str(cells[name]) for name in STAMPS if name in cells), "")
+            stamp = next((str(cells[name]) for name in cells if _is_stamp(name)), "")
             zones |= {bool(_ZONE.search(stamp))} if ":" in stamp else set()
             if len(zones) > 1:
                 raise ConfigError(
@@ -116,21 +128,36 @@ def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterato
         yield request._replace(arrival_s=arrival)
 
 
+def _is_stamp(name: str) -> bool:
+    return name in STAMPS or bool(_ARRIVAL.search(name))
+
+
 def _check_unit(path: Path) -> None:
-    """Refuse a Mooncake trace whose first requests arrive faster in ms than a service gets them."""
+    """Refuse a trace whose first requests arrive too fast for ms, or too slowly for seconds.
+
+    Columns that state their unit are not checked, nor dates.
+    """
     stamps: list[float] = []
+    name, in_ms = "timestamp", False
     with contextlib.suppress(ConfigError, ValueError, OverflowError):  # `trace_rows` reports these
         for _, cells in itertools.islice(trace_cells(path), RATED):
-            if "timestamp" not in cells or "hash_ids" not in cells or IN_MS in cells:
+            if "arrival_s" in cells or IN_MS in cells:
                 return
-            if any(name in cells for name in (*BAILIAN, *IN_SECONDS)):
+            name = next((n for n in (*IN_SECONDS, "timestamp") if n in cells), "")
+            if not name or ":" in str(cells[name]):
                 return
+            in_ms = name == "timestamp" and not any(key in cells for key in BAILIAN)
             stamps.append(_arrival_s(cells) or 0.0)
     span = stamps[-1] - stamps[0] if stamps else 0.0
-    if span > 0.0 and (rate := (len(stamps) - 1) / span) > MOST_RATE:
+    if in_ms and span > 0.0 and (rate := (len(stamps) - 1) / span) > MOST_RATE:
         raise ConfigError(
             f"{path}: as ms, timestamp gives {rate:,.0f} requests per second; rename it to "
             f"arrival_s if it is in seconds, or to {IN_MS}"
+        )
+    if not in_ms and len(stamps) > 1 and span > MOST_GAP_S * (len(stamps) - 1):
+        raise ConfigError(
+            f"{path}: as seconds, {name} gives one request in {span / (len(stamps) - 1):,.0f} s; "
+            f"rename it to {IN_MS} if it is in ms, or to arrival_s"
         )
 
 
@@ -156,7 +183,7 @@ def _request(cells: dict[str, Any]) -> Row | str:
     """The request in these cells, or why there is none."""
     if "conversations" in cells:
         found = _conversation(cells["conversations"])
-        return NO_ANSWER if found is None else Row(None, *found)
+        return NO_ANSWER if found is None else Row(_arrival_s(cells), *found)
     prompt, output = _only(cells, PROMPTS), _only(cells, OUTPUTS)
     if "Response tokens" in cells and _count("output_tokens", output, least=0) == 0:
         return FAILED
@@ -201,12 +228,7 @@ def _arrival_s(cells: dict[str, Any]) -> float | None:
             )
         return _seconds(cells["TIMESTAMP"])
     if "timestamp" not in cells:
-        if unknown := next((name for name in cells if _ARRIVAL.search(name)), None):
-            raise ValueError(
-                f"the unit of column {shown(unknown)} is unknown; rename it to arrival_s or "
-                f"{IN_MS}, or remove it"
-            )
-        return None
+        return _other_arrival_s(cells)
     stamp = cells["timestamp"]
     if ":" in str(stamp) or any(name in cells for name in BAILIAN):
         return _seconds(stamp)
@@ -222,6 +244,27 @@ def _arrival_s(cells: dict[str, Any]) -> float | None:
             f"the trace; rename the column to arrival_s if it is in seconds, or to {IN_MS}"
         )
     return 1e-3 * arrival
+
+
+def _other_arrival_s(cells: dict[str, Any]) -> float | None:
+    """The date and time in a column of another name; None if there are no arrivals."""
+    if gap := next((name for name in cells if _GAP.search(name)), None):
+        raise ValueError(
+            f"column {shown(gap)} has times between requests; add them up in a column arrival_s or "
+            f"{IN_MS}, or remove it"
+        )
+    names = [name for name in cells if _ARRIVAL.search(name)]
+    dated = [name for name in names if ":" in str(cells[name])]
+    if len(dated) > 1:
+        raise ValueError(f"columns {' and '.join(dated[:2])} both have dates; keep the arrivals")
+    if dated:
+        return _seconds(cells[dated[0]])
+    if names:
+        raise ValueError(
+            f"the unit of column {shown(names[0])} is unknown; rename it to arrival_s or {IN_MS}, "
+            f"or remove it"
+        )
+    return None
 
 
 def _conversation(turns: Any) -> tuple[int, int] | None:

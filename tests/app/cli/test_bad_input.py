@@ -10,6 +10,8 @@ import pytest
 import perfmodel
 from app.cli.main import run
 
+TINY = ("--model", "llama-68m", "--random-weights", "--write-plan", "plan.json")
+SNAPKV = str(Path(perfmodel.__file__).parent / "catalog/acceptance/llama-3.1-8b--self--snapkv.toml")
 CASES = {
     "unknown GPU": (["predict", "--gpu", "h1000-sxm"], "h100-sxm"),
     "unknown model": (["predict", "--target", "lama-3.1-8b"], "llama-3.1-8b"),
@@ -342,6 +344,44 @@ def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
         ["simulate", "--tp", "8", "--traffic", "."],
         ["calibrate", "import-acceptance", "twice.jsonl"],
         ["calibrate", "fit-tables", "missing", "--output", "out", "--gpu", "h1000"],
+        ["predict", "--draft-policy", "snapkv"],
+        ["predict", "--tp", "8", "--draft-tp", "4"],
+        ["predict", "--tp", "8", "--draft", "ngram", "--draft-kv-dtype", "int8"],
+        ["predict", "--tp", "8", "--draft", "suffix", "--draft-dtype", "int8"],
+        ["sweep", "--tp", "8", "--prefill", "disaggregated"],
+        ["sweep", "--tp", "8", "--prefix-hit-rate", "0.5"],
+        ["sweep", "--draft", "self", "--tp", "1", "--ring-hop-us", "5", "--ring-gb-s", "20"],
+        ["sweep", "--tp", "8", "--draft", "self:full,eagle3", "--kv-budget", "64:256:x2"],
+        ["sweep", "--tp", "8", "--draft", "self", "--acceptance-curve", SNAPKV],
+        ["recommend", "--tp", "8", "--requests", "10"],
+        ["recommend", "--tp", "8", "--draft", "self", "--draft-tp", "2"],
+        ["recommend", "--tp", "8", "--draft", "eagle3", "--acceptance-curve", SNAPKV],
+        ["recommend", "--tp", "8", "--acceptance", "0.8"],
+        ["simulate", "--tp", "8", "--token-budget", "0"],
+        ["simulate", "--tp", "8", "--slo", "tpot<1us"],
+        ["simulate", "--tp", "8", "--prefill", "disaggregated"],
+        ["simulate", "--tp", "8", "--prefix-hit-rate", "0.5"],
+        ["simulate", "--tp", "8", "--rate", "2", "--burst-s", "3"],
+        ["simulate", "--tp", "8", "--rate", "2", "--burst-factor", "3"],
+        ["simulate", "--tp", "8", "--rate", "2", "--acceptance-spread", "0.1"],
+        ["simulate", "--tp", "8", "--acceptance-trace", "3.txt"],
+        ["simulate", "--tp", "8", "--traffic", "timed.csv", "--prompt-cv", "0.5"],
+        ["simulate", "--tp", "8", "--traffic", "timed.csv", "--output-cv", "0.5"],
+        ["export", "--to", "vllm", "--tp", "8", "--slo", "tpot<1us"],
+        ["export", "--to", "vllm", "--tp", "8", "--prefix-hit-rate", "0.5"],
+        ["export", "--to", "specroof", "--tp", "8", "--max-model-len", "9"],
+        ["export", "--to", "specroof", "--tp", "8", "--draft-checkpoint", "a/b"],
+        ["export", "--matrix", "--draft", "self"],
+        ["export", "--matrix", "--to", "vllm"],
+        ["explain", "--draft", "ngram", "--gamma", "3", "--round-ms", "9", "--slo", "tpot<1us"],
+        ["run", "baseline", *TINY, "--gamma", "3"],
+        ["run", "baseline", *TINY, "--draft-policy", "snapkv"],
+        ["run", "baseline", *TINY, "--check"],
+        ["run", "baseline", *TINY, "--top-p", "0.9"],
+        ["run", "selfspec", *TINY, "--draft-tp", "1"],
+        ["run", "selfspec", *TINY, "--snapkv-pool", "3"],
+        ["run", "selfspec", *TINY, "--draft-policy", "snapkv", "--sink", "8"],
+        ["run", "selfspec", *TINY, "--draft-policy", "full", "--kv-budget", "64"],
     ],
     ids=lambda words: " ".join(words)[:70],
 )
@@ -355,6 +395,7 @@ def test_what_would_be_misread_or_ignored_is_refused_in_a_short_line(
     Path("timed.csv").write_text("arrival_s,prompt_tokens,output_tokens\n0,100,10\n")
     Path("epoch.csv").write_text("arrival_s,prompt_tokens,output_tokens\n1700000000000,9,9\n")
     Path("99.txt").write_text("1\n99\n")
+    Path("3.txt").write_text("3\n")
     Path("twice.jsonl").write_text('{"input_length": 1, "input_length": 2, "output_length": 3}\n')
     Path("s.yaml").write_text("tp: 8\n")
     assert run(arguments) == 2
@@ -380,13 +421,24 @@ def test_a_command_alone_says_how_to_begin(
         (["--slo", "memory<5%"], "memory is"),
         (["--kv-budget", "20"], "the runtime needs 32"),
         (["--slo", "tpot<9s"], ""),
+        (["--prefill", "shared"], "prefill has no effect on decoding alone"),
+        (["--prefix-hit-rate", "0.5"], "prefix_hit_rate has no effect"),
+        (["--gamma", "0"], "gamma=0 is plain decoding"),
+        (["--tp", "1", "--batch", "1", "--ring-hop-us", "5", "--ring-gb-s", "9"], "no all-reduce"),
+        (["--acceptance-curve", SNAPKV], "its curves are for self:snapkv"),
+        (["--acceptance-curve", SNAPKV, "--draft-policy", "snapkv"], ""),
+        (
+            ["--acceptance-curve", SNAPKV, "--acceptance", "0.7"],
+            "acceptance of this draft is given",
+        ),
     ],
 )
 def test_what_a_prediction_does_not_satisfy_is_noted(
     flags: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["predict", "--tp", "8", "--draft", "self", "--json", *flags]) == 0
-    notes = [n for n in json.loads(capsys.readouterr().out)["notes"] if "all-reduce" not in n]
+    base = [] if "--tp" in flags else ["--tp", "8"]
+    assert run(["predict", *base, "--draft", "self", "--json", *flags]) == 0
+    notes = [n for n in json.loads(capsys.readouterr().out)["notes"] if "all-reduce among" not in n]
     assert len(notes) == bool(says) and says in "".join(notes)
 
 

@@ -126,6 +126,11 @@ def test_means_that_counters_do_not_give_are_refused(key: str, wrong: object) ->
         (LINE.format("2.40", 420, 6000, "0.800, 0.600", "7.0"), "6,000 tokens were drafted"),
         ("sglang:spec_accept_length 5.5\n", "f: tokens_per_round=5.5 is not possible at gamma=3"),
         ("draft acceptance rate = 0.95 (  3 accepted /  10 generated)\n", "0.95 contradicts 3"),
+        (
+            '{"specDecodingStats": {"numDraftTokens": 30, "numAcceptedTokens": 20, '
+            '"acceptanceLength": 9.0, "numRequestsWithDraftTokens": 10}}',
+            "acceptanceLength of 9 contradicts 20",
+        ),
     ],
 )
 def test_counters_that_contradict_each_other_are_refused(text: str, reason: str) -> None:

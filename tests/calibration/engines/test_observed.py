@@ -32,6 +32,8 @@ SGLANG = (
 
 def ran(**values: object) -> Scenario:
     stated = {"draft": "llama-3.2-1b", "draft_policy": "full", "gamma": 3, "gpu": "h200"}
+    if values.get("draft") == "none":
+        del stated["draft_policy"]
     return parse_scenario(stated | {"batch": 8, "prompt_tokens": 4096} | values).scenario()
 
 

@@ -58,7 +58,9 @@ def read(tmp_path: Path, text: str, gpu: str = "h100-sxm") -> dict[int, float]:
 def test_times_are_read_by_the_header(
     tmp_path: Path, root: str | None, name: str | None, ranks: int
 ) -> None:
-    found = read(tmp_path, output(root=root, name=name, ranks=ranks))
+    text = output(root=root, name=name, ranks=ranks)
+    found = read(tmp_path, text)
+    assert found == read(tmp_path, text.replace("\n", "\r\n"))
     assert found == pytest.approx({size: 1e-6 * time for size, time in SIZES.items()})
 
 
@@ -83,6 +85,8 @@ def test_times_are_read_by_the_header(
         output().replace("20.00", "nan"),
         output().replace("20.00", "-20.0"),
         output().replace(" 65536", " 1048576"),
+        output().replace(" 65536", " 65,536"),
+        output(name=None, factor=7 / 8, slow=10.0).partition(" 1048576")[0],  # below 1 GB/s
         "hello",
         "",
     ],

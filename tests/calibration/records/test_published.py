@@ -25,8 +25,9 @@ from calibration.validate.published_report import (
     TARGET_MEAN_PERCENT,
     TARGET_WORST_PERCENT,
     PublishedReport,
-    report_lines,
+    report_tables,
     validate_published,
+    verdict,
 )
 
 
@@ -159,10 +160,11 @@ def test_what_is_outside_a_tolerance_is_named_with_its_error(report: PublishedRe
 def test_the_report_is_json_and_text(report: PublishedReport) -> None:
     found = report.to_dict()
     assert json.loads(json.dumps(found, allow_nan=False))["target"] == {"mean": 3.0, "worst": 10.0}
-    text = "\n".join(report_lines(report))
-    for group in report.groups:
-        assert group.name in text
-    assert "Target on held-out rows, mean 3 % and worst 10 %: " in text
+    rows = [
+        row for header, rows in report_tables(report) for row in rows if len(row) == len(header)
+    ]
+    assert {row[0] for row in rows} == {group.name for group in (*report.groups, report.held_out)}
+    assert verdict(report).startswith("Target on held-out rows, mean 3 % and worst 10 %: ")
 
 
 def test_plain_decoding_on_one_gpu_is_predicted_without_a_fit(report: PublishedReport) -> None:

@@ -94,6 +94,27 @@ def test_a_prefill_is_compared_if_it_was_timed(cases: CaseFile, tmp_path: Path) 
         read_steps(path)
 
 
+@pytest.mark.parametrize(
+    ("impossible", "says"),
+    [
+        ({"peak_memory_bytes": 1e-320}, "is below the"),
+        ({"peak_memory_bytes": 5e9, "memory_bytes": {"a": 4e9, "b": 2e9}}, "6,000,000,000 bytes"),
+        ({"peak_memory_bytes": 1e308}, "peak_memory_bytes"),
+        ({"memory_bytes": {"weights": -1.0}}, "memory_bytes"),
+        ({"host_s": 1e308}, "host_s"),
+    ],
+)
+def test_impossible_memory_and_host_times_are_refused(
+    cases: CaseFile, tmp_path: Path, impossible: dict[str, object], says: str
+) -> None:
+    path = write_run(tmp_path / "steps.jsonl", cases)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines[1] |= impossible
+    path.write_text("".join(json.dumps(v) + "\n" for v in lines))
+    with pytest.raises(RecordError, match=f"line 2: .*{says}"):
+        read_steps(path)
+
+
 def test_a_speculative_case_without_the_time_of_a_round_is_refused(
     cases: CaseFile, tmp_path: Path
 ) -> None:

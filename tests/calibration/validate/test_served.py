@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from calibration.validate import served
-from calibration.validate.served import faster_groups, served_groups, served_lines
+from calibration.validate.served import faster_groups, served_groups, served_tables
 from perfmodel import parse_scenario
 from perfmodel.speculation import service
 
@@ -62,12 +62,13 @@ def test_pairs_that_speculation_explains_give_its_acceptance_without_an_error(
     assert dict(group.errors) == pytest.approx({4: 0.0, 16: 0.0, 64: 0.0}, abs=1e-6)
 
 
-def test_every_row_is_in_one_group_and_every_group_has_a_line() -> None:
+def test_every_row_is_in_one_group_and_every_group_is_a_row() -> None:
     groups, pairs = served_groups(), faster_groups()
     assert sum(group.rows for group in groups) == 708
     assert sum(len(group.errors) for group in pairs) == 36
     names = {(g.engine, g.gpu, g.target, g.tp, g.ep, g.dp) for g in groups}
-    assert len(names) == len(groups)
-    assert len(served_lines(groups, pairs)) == len(groups) + len(pairs) + 2
+    tables = served_tables(groups, pairs)
+    assert len(names) == len(groups) == len(tables[0][1])
+    assert len(pairs) == len(tables[1][1])
     for group in groups:
         assert abs(group.median_signed) <= group.median_absolute <= abs(group.worst)

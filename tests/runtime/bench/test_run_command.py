@@ -115,7 +115,8 @@ def test_a_run_beyond_the_maximum_context_prints_a_note(
     ]
     notes = []
     for prompt, policy in ((508, "streamingllm"), (508, "full"), (509, "full")):
-        sizes = ["--prefix-tokens", str(prompt), "--draft-policy", policy, "--kv-budget", "64"]
+        sizes = ["--prefix-tokens", str(prompt), "--draft-policy", policy]
+        sizes += [] if policy == "full" else ["--kv-budget", "64"]
         done = specroof("standalone", "--model", tiny, *flags, *sizes)
         assert done.returncode == 0, done.stderr
         notes.append(json.loads(done.stdout)["notes"])

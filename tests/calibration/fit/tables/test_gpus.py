@@ -31,6 +31,22 @@ def test_the_latest_vllm_table_of_aiconfigurators_folders_is_read(tmp_path: Path
     assert read_table(tmp_path, GPU, "gemm").version.tolist() == ["vllm 0.24.0"]
 
 
+def test_a_release_follows_its_candidates(tmp_path: Path) -> None:
+    data = tmp_path / "vllm"  # the name of a folder above says nothing about the engine
+    for engine, version in (("vllm", "1.0.0rc3"), ("vllm", "1.0.0"), ("sglang", "2.0.0")):
+        path = data / GPU.folder / engine / version / "gemm_perf.parquet"
+        write(path, version=f"{engine} {version}")
+    assert read_table(data, GPU, "gemm").version.tolist() == ["vllm 1.0.0"]
+
+
+def test_text_tables_of_old_versions_are_named(tmp_path: Path) -> None:
+    path = tmp_path / GPU.folder / "trtllm/1.0.0rc3/gemm_perf.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("framework,version\n")
+    with pytest.raises(RecordError, match=r"gemm_perf\.txt is of an old version"):
+        read_table(tmp_path, GPU, "gemm")
+
+
 def test_a_missing_table_and_one_of_another_device_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="has neither gemm"):
         read_table(tmp_path, GPU, "gemm")
@@ -41,7 +57,19 @@ def test_a_missing_table_and_one_of_another_device_are_refused(tmp_path: Path) -
 
 @pytest.mark.parametrize("table", sorted(COLUMNS))
 @pytest.mark.parametrize(
-    "fault", ["none", "no rows", "no column", "text", "negative", "zero", "nan", "junk", "device"]
+    "fault",
+    [
+        "none",
+        "no rows",
+        "no column",
+        "text",
+        "negative",
+        "zero",
+        "nan",
+        "junk",
+        "device",
+        "not utf-8",
+    ],
 )
 def test_a_table_is_checked_before_it_is_fitted(tmp_path: Path, table: str, fault: str) -> None:
     numbers = [1.0 + i for i in range(20)]
@@ -62,7 +90,9 @@ def test_a_table_is_checked_before_it_is_fitted(tmp_path: Path, table: str, faul
         frame.loc[1, "latency"] = wrong[fault]
         frame["latency"] = frame["latency"] if fault == "text" else frame["latency"].astype(float)
         frame = frame.astype({"latency": str}) if fault == "text" else frame
-    frame.to_parquet(path)
+    frame.to_parquet(path, compression="none")
+    if fault == "not utf-8":
+        path.write_bytes(path.read_bytes().replace(b"NVIDIA H200", b"NVIDIA H2\xfe0"))
     if fault == "junk":
         path.write_bytes(path.read_bytes()[:40])
     if fault == "none":
