@@ -30,6 +30,7 @@ from app.explorer.state import (
     CHOICES,
     CUSTOM,
     DEFAULTS,
+    FORMER_DEFAULTS,
     FORMER_INPUTS,
     FORMER_VIEWS,
     NAVIGATION,
@@ -99,9 +100,13 @@ def unpack_files(packed: str) -> list[tuple[str, bytes]]:
 
 
 def query_of(state: Mapping[str, Any]) -> dict[str, str]:
-    """Query parameters of the values that differ from their defaults."""
+    """Query parameters of the values that differ from their defaults, and of `FORMER_DEFAULTS`.
+
+    They are empty if no value differs.
+    """
     have = DEFAULTS | dict(state)
-    return {key: _text(key, have[key]) for key in DEFAULTS if have[key] != DEFAULTS[key]}
+    differ = [key for key in DEFAULTS if have[key] != DEFAULTS[key]]
+    return {key: _text(key, have[key]) for key in (*FORMER_DEFAULTS, *differ) if differ}
 
 
 def state_of(
@@ -111,7 +116,7 @@ def state_of(
 
     `kept` are the parameters that the session left out of its links, by their names and digests.
     """
-    state, notes = dict(DEFAULTS), []
+    state, notes = DEFAULTS | (FORMER_DEFAULTS if query else {}), []
     left_out = [part for part in query.get(LEFT_OUT, "").split(",") if part]
     have = {part.partition(":")[0]: (kept or {}).get(part) for part in left_out}
     notes += [_lacks(key) for key in have if have[key] is None and key in _UPLOADS]
@@ -126,7 +131,7 @@ def state_of(
         try:
             state[key] = _value(key, text)
         except (ValueError, KeyError, TypeError):
-            used = _text(key, DEFAULTS[key]) or "no value"
+            used = _text(key, state[key]) or "no value"
             notes.append(f"The link's {key}={text[:40]} is not valid; {used} is used instead.")
     if state["target"] == UPLOADED and not state["model_config"]:
         state["target"] = DEFAULTS["target"]
@@ -153,7 +158,8 @@ def _lacks(key: str) -> str:
 def pin_of(state: Mapping[Any, Any]) -> dict[str, str]:
     """The scenario of the page, without the page's other settings, as query parameters."""
     left_out = {*PAGE_DEFAULTS, *LIMITS}
-    return query_of({key: state[key] for key in DEFAULTS if key not in left_out})
+    stated = {key: _text(key, state[key]) for key in FORMER_DEFAULTS}
+    return query_of({key: state[key] for key in DEFAULTS if key not in left_out}) or stated
 
 
 def _inputs(state: Mapping[Any, Any]) -> dict[str, Any]:
@@ -239,6 +245,8 @@ def restore() -> None:
                 state["link_notes"].append(f"The link's {key} is not valid: {error}")
                 loaded |= {key: DEFAULTS[key] for key in keys}
         now = loaded | (now if first else {})
+        if not state["link_notes"]:
+            state["read"] = (query, loaded)
         if not first:
             # The browser shows the link, and may go back further before it shows its inputs.
             left = [state["link_state"], *state.get("left_by_back", [])]
@@ -278,9 +286,12 @@ def publish() -> list[str]:
             query[LEFT_OUT] = ",".join(filter(None, (query.get(LEFT_OUT), part)))
             kept = {k: v for k, v in state.get("left_out", {}).items() if k != part} | {part: text}
             state["left_out"] = dict([*kept.items()][-MAX_KEPT:])
+    shown = st.query_params.to_dict()
+    if state.get("read") == (shown, state["link_state"]):
+        query = shown  # in an earlier version's words, it stays: Back could not leave a new one
     published, state["link_query"] = state.get("link_query"), query
     # After fast clicks, the browser may already show the link of the previous run.
-    if st.query_params.to_dict() != query or published not in (None, query):
+    if shown != query or published not in (None, query):
         st.query_params.from_dict(query)
     if state["acceptance_curve"]:
         missing.append(f"the contents of {state['acceptance_curve']}, a file of this machine")
@@ -315,7 +326,7 @@ def _value(key: str, text: str) -> Any:
 def _parsed(key: str, text: str) -> Any:
     default = DEFAULTS[key]
     if key == "pins":
-        pins = [dict(pin) for pin in json.loads(unpack(text))]
+        pins = [FORMER_DEFAULTS | pin for pin in json.loads(unpack(text))]
         if any(state_of(pin)[1] for pin in pins):
             raise ValueError
         return pins

@@ -43,7 +43,7 @@ from app.explorer.state import (
 from app.explorer.views.frontier import machine_curves, point_curve
 from perfmodel import ConfigError, find_plan, parse_scenario
 from perfmodel.reports import ENGINES
-from perfmodel.specs import parse_slo
+from perfmodel.specs import parse_slo, profile_version
 from perfmodel.units import format_seconds
 
 TINYLLAMA = "llama-2-7b-32k-tinyllama"
@@ -268,7 +268,8 @@ def test_decide_shows_the_answer_of_recommend(
     flags += ["--runs-on", runs_on] if runs_on else []
     assert run(["recommend", "--scenario", "default", *flags, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    at = opened(price=2.5, prefill="disaggregated", runs_on=runs_on, prompt_tokens=prompt)
+    inputs = {"price": 2.5, "prefill": "disaggregated", "runs_on": runs_on}
+    at = opened(engine="specroof", prompt_tokens=prompt, **inputs)
     words = at.success[0].value.partition("\n")[2].replace("\\", "").split()
     assert answer["sentence"].split() == words
     shown = {metric.label: metric.value for metric in at.metric}
@@ -283,6 +284,13 @@ def test_decide_shows_the_answer_of_recommend(
     assert any("badge" in text and "vLLM 0.26" in text for text in said(at))
 
 
+def test_the_start_names_an_engine_that_users_have_and_a_plan_that_it_runs() -> None:
+    scenario = parse_scenario(dict(stated_values({}))).scenario()
+    assert profile_version(scenario.engine.name) is not None and scenario.engine_obstacle is None
+    at = opened("Check")
+    assert any(f"engine {scenario.engine.name} (" in text for text in said(at))
+
+
 def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None:
     at = opened(slo="tpot<1us")
     assert "the closest is" in at.warning[0].value and not at.get("plotly_chart")
@@ -292,12 +300,12 @@ def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None
 
 
 def test_do_not_speculate_is_an_answer() -> None:
-    at = opened(batch=1, prompt_tokens=1000, drafts=["self:streamingllm"])
+    at = opened(engine="specroof", batch=1, prompt_tokens=1000, drafts=["self:streamingllm"])
     assert not at.error and "does not pay" in at.info[0].value and at.metric
 
 
 def test_the_binding_limit_and_its_cost_are_shown() -> None:
-    at = opened(slo="tpot<100ms", search_tp=True)
+    at = opened(engine="specroof", slo="tpot<100ms", search_tp=True)
     assert "binding limit: tpot, costs" in texts(at).replace("\\", "")
     assert any("TPOT" in text and "≤" in text for text in said(at))
 
@@ -313,7 +321,7 @@ def test_an_invalid_number_leaves_no_old_answer() -> None:
 
 
 def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
-    at = opened()
+    at = opened(engine="specroof", draft="self:streamingllm")
     plans = [text for text in said(at) if "tokens/s/GPU" in text]
     rival = next(i for i, text in enumerate(plans) if "SnapKV" in text)
     assert not at.button(key=f"use_{rival}").disabled
