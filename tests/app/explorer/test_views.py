@@ -339,12 +339,21 @@ def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     assert at.session_state["pins"] == []
 
 
-def test_the_fastest_draft_map() -> None:
-    assert_fine(opened("Map", map_kind="winner"), 1)
+@pytest.mark.parametrize(
+    ("engine", "runs_on", "self_drafts"),
+    [("vllm-0.26", "", False), ("specroof", "", True), ("specroof", "vllm", False)],
+)
+def test_the_fastest_draft_map_has_only_drafts_that_the_engine_runs(
+    engine: str, runs_on: str, self_drafts: bool
+) -> None:
+    at = opened("Map", map_kind="winner", engine=engine, runs_on=runs_on)
+    assert_fine(at, 1)
+    names = at.get("plotly_chart")[0].proto.spec
+    assert ("Self-speculation" in names) == self_drafts and "EAGLE-3" in names
 
 
 def test_a_clicked_cell_is_used_with_its_draft() -> None:
-    at = opened("Map", map_kind="winner")
+    at = opened("Map", map_kind="winner", engine="specroof")
     name = "Self-speculation, SnapKV 2049"
     at.session_state["map_cell"] = (61, 4351, 2, name)
     at.run()
