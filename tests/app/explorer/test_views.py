@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import CHARTS, UNMEASURED_PRESETS
+from explorer_views import CHARTS, UNMEASURED_PRESETS, tables
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
@@ -199,7 +199,7 @@ def test_a_plan_has_one_number_under_each_name_in_every_view(seed: int) -> None:
     )
     button(at, "Pin").click().run()
     seen = 0
-    for table in (f.value for f in at.dataframe if GAIN in f.value.columns):
+    for table in (f for f in tables(at) if GAIN in f.columns):
         pinned = {name: table.iloc[-1][name].partition(" (")[0] for name in names}
         assert pinned == of_row
         seen += 1
@@ -330,7 +330,7 @@ def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     assert at.session_state["draft"] == "self:snapkv" and not at.exception
     assert at.button(key=f"use_{rival}").disabled
     button(at, "Pin").click().run()
-    (table,) = [f.value for f in at.dataframe if SPEEDUP in f.value.columns]
+    (table,) = [f for f in tables(at) if SPEEDUP in f.columns]
     assert len(table) == 2
     at.button(key="unpin_2").click().run()
     at.button(key="open_1").click().run()
@@ -434,7 +434,7 @@ def test_check_says_what_explain_prints(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(words[1:]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] in at.warning[0].value.replace("\\", "")
-    table = next(f.value for f in at.dataframe if "term" in f.value.columns)
+    table = next(f for f in tables(at) if "term" in f.columns)
     for _, row in table.iterrows():
         assert " ".join([*row[["term", "measured", "predicted", "note"]]]).split() in [
             line.split() for line in printed.splitlines()
@@ -466,7 +466,7 @@ def test_a_checkpoint_that_cannot_be_exported_is_one_message() -> None:
 
 def test_a_distribution_shows_every_length() -> None:
     at = opened(prompt_mix="4000:50, 32000:50")
-    assert any("share" in frame.value.columns for frame in at.dataframe)
+    assert any("share" in frame.columns for frame in tables(at))
     assert dict(at.session_state["values"])["prompt_tokens"] == 18_000
     assert mean_prompt(prompt_mix("1000:1;3000:3")) == 2500
 
