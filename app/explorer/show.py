@@ -17,7 +17,7 @@ from app.render.html_page import plain as plain
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-WRAPPED_ROWS, WRAPPED_COLUMNS = 24, 5  # most of a table whose cells are wrapped
+WRAPPED_ROWS, WRAPPED_COLUMNS = 24, 7  # most of a table whose cells are wrapped
 MODEBAR = {
     "displaylogo": False,
     "displayModeBar": True,
@@ -91,6 +91,8 @@ def show_table(rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return plain(f"{value:,}" if isinstance(value, int | float) else str(value))
 
 
