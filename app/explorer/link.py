@@ -56,7 +56,7 @@ PACKED = {
     "model_config": "the uploaded config.json",
 }
 LEFT_OUT = "left_out"  # parameter of the link that names them, each with a digest
-MAX_KEPT = 20  # of them that a session keeps, for the browser's Back button
+MAX_KEPT = 20  # of them that the server keeps, for Back and reloads
 LIMITS = ("slo",)  # of a scenario, but not of a pinned one
 
 
@@ -114,7 +114,7 @@ def state_of(
 ) -> tuple[dict[str, Any], list[str]]:
     """Widget values from query parameters, and a line for each parameter that is not valid.
 
-    `kept` are the parameters that the session left out of its links, by their names and digests.
+    `kept` are the parameters that were left out of links, by their names and digests.
     """
     state, notes = DEFAULTS | (FORMER_DEFAULTS if query else {}), []
     left_out = [part for part in query.get(LEFT_OUT, "").split(",") if part]
@@ -149,6 +149,12 @@ def state_of(
 
 
 _UPLOADS = [key for key in PACKED if key != "model_config"]  # missed without another note
+
+
+@st.cache_resource(show_spinner=False)
+def _left_out() -> dict[str, str]:
+    """What this server left out of its links, the latest last."""
+    return {}
 
 
 def _lacks(key: str) -> str:
@@ -233,7 +239,7 @@ def restore() -> None:
     first = "link_query" not in state
     now = {key: state[key] for key in DEFAULTS if key in state}
     if first or (query != state["link_query"] and _is_shown(now)):
-        loaded, state["link_notes"] = state_of(query, state.get("left_out"))
+        loaded, state["link_notes"] = state_of(query, _left_out())
         for read, key, keys in (
             (uploaded_path, "config.json", ("target", "model_config")),
             (uploaded_gpu, "GPU", ("machine", "gpu_file")),
@@ -284,8 +290,11 @@ def publish() -> list[str]:
             missing.append(words)
             part = f"{key}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
             query[LEFT_OUT] = ",".join(filter(None, (query.get(LEFT_OUT), part)))
-            kept = {k: v for k, v in state.get("left_out", {}).items() if k != part} | {part: text}
-            state["left_out"] = dict([*kept.items()][-MAX_KEPT:])
+            kept = _left_out()
+            kept.pop(part, None)
+            kept[part] = text
+            for old in [*kept][:-MAX_KEPT]:
+                kept.pop(old, None)
     shown = st.query_params.to_dict()
     if state.get("read") == (shown, state["link_state"]):
         query = shown  # in an earlier version's words, it stays: Back could not leave a new one

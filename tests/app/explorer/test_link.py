@@ -445,6 +445,8 @@ def test_a_link_that_leaves_something_out_says_so() -> None:
     at.file_uploader(key="model_file").set_value(file).run()
     assert plan(at).target.name == "big" and "model_config" not in link(at)
     assert any("link is partial" in caption.value for caption in at.caption)
+    assert plan(page(link(at))).target.name == "big"  # a reload, by the same server
+    st.cache_resource.clear()
     assert "uploaded" in page(link(at)).warning[0].value
 
 
@@ -470,6 +472,8 @@ def test_the_reader_of_a_partial_link_is_told_what_to_add() -> None:
     at.file_uploader(key="report_files").set_value(files).run()
     assert any("leaves out the uploaded reports" in caption.value for caption in at.caption)
     assert link(at)["left_out"].startswith("reports:")
+    assert not page(link(at)).warning
+    st.cache_resource.clear()
     (warning,) = page(link(at)).warning
     assert "the uploaded reports" in warning.value
 
