@@ -1,5 +1,7 @@
 """The explorer's views and how many charts each shows for a plan with a known acceptance."""
 
+from typing import Any
+
 CHARTS = {"Decide": 0, "Map": 1, "Frontier": 1, "Why": 3, "Check": 0}
 UNMEASURED_PRESETS = ("llama-3.1-70b-8xh100",)
 
@@ -13,3 +15,13 @@ CONFIG = {  # config.json of a model that a user uploads
     "vocab_size": 128256,
     "max_position_embeddings": 131072,
 }
+
+
+def tables(at: Any) -> list[Any]:
+    """The tables of a page under AppTest as data frames, without the escapes of Markdown."""
+    wrapped = [table.value.rename(columns=_unescaped).map(_unescaped) for table in at.table]
+    return [*(frame.value for frame in at.dataframe), *wrapped]
+
+
+def _unescaped(text: Any) -> str:
+    return str(text).replace("\\", "")

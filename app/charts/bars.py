@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from app.charts.base import LINE, OTHER, PART_COLOURS, finish
+from app.charts.base import HATCH, LINE, PART_COLOURS, finish
 from perfmodel import RoundEstimate, prediction_dict, units
 from perfmodel.units import format_bytes
 
-COLOURS = (*PART_COLOURS.values(), OTHER)  # one for each term
+COLOURS = (*PART_COLOURS.values(), HATCH)  # one for each term
 
 
 def memory_bars(point: RoundEstimate) -> go.Figure:
     """Memory that the plan needs on one GPU by term, and the GPU's capacity."""
     memory = prediction_dict(point)["memory"]
     terms = {
-        key.removesuffix("_bytes").replace("_", " "): value
+        key.removesuffix("_bytes").replace("_", " ").replace("kv", "KV"): value
         for key, value in memory.items()
         if key not in ("total_bytes", "capacity_bytes") and value > 0
     }

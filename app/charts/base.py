@@ -28,24 +28,25 @@ PART_COLOURS = {
     "elementwise": "#eedd88",
     "overhead": "#aaaaaa",
 }
-# Distinct also for colour-blind readers (tests/app/charts), and legible on light and dark pages.
+# Distinct also for colour-blind readers, with a contrast of 3:1 on light and dark pages
+# (tests/app/charts).
 PLAIN = "#888888"  # plain decoding, and passes of the target
 DRAFT_COLOURS = {
-    "self:streamingllm": "#4477aa",
-    "self:snapkv": "#ee8800",
-    "self:full": "#aa66ee",
-    "eagle3": "#ccaa66",
-    "mtp": "#882244",
-    "p-eagle": "#444488",
-    "dflash": "#44ccaa",
-    "ngram": "#ee88ee",
-    "suffix": "#cc4400",
+    "self:streamingllm": "#1177aa",
+    "self:snapkv": "#22aa55",
+    "self:full": "#aa77ff",
+    "eagle3": "#cc7700",
+    "mtp": "#bb1199",
+    "p-eagle": "#9944cc",
+    "dflash": "#dd6644",
+    "ngram": "#ee44cc",
+    "suffix": "#bb3300",
 }
 # Draft models in the order of the catalog: with a window of the cache, and with all of it.
 MODEL_COLOURS = (
-    {"streamingllm": "#aa00ee", "full": "#aa0000"},
-    {"streamingllm": "#6622aa", "full": "#886644"},
-    {"streamingllm": "#aaaacc", "full": "#664466"},
+    {"streamingllm": "#8811ff", "full": "#aa4433"},
+    {"streamingllm": "#8855ff", "full": "#995555"},
+    {"streamingllm": "#4499dd", "full": "#885577"},
 )
 OTHER = "#bbbbbb"
 SERIES = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bb5566", "#999933")

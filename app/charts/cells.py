@@ -184,7 +184,10 @@ def log_edges(values: Array) -> Array:
 def _batch_prompt_axes(figure: go.Figure, batches: Array, prompts: Array) -> None:
     powers = 2.0 ** np.arange(0, 21)
     figure.update_yaxes(**_log_axis(batches, powers))
-    figure.update_xaxes(**_log_axis(prompts, 1000 * powers))
+    prompt_axis = _log_axis(prompts, 1000 * powers)
+    every = 1 if len(prompt_axis["ticktext"]) <= 6 else 2  # all would overlap on a phone
+    named = [t if i % every == 0 else "" for i, t in enumerate(prompt_axis["ticktext"])]
+    figure.update_xaxes(**prompt_axis | {"ticktext": named}, tickangle=0)
 
 
 def _log_axis(values: Array, wanted: NDArray[Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ SYMBOLS = (
     "hexagon",
 )
 TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 3, 5, 7)]
+FEW_TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 5)]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -166,18 +167,22 @@ def frontier(
         figure.add_trace(_trace(curve, symbol, price_per_gpu_hour))
     fastest = min(curves, key=lambda c: float(np.min(c.tpot_s)))
     if slo.tpot_s is not None:
-        figure.add_vrect(
-            x0=1.0 / slo.tpot_s,
-            x1=max(1.2 / slo.tpot_s, 1.05 * float(np.max(fastest.user_speed))),
-            fillcolor=GAIN,
-            opacity=0.12,
-            line_width=0,
-            annotation_text="TPOT within the SLO",
+        end = max(1.2 / slo.tpot_s, 1.05 * float(np.max(fastest.user_speed)))
+        figure.add_vrect(x0=1.0 / slo.tpot_s, x1=end, fillcolor=GAIN, opacity=0.12, line_width=0)
+        figure.add_annotation(
+            text="TPOT within the SLO",
+            x=np.log10(end),  # shapes have values on a log axis, annotations their logarithms
+            y=1.0,
+            yref="y domain",
+            xanchor="right",
+            yanchor="top",
+            showarrow=False,
         )
     if here is not None:
         (y,) = _heights(here, price_per_gpu_hour)
         add_marker(figure, float(here.user_speed[0]), float(y), "the plan of this page")
     figure.update_yaxes(type="log", tickvals=TICKS, tickformat="~g")
+    figure.update_xaxes(type="log", tickvals=FEW_TICKS, tickformat="~g", tickangle=0)
     unit = "cost per million tokens" if cost else "tokens/s per GPU"
     most = max(curves, key=lambda c: float(np.max(c.per_gpu)))
     limits = "" if slo == SLO() else " (faint: misses the SLO)"

@@ -30,6 +30,7 @@ from app.explorer.state import (
     CHOICES,
     CUSTOM,
     DEFAULTS,
+    FORMER_DEFAULTS,
     FORMER_INPUTS,
     FORMER_VIEWS,
     NAVIGATION,
@@ -55,7 +56,7 @@ PACKED = {
     "model_config": "the uploaded config.json",
 }
 LEFT_OUT = "left_out"  # parameter of the link that names them, each with a digest
-MAX_KEPT = 20  # of them that a session keeps, for the browser's Back button
+MAX_KEPT = 20  # of them that the server keeps, for Back and reloads
 LIMITS = ("slo",)  # of a scenario, but not of a pinned one
 
 
@@ -99,9 +100,13 @@ def unpack_files(packed: str) -> list[tuple[str, bytes]]:
 
 
 def query_of(state: Mapping[str, Any]) -> dict[str, str]:
-    """Query parameters of the values that differ from their defaults."""
+    """Query parameters of the values that differ from their defaults, and of `FORMER_DEFAULTS`.
+
+    They are empty if no value differs.
+    """
     have = DEFAULTS | dict(state)
-    return {key: _text(key, have[key]) for key in DEFAULTS if have[key] != DEFAULTS[key]}
+    differ = [key for key in DEFAULTS if have[key] != DEFAULTS[key]]
+    return {key: _text(key, have[key]) for key in (*FORMER_DEFAULTS, *differ) if differ}
 
 
 def state_of(
@@ -109,9 +114,9 @@ def state_of(
 ) -> tuple[dict[str, Any], list[str]]:
     """Widget values from query parameters, and a line for each parameter that is not valid.
 
-    `kept` are the parameters that the session left out of its links, by their names and digests.
+    `kept` are the parameters that were left out of links, by their names and digests.
     """
-    state, notes = dict(DEFAULTS), []
+    state, notes = DEFAULTS | (FORMER_DEFAULTS if query else {}), []
     left_out = [part for part in query.get(LEFT_OUT, "").split(",") if part]
     have = {part.partition(":")[0]: (kept or {}).get(part) for part in left_out}
     notes += [_lacks(key) for key in have if have[key] is None and key in _UPLOADS]
@@ -126,7 +131,7 @@ def state_of(
         try:
             state[key] = _value(key, text)
         except (ValueError, KeyError, TypeError):
-            used = _text(key, DEFAULTS[key]) or "no value"
+            used = _text(key, state[key]) or "no value"
             notes.append(f"The link's {key}={text[:40]} is not valid; {used} is used instead.")
     if state["target"] == UPLOADED and not state["model_config"]:
         state["target"] = DEFAULTS["target"]
@@ -146,6 +151,12 @@ def state_of(
 _UPLOADS = [key for key in PACKED if key != "model_config"]  # missed without another note
 
 
+@st.cache_resource(show_spinner=False)
+def _left_out() -> dict[str, str]:
+    """What this server left out of its links, the latest last."""
+    return {}
+
+
 def _lacks(key: str) -> str:
     return f"The link was too long for {PACKED[key]}; add them again."
 
@@ -153,7 +164,8 @@ def _lacks(key: str) -> str:
 def pin_of(state: Mapping[Any, Any]) -> dict[str, str]:
     """The scenario of the page, without the page's other settings, as query parameters."""
     left_out = {*PAGE_DEFAULTS, *LIMITS}
-    return query_of({key: state[key] for key in DEFAULTS if key not in left_out})
+    stated = {key: _text(key, state[key]) for key in FORMER_DEFAULTS}
+    return query_of({key: state[key] for key in DEFAULTS if key not in left_out}) or stated
 
 
 def _inputs(state: Mapping[Any, Any]) -> dict[str, Any]:
@@ -227,7 +239,7 @@ def restore() -> None:
     first = "link_query" not in state
     now = {key: state[key] for key in DEFAULTS if key in state}
     if first or (query != state["link_query"] and _is_shown(now)):
-        loaded, state["link_notes"] = state_of(query, state.get("left_out"))
+        loaded, state["link_notes"] = state_of(query, _left_out())
         for read, key, keys in (
             (uploaded_path, "config.json", ("target", "model_config")),
             (uploaded_gpu, "GPU", ("machine", "gpu_file")),
@@ -239,6 +251,8 @@ def restore() -> None:
                 state["link_notes"].append(f"The link's {key} is not valid: {error}")
                 loaded |= {key: DEFAULTS[key] for key in keys}
         now = loaded | (now if first else {})
+        if not state["link_notes"]:
+            state["read"] = (query, loaded)
         if not first:
             # The browser shows the link, and may go back further before it shows its inputs.
             left = [state["link_state"], *state.get("left_by_back", [])]
@@ -276,11 +290,17 @@ def publish() -> list[str]:
             missing.append(words)
             part = f"{key}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
             query[LEFT_OUT] = ",".join(filter(None, (query.get(LEFT_OUT), part)))
-            kept = {k: v for k, v in state.get("left_out", {}).items() if k != part} | {part: text}
-            state["left_out"] = dict([*kept.items()][-MAX_KEPT:])
+            kept = _left_out()
+            kept.pop(part, None)
+            kept[part] = text
+            for old in [*kept][:-MAX_KEPT]:
+                kept.pop(old, None)
+    shown = st.query_params.to_dict()
+    if state.get("read") == (shown, state["link_state"]):
+        query = shown  # in an earlier version's words, it stays: Back could not leave a new one
     published, state["link_query"] = state.get("link_query"), query
     # After fast clicks, the browser may already show the link of the previous run.
-    if st.query_params.to_dict() != query or published not in (None, query):
+    if shown != query or published not in (None, query):
         st.query_params.from_dict(query)
     if state["acceptance_curve"]:
         missing.append(f"the contents of {state['acceptance_curve']}, a file of this machine")
@@ -315,7 +335,7 @@ def _value(key: str, text: str) -> Any:
 def _parsed(key: str, text: str) -> Any:
     default = DEFAULTS[key]
     if key == "pins":
-        pins = [dict(pin) for pin in json.loads(unpack(text))]
+        pins = [FORMER_DEFAULTS | pin for pin in json.loads(unpack(text))]
         if any(state_of(pin)[1] for pin in pins):
             raise ValueError
         return pins

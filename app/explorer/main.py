@@ -32,6 +32,9 @@ STYLE = """<style>
 [data-testid="stMetric"] > div { padding: 0.6rem 0.8rem }
 [data-testid="stMetricLabel"] * { white-space: normal !important; overflow: visible !important }
 [data-testid="stColumn"]:has([data-testid="stPlotlyChart"]) { min-width: min(100%, 25rem) }
+[data-testid="stTable"] :is(th, td) { white-space: normal; padding: 0.3rem 0.6rem 0.3rem 0.2rem }
+@media (max-width: 640px) { [data-testid="stTable"] :is(th, td) {
+    font-size: 0.75rem; padding: 0.3rem 0.25rem 0.3rem 0 } }
 @media (hover: none) { [data-testid="stDataFrame"] { margin-top: 1.8rem } }
 [data-testid="stAlert"] h4 { font-size: 1.25rem; padding: 0 }
 [data-testid="stCaptionContainer"] * { color: inherit !important }

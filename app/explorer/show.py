@@ -17,6 +17,7 @@ from app.render.html_page import plain as plain
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+WRAPPED_ROWS, WRAPPED_COLUMNS = 24, 7  # most of a table whose cells are wrapped
 MODEBAR = {
     "displaylogo": False,
     "displayModeBar": True,
@@ -73,10 +74,26 @@ def show_chart(
 
 
 def show_table(rows: Sequence[Mapping[str, Any]], **options: Any) -> None:
-    """Show rows as a table; `options` are those of `st.dataframe`."""
+    """Show rows as a table; `options` are those of `st.dataframe`.
+
+    Cells of a small table are wrapped, so that it fits on a phone; a large one scrolls.
+    """
     import pandas as pd
 
-    st.dataframe(pd.DataFrame(list(rows)), hide_index=True, **options)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if options or len(rows) > WRAPPED_ROWS or len(names) > WRAPPED_COLUMNS:
+        st.dataframe(pd.DataFrame(list(rows)), hide_index=True, **options)
+        return
+    cells = [{plain(name): _cell(row.get(name)) for name in names} for row in rows]
+    st.table(pd.DataFrame(cells), border="horizontal", hide_index=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return plain(f"{value:,}" if isinstance(value, int | float) else str(value))
 
 
 def show_metrics(figures: Sequence[tuple[str, str, str | None]]) -> None:

@@ -94,6 +94,7 @@ INPUT_DEFAULTS: dict[str, Any] = {
     "gpu_file": "",
     "engine_file": "",
     "prompt_mix": "",
+    "kv_budget": "512",
     "acceptance_form": "published",
     "acceptance": 0.8,
     "acceptance_per_position": "0.9, 0.85, 0.8",
@@ -136,6 +137,8 @@ FORMER_VIEWS = {
     "Deploy": "Decide",
 }
 FORMER_INPUTS = ("curve_tps",)
+# Defaults of earlier versions, for inputs that a link then left out; links now always have them.
+FORMER_DEFAULTS = {"engine": "specroof", "draft": "self:streamingllm"}
 FRONTIER_PARTS = {"batches": "Every batch", "traffic": "Traffic over time"}
 WHY_PARTS = {
     "round": "The round",
@@ -297,8 +300,13 @@ def _acceptance_state(stated: ScenarioInput) -> dict[str, Any]:
     return {}
 
 
-# Catalog scenarios by name; every view but Decide needs a draft to show.
-PRESETS = {name: {"draft": "self"} | scenario_values(name) for name in scenario_names()}
+def _preset(name: str) -> dict[str, Any]:
+    """A catalog scenario with an engine that users have, and a draft that it runs."""
+    values = {"engine": "vllm"} | scenario_values(name)
+    return {"draft": "self" if values["engine"] == "specroof" else "eagle3"} | values
+
+
+PRESETS = {name: _preset(name) for name in scenario_names()}
 # Initial value of every widget; the URL omits these values.
 DEFAULTS = PAGE_DEFAULTS | INPUT_DEFAULTS | _scenario_state(parse_scenario(PRESETS["default"]))
 

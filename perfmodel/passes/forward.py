@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache, wraps
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +22,24 @@ from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import fullest_group
 
 _ZERO = np.zeros(())
+Pass = Callable[..., StepTime]
+LARGEST_KEPT = 512  # points
+
+
+def _kept(function: Pass) -> Pass:
+    """Keep the latest passes over few points: drafts of a target share its T_T, T_V and prefill."""
+
+    @lru_cache(maxsize=512)
+    def by_content(rank: Rank, arrays: tuple[tuple[tuple[int, ...], bytes], ...]) -> StepTime:
+        return function(rank, *(np.frombuffer(data).reshape(shape) for shape, data in arrays))
+
+    @wraps(function)
+    def keeping(rank: Rank, *arrays: Floats) -> StepTime:
+        if np.broadcast(*arrays).size > LARGEST_KEPT:
+            return function(rank, *arrays)
+        return by_content(rank, tuple((a.shape, a.tobytes()) for a in arrays))
+
+    return keeping
 
 
 def forward_pass(
@@ -55,17 +75,25 @@ def forward_pass(
     (Leviathan et al. 2023, section 3; MagicDec section 3).
     """
     whole, query = np.asarray(batch, float), np.asarray(query_tokens, float)
-    batch = fullest_group(whole, rank.dp)
     kv = np.asarray(context_tokens if kv_read_tokens is None else kv_read_tokens, float)
-    rows = batch * query
+    logits = query if logit_tokens is None else np.asarray(logit_tokens, float)
+    reads_whole = np.asarray(float(kv_read_tokens is None))
+    return _over_cache(rank, whole, kv, query, logits, reads_whole)
+
+
+@_kept
+def _over_cache(
+    rank: Rank, whole: Floats, kv: Floats, query: Floats, logits: Floats, reads_whole: Floats
+) -> StepTime:
+    batch = fullest_group(whole, rank.dp)
+    rows, heads = batch * query, batch * logits
     all_rows = whole * query
-    heads = rows if logit_tokens is None else batch * np.asarray(logit_tokens, float)
     return _step(
         rank,
         (
             *linear_parts(rank, rows, head_rows=heads),
             *expert_parts(rank, all_rows),
-            *attention_parts(rank, batch, kv, query, whole_cache=kv_read_tokens is None),
+            *attention_parts(rank, batch, kv, query, whole_cache=bool(reads_whole)),
             *_elementwise_parts(rank, rows, head_rows=heads),
             *comm_parts(rank, rows, head_rows=heads, all_rows=all_rows),
             *_overhead_parts(rank, batch),
@@ -83,8 +111,13 @@ def prefill_pass(
     batch, prompt_tokens, cached_tokens : float or array, mutually broadcastable
         Sequences; tokens of each prompt or chunk; tokens cached before the chunk. [1]
     """
-    whole, prompt = np.asarray(batch, float), np.asarray(prompt_tokens, float)
-    cached, batch = np.asarray(cached_tokens, float), fullest_group(whole, rank.dp)
+    arrays = (np.asarray(a, float) for a in (batch, prompt_tokens, cached_tokens))
+    return _of_prompts(rank, *arrays)
+
+
+@_kept
+def _of_prompts(rank: Rank, whole: Floats, prompt: Floats, cached: Floats) -> StepTime:
+    batch = fullest_group(whole, rank.dp)
     rows = batch * prompt
     all_rows = whole * prompt
     return _step(

@@ -6,8 +6,9 @@ from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan
 from perfmodel.planning.recommend import gain_interval
 from perfmodel.planning.recommendation import Recommendation, Verdict
-from perfmodel.planning.search import BUDGETS, draft_choices
+from perfmodel.planning.search import BUDGETS
 from perfmodel.planning.sweep import LOOP_AXES, Sweep, chosen, sweep
+from perfmodel.planning.variants import draft_choices
 from perfmodel.planning.where import Where
 
 __all__ = [

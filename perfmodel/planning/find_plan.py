@@ -17,7 +17,8 @@ from perfmodel.acceptance import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError, either
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.recommendation import Recommendation
-from perfmodel.planning.search import BUDGETS, draft_choices, joined, search
+from perfmodel.planning.search import BUDGETS, joined, search
+from perfmodel.planning.variants import draft_choices
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import DraftPolicy

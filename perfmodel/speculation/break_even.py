@@ -315,17 +315,19 @@ def _steady(best: BestGain) -> Floats:
 def break_even_alpha(scenario: Scenario, *, objective: str = "throughput") -> float:
     """The i.i.d. α at which the gain of the scenario's plan is 1; inf if no α reaches it."""
     plain = float(cost_s(service(without_speculation(scenario)), objective))
-
-    def loses(alpha: float) -> bool:
-        given = replace(scenario, acceptance=Acceptance.from_alpha(alpha))
-        return float(cost_s(service(given), objective)) > plain
-
-    if not loses(0.0):
-        return 0.0
-    if loses(1.0):
-        return float("inf")
+    rejecting = replace(scenario, acceptance=Acceptance.from_alpha(0.0))
     low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if loses(middle) else (low, middle)
+    for _ in range(4):  # five bisections each, whose points are evaluated together
+        tried = np.linspace(low, high, 33)
+        cost = cost_s(service(rejecting, alpha_shift=tried), objective)
+        loses = np.broadcast_to(cost > plain, tried.shape)
+        if high == 1.0 and loses[-1]:
+            return float("inf")
+        if low == 0.0 and not loses[0]:
+            return 0.0
+        first, last = 0, 32
+        while last - first > 1:
+            middle = (first + last) // 2
+            first, last = (middle, last) if loses[middle] else (first, middle)
+        low, high = float(tried[first]), float(tried[last])
     return high

@@ -18,6 +18,7 @@ from perfmodel.specs.draft_methods import MethodKind
 
 # SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
 SNAPKV_WINDOW_TOKENS = 32
+_NONE = np.zeros(())
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -116,15 +117,15 @@ DRAFTERS: dict[tuple[str, str], Drafter] = {
 }
 
 
-def draft_cost(
+def draft_step(
     scenario: Scenario,
     *,
     batch: Floats,
     prompt_tokens: Floats,
     gamma: Floats,
     kv_budget_tokens: Floats,
-) -> DraftCost | None:
-    """The cost of the scenario's draft choice; None without a draft.
+) -> StepTime | None:
+    """Mean time of a draft step (T_D) of the scenario's draft choice; None without a draft.
 
     Parameters
     ----------
@@ -146,19 +147,20 @@ def draft_cost(
     share, method = 1.0 / np.maximum(gamma, 1.0), scenario.plan.method
     if method is not None and method.kind is MethodKind.ONE_PASS:
         first = step(new_tokens=gamma + 1.0)
-        mean = weighted_mean(first, _without_time(first), share=share)
-    elif drafter.has_own_cache and (tokens := _first_tokens(scenario, gamma)) is not None:
+        return weighted_mean(first, _without_time(first), share=share)
+    if drafter.has_own_cache and (tokens := _first_tokens(scenario, gamma)) is not None:
         later = step()
         if method is not None and method.fuses_once:
             later = _without_time(later, "fusion_proj")
-        mean = weighted_mean(step(new_tokens=tokens), later, share=share)
-    else:
-        mean = step()
-    return DraftCost(mean, _start_s(scenario, prompt_tokens, kv_budget_tokens))
+        return weighted_mean(step(new_tokens=tokens), later, share=share)
+    return step()
 
 
 def draft_start_s(
-    scenario: Scenario, prompt_tokens: Floats, cached_tokens: Floats, kv_budget_tokens: Floats
+    scenario: Scenario,
+    prompt_tokens: Floats,
+    kv_budget_tokens: Floats,
+    cached_tokens: Floats = _NONE,
 ) -> Floats:
     """Seconds once per request if the prefix cache has `cached_tokens` of the prompt. [s]
 
@@ -168,21 +170,13 @@ def draft_start_s(
     drafter, rank = _drafter(scenario)
     if rank is None:
         return np.zeros(())
-    whole = _start_s(scenario, prompt_tokens, kv_budget_tokens)
-    if not drafter.has_own_cache:
+    whole = drafter.start_s(rank, prompt_tokens, kv_budget_tokens)
+    if scenario.draft_copies_kv and scenario.plan.policy is DraftPolicy.FULL:
+        whole = whole + _copy_s(rank, prompt_tokens)  # into another type
+    if not drafter.has_own_cache or not np.any(cached_tokens):
         return whole
     before = drafter.start_s(rank, np.maximum(cached_tokens, 1.0), kv_budget_tokens)
     return whole - np.where(cached_tokens > 0.0, before, 0.0)
-
-
-def _start_s(scenario: Scenario, prompt_tokens: Floats, kv_budget_tokens: Floats) -> Floats:
-    """Seconds once per request, with the copy of a cache that is stored in another type."""
-    drafter, rank = _drafter(scenario)
-    assert rank is not None
-    start_s = drafter.start_s(rank, prompt_tokens, kv_budget_tokens)
-    if scenario.draft_copies_kv and scenario.plan.policy is DraftPolicy.FULL:
-        start_s = start_s + _copy_s(rank, prompt_tokens)
-    return start_s
 
 
 def _drafter(scenario: Scenario) -> tuple[Drafter, Rank | None]:

@@ -79,19 +79,21 @@ def service_gain(
 
     at = _At(scenario, objective, batch, prompt_tokens, gamma, kv_budget_tokens)
     value = at.gain()
-    below, above = alpha_shifts(scenario, prompt_tokens, kv_budget_tokens)
+    ends = alpha_shifts(scenario, prompt_tokens, kv_budget_tokens)
+    shifts = np.stack([np.broadcast_to(end, np.shape(value)) for end in ends])
+    lowest, highest = at.gain(alpha_shift=shifts)
     error = np.exp(Z90 * at.ratio_error())
     by_prompts, closed = at.prompt_distances(value)
 
-    def width(other_alpha: Floats, other_factor: Floats, side: float) -> Floats:
-        by_alpha = np.log(value / at.gain(alpha_shift=other_alpha))
+    def width(at_alpha: Floats, other_factor: Floats, side: float) -> Floats:
+        by_alpha = np.log(value / at_alpha)
         by_time = np.log(value / at.gain(rounds=other_factor))
         by_prompt: Floats = np.zeros(())
         for distance in by_prompts:
             by_prompt = np.maximum(by_prompt, side * distance)
         return np.asarray(np.sqrt(by_alpha**2 + by_time**2 + by_prompt**2 + closed**2))
 
-    down, up = width(below, error, 1.0), width(above, 1.0 / error, -1.0)
+    down, up = width(lowest, error, 1.0), width(highest, 1.0 / error, -1.0)
     return Gain(low=value * np.exp(-down), value=value, high=value * np.exp(up))
 
 

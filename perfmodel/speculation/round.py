@@ -29,7 +29,7 @@ from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.workload import fullest_group
-from perfmodel.speculation.drafting import draft_cost
+from perfmodel.speculation.drafting import draft_start_s, draft_step
 from perfmodel.speculation.host import host_wait_s, method_of
 
 
@@ -177,36 +177,19 @@ def estimate(
     if kv_budget_tokens is None and plan.kv_budget_share is not None:
         kv_budget_tokens = plan.budget_at(prompt)
     budget = _array(kv_budget_tokens, plan.kv_budget_tokens or 0)
-    target = target_rank(scenario)
-    draft = draft_cost(scenario, batch=b, prompt_tokens=prompt, gamma=g, kv_budget_tokens=budget)
-    engine = scenario.engine
-    fixed, per_sequence, per_draft, more_per_draft = engine.round_overheads(scenario.tp)
-    drafts, of_host = np.maximum(g, 1.0), fullest_group(b, scenario.dp)
-    overhead = fixed + per_sequence * of_host + per_draft * drafts
-    if scenario.draft is not None and not plan.is_self:
-        overhead = overhead + more_per_draft * drafts
-    step = forward_pass(target, batch=b, context_tokens=prompt)
-    host = fixed + per_sequence * of_host + per_draft if engine.plain_runs_ahead else 0.0
-    plain_overhead = np.maximum(host - step.total_s, 0.0)
-    verify = forward_pass(target, batch=b, context_tokens=prompt, query_tokens=g + 1.0)
-    if engine.host:
-        passes = verify.total_s + (g * draft.step.total_s if draft else 0.0)
-        method = method_of(scenario)
-        plain_overhead = plain_overhead + host_wait_s(
-            scenario, "plain", of_host, prompt, np.zeros(()), step.total_s
-        )
-        overhead = overhead + host_wait_s(scenario, method, of_host, prompt, g, passes)
+    step, plain_overhead = _plain_step(scenario, b, prompt)
+    verify, draft, overhead = _speculative_steps(scenario, b, prompt, g, budget)
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
         scenario=scenario,
         gamma=g,
         target_step=step,
         verify=verify,
-        draft_step=draft.step if draft else None,
+        draft_step=draft,
         overhead_s=np.where(g > 0, overhead, plain_overhead),
         plain_overhead_s=plain_overhead,
-        prefill_s=prefill_pass(target, batch=1, prompt_tokens=prompt).total_s
-        + (draft.start_s if draft else 0.0),
+        prefill_s=prefill_pass(target_rank(scenario), batch=1, prompt_tokens=prompt).total_s
+        + draft_start_s(scenario, prompt, budget),
         tokens_per_round=tokens,
         alpha=alpha,
         memory=memory_estimate(
@@ -214,6 +197,66 @@ def estimate(
         ),
         invalid=(budget > prompt) & (g > 0) & (plan.policy != DraftPolicy.FULL),
     )
+
+
+def round_seconds(
+    scenario: Scenario,
+    *,
+    batch: Floats,
+    prompt_tokens: Floats,
+    gamma: Floats,
+    kv_budget_tokens: Floats,
+) -> Floats:
+    """`RoundEstimate.round_s` alone, without the passes that it does not need. [s]"""
+    plain_s: Floats = np.zeros(())
+    if not np.all(gamma > 0):
+        step, overhead = _plain_step(scenario, batch, prompt_tokens)
+        plain_s = step.total_s + overhead
+    if not np.any(gamma > 0):
+        return np.asarray(plain_s + 0.0 * gamma)
+    verify, draft, overhead = _speculative_steps(
+        scenario, batch, prompt_tokens, gamma, kv_budget_tokens
+    )
+    drafting = gamma * draft.total_s if draft else 0.0
+    return np.where(gamma == 0, plain_s, drafting + verify.total_s + overhead)
+
+
+def _plain_step(scenario: Scenario, batch: Floats, prompt: Floats) -> tuple[StepTime, Floats]:
+    """T_T, and the time of a plain step beyond it."""
+    engine = scenario.engine
+    fixed, per_sequence, per_draft, _ = engine.round_overheads(scenario.tp)
+    of_host = fullest_group(batch, scenario.dp)
+    step = forward_pass(target_rank(scenario), batch=batch, context_tokens=prompt)
+    host = fixed + per_sequence * of_host + per_draft if engine.plain_runs_ahead else 0.0
+    overhead = np.maximum(host - step.total_s, 0.0)
+    if engine.host:
+        overhead = overhead + host_wait_s(
+            scenario, "plain", of_host, prompt, np.zeros(()), step.total_s
+        )
+    return step, overhead
+
+
+def _speculative_steps(
+    scenario: Scenario, batch: Floats, prompt: Floats, gamma: Floats, budget: Floats
+) -> tuple[StepTime, StepTime | None, Floats]:
+    """T_V, T_D, and the overhead of a round with drafts."""
+    engine, plan = scenario.engine, scenario.plan
+    draft = draft_step(
+        scenario, batch=batch, prompt_tokens=prompt, gamma=gamma, kv_budget_tokens=budget
+    )
+    fixed, per_sequence, per_draft, more_per_draft = engine.round_overheads(scenario.tp)
+    drafts, of_host = np.maximum(gamma, 1.0), fullest_group(batch, scenario.dp)
+    overhead = fixed + per_sequence * of_host + per_draft * drafts
+    if scenario.draft is not None and not plan.is_self:
+        overhead = overhead + more_per_draft * drafts
+    verify = forward_pass(
+        target_rank(scenario), batch=batch, context_tokens=prompt, query_tokens=gamma + 1.0
+    )
+    if engine.host:
+        passes = verify.total_s + (gamma * draft.total_s if draft else 0.0)
+        method = method_of(scenario)
+        overhead = overhead + host_wait_s(scenario, method, of_host, prompt, gamma, passes)
+    return verify, draft, overhead
 
 
 def target_rank(scenario: Scenario) -> Rank:

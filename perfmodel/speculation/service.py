@@ -37,7 +37,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.drafting import draft_start_s
 from perfmodel.speculation.host import mixed_pass_host_s
-from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
+from perfmodel.speculation.round import RoundEstimate, estimate, round_seconds, target_rank
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -140,7 +140,7 @@ def service(
     shared = work.prefill is Prefill.SHARED
     queue = _queue(scenario, whole, drafts, rounds, computed) if shared else _no_queue(whole)
     running = whole * rounds / (rounds + queue.passes)
-    middle = estimate(
+    round_s = round_seconds(
         scenario,
         batch=np.maximum(running, 1.0),
         prompt_tokens=prompt + 0.5 * (work.output_tokens - 1),
@@ -151,16 +151,14 @@ def service(
     if shared:
         rows = queue.beside * (drafts + 1.0)
         prompt_s = _prompt_s(scenario, prompt, computed, rows, queue)
-        prompt_s = prompt_s + draft_start_s(scenario, prompt, prompt - computed, budget)
-        prompt_s = prompt_s + _host_s(
-            scenario, whole, computed, drafts, middle.round_s, queue, prompt_s
-        )
+        prompt_s = prompt_s + draft_start_s(scenario, prompt, budget, prompt - computed)
+        prompt_s = prompt_s + _host_s(scenario, whole, computed, drafts, round_s, queue, prompt_s)
     return ServiceEstimate(
         decode=decode,
         batch=whole,
         output_tokens=work.output_tokens,
         prefill_s=prompt_s,
-        round_s=np.asarray(middle.round_s),
+        round_s=round_s,
         rounds=np.where(known, rounds, np.nan),
         passes=queue.passes,
         beside=queue.beside,

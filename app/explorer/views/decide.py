@@ -69,11 +69,11 @@ def show() -> None:
     kind = "gain" if answer.speculates else "plain"
     verdict(_title(answer), *filter(None, sentences), kind=kind)
     _evidence(answer)
-    _numbers(answer)
     st.markdown(
         "Next: [take the plan to your engine](#run-it), see in **Map** where it pays, or compare "
         "it in **Check** with what your engine reports."
     )
+    _numbers(answer)
     _plans(values, answer)
     _lengths()
     pinned.show()

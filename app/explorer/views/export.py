@@ -55,6 +55,10 @@ def _name(point: RoundEstimate) -> str:
     return f"{plan_label(scenario)}, TP {scenario.tp}{draft_tp}"
 
 
+def _show_for(engine: str) -> None:
+    st.session_state["deploy_engine"] = engine
+
+
 def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None:
     """Show the configuration and its benchmark command, or why the engine cannot run the plan.
 
@@ -76,6 +80,10 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
     why = exportability(plan)[engine]
     if why is not None:
         st.info(f"**{plain(ENGINES[engine])} cannot run this plan**: {plain(why)}")
+        for other, obstacle in exportability(plan).items():
+            if obstacle is None:
+                label = f"Show it for {ENGINES[other]}"
+                st.button(label, on_click=_show_for, args=(other,), key=f"show_for_{other}")
         return
     exported = export_plan(engine=engine, plan=plan)
     lines = exported.splitlines()

@@ -25,7 +25,7 @@ from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
 from perfmodel import DraftPlan, Scenario
 from perfmodel.planning import draft_choices, plan_label
-from perfmodel.specs import Workload
+from perfmodel.specs import Workload, named_version, profile_version
 from perfmodel.speculation import GAMMAS
 
 MAP_SIZE = 64
@@ -77,7 +77,7 @@ def _figure(
     scenario = scenario_of(values)
     if kind == "winner":
         if not rivals:
-            st.info("No draft of this target has a measured acceptance.")
+            st.info("No draft that the engine runs has a known acceptance for this target.")
             return None
         grids = [speedup_grid(stated, fixed_gamma=False) for stated in rivals.values()]
         return charts.winner_map(grids, clickable=True)
@@ -141,7 +141,9 @@ def _cell_values(
 
 
 def _rivals(values: Values, scenario: Scenario) -> dict[str, Values]:
-    """Scenarios of every draft to compare, if its acceptance is known, by the draft's name."""
+    """By name, the drafts to compare whose acceptance is known and that the engine runs."""
+    asked = st.session_state["runs_on"]
+    version = named_version(asked) if asked else profile_version(scenario.engine.name)
     considered = st.session_state["drafts"] or [
         f"{draft}:{policy}" for draft, policy in draft_choices(scenario)
     ]
@@ -149,12 +151,14 @@ def _rivals(values: Values, scenario: Scenario) -> dict[str, Values]:
     rivals = {}
     for choice in considered:
         draft, _, policy = choice.partition(":")
-        if scenario.curve_of(draft, policy) is not None:
-            stated = base | {"draft": draft, "draft_policy": policy}
-            if _same_choice(scenario.plan, draft, policy):
-                stated = dict(values)
-            result = tuple(stated.items())
-            rivals[plan_label(scenario_of(result)).rpartition(", γ=")[0]] = result
+        stated = base | {"draft": draft, "draft_policy": policy}
+        if _same_choice(scenario.plan, draft, policy):
+            stated = dict(values)
+        result = tuple(stated.items())
+        rival = scenario_of(result)
+        is_known = rival.acceptance is not None or rival.curve is not None
+        if is_known and rival.obstacle_on(version) is None:
+            rivals[plan_label(rival).rpartition(", γ=")[0]] = result
     return rivals
 
 

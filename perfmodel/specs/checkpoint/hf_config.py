@@ -53,7 +53,7 @@ Off = Annotated[Literal[False], BeforeValidator(_flag)]
 class Strict(BaseModel):
     """Fields without conversion of types."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, frozen=True, defer_build=True)
 
 
 class _Rope(Strict):

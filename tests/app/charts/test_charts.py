@@ -235,11 +235,19 @@ VISION = (
 TO_XYZ = np.array([[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8730]])
 
 
+def linear_rgb(colour: str) -> np.ndarray:
+    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, as in WCAG."""
+    return float(np.array([0.2126, 0.7152, 0.0722]) @ linear_rgb(colour))
+
+
 def seen(colour: str, vision: np.ndarray) -> np.ndarray:
     """A colour in CIE L*a*b*, relative to white."""
-    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    x, y, z = np.cbrt(TO_XYZ @ np.clip(vision @ linear, 0.0, 1.0))
+    x, y, z = np.cbrt(TO_XYZ @ np.clip(vision @ linear_rgb(colour), 0.0, 1.0))
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
@@ -251,6 +259,10 @@ def test_colours_of_drafts_are_distinct_also_for_colour_blind_readers() -> None:
         for one, other in combinations(colours, 2):
             distance = np.linalg.norm(seen(one, vision) - seen(other, vision))
             assert distance > 12, (one, other)  # a just noticeable difference is 2.3
+    pages = [luminance(page) for page in ("#ffffff", "#171614")]
+    for colour in colours:  # WCAG 2.2, 1.4.11
+        assert luminance(colour) + 0.05 >= 3.0 * (pages[1] + 0.05), colour
+        assert pages[0] + 0.05 >= 3.0 * (luminance(colour) + 0.05), colour
 
 
 def test_a_draft_has_one_colour_in_every_chart() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import CONFIG
+from explorer_views import CONFIG, tables
 from streamlit.testing.v1 import AppTest
 
 from app.cli.commands.explore import explorer_command
@@ -198,7 +198,7 @@ def test_a_refit_shows_before_and_after_and_is_used_on_the_page(
     h100 = b"".join([lines[3], *(line for line in lines[4:] if b",h100-sxm," in line)])
     at = uploaded("measurements", "golden.csv", h100, "text/csv", "Check")
     assert not at.exception and not at.error
-    summary = next(f.value for f in at.dataframe if "mean absolute" in f.value.columns)
+    summary = next(f for f in tables(at) if "mean absolute" in f.columns)
     assert set(summary["prediction"]) == {"as shipped", "engine refitted to these rows"}
     at.selectbox(key="machine").select("hgx-h100").run()
     next(b for b in at.button if b.label.startswith("Use the refitted engine")).click().run()

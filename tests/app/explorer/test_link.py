@@ -23,6 +23,7 @@ from app.explorer.state import (
     CHOICES,
     CUSTOM,
     DEFAULTS,
+    FORMER_DEFAULTS,
     FORMER_VIEWS,
     PRESETS,
     RANGES,
@@ -35,13 +36,16 @@ from perfmodel import ConfigError, ModelSpec, Scenario, ScenarioInput, catalog, 
 from perfmodel.specs import METHODS
 
 UPLOADS = (UPLOADED, CUSTOM, REFITTED)
+FORMER_PLAN = {"engine": "specroof", "draft": "self"}  # of a link that states neither
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 
 
 def page(query: dict[str, str] | None = None, view: str = "") -> AppTest:
-    """A new page at a link."""
+    """A new page at a link; by default that of the defaults."""
     at = AppTest.from_file(ENTRY, default_timeout=300)
-    for key, value in (query or {}).items():
+    for key, value in (
+        {k: DEFAULTS[k] for k in FORMER_DEFAULTS} if query is None else query
+    ).items():
         at.query_params[key] = value
     if view:
         at.query_params["view"] = view
@@ -150,7 +154,8 @@ def test_a_link_keeps_every_input_of_the_page() -> None:
                 state[key] = draw.choice([c for c in CHOICES[key] if c not in UPLOADS])
             elif key == "pins":
                 state[key] = [
-                    {"batch": str(draw.randint(1, 99))} for _ in range(draw.randint(0, 4))
+                    FORMER_DEFAULTS | {"batch": str(draw.randint(1, 99))}
+                    for _ in range(draw.randint(0, 4))
                 ]
             elif key in ("reports", "trace", "step_times"):
                 state[key] = pack_files([(draw.choice(texts), draw.choice(texts))])
@@ -406,8 +411,20 @@ def test_links_of_earlier_versions_open_the_view_that_took_over() -> None:
 def test_an_invalid_input_of_a_link_is_reported(key: str, value: str) -> None:
     at = page({"view": "Check"} | {key: value})
     assert len(at.warning) == 1 and not at.error
-    assert plan(at) == parse_scenario(PRESETS["default"]).scenario()
+    assert plan(at) == parse_scenario(PRESETS["default"] | FORMER_PLAN).scenario()
     assert key not in link(at) or link(at)[key] == "Check"
+
+
+def test_a_link_of_an_earlier_version_keeps_its_engine_and_draft() -> None:
+    assert page({"view": "Check"}).session_state["engine"] == "specroof"
+    at = page({"batch": "8"}, view="Check")
+    expected = parse_scenario(PRESETS["default"] | FORMER_PLAN | {"batch": 8}).scenario()
+    assert plan(at) == expected and link(at) == {"batch": "8", "view": "Check"}
+    at.number_input(key="batch").set_value(9).run()
+    assert link(at) == {"batch": "9", "view": "Check"} | FORMER_DEFAULTS
+    assert state_of({})[0]["engine"].startswith("vllm")
+    (pin,) = state_of({"pins": pack(json.dumps([{"tp": "4"}]))})[0]["pins"]
+    assert state_of(pin)[0]["engine"] == "specroof"
 
 
 @pytest.mark.parametrize("tp", ["3", "16"])
@@ -428,6 +445,8 @@ def test_a_link_that_leaves_something_out_says_so() -> None:
     at.file_uploader(key="model_file").set_value(file).run()
     assert plan(at).target.name == "big" and "model_config" not in link(at)
     assert any("link is partial" in caption.value for caption in at.caption)
+    assert plan(page(link(at))).target.name == "big"  # a reload, by the same server
+    st.cache_resource.clear()
     assert "uploaded" in page(link(at)).warning[0].value
 
 
@@ -443,7 +462,7 @@ def test_what_is_uploaded_and_pasted_in_check_is_in_the_link() -> None:
     again.text_area(key="report").set_value("").run()
     again.button(key="remove_step_times").click().run()
     assert not again.error and not again.get("plotly_chart")
-    assert set(link(again)) == {"view", "plain_ms", "round_ms"}
+    assert set(link(again)) == {"view", "plain_ms", "round_ms", *FORMER_DEFAULTS}
 
 
 def test_the_reader_of_a_partial_link_is_told_what_to_add() -> None:
@@ -453,6 +472,8 @@ def test_the_reader_of_a_partial_link_is_told_what_to_add() -> None:
     at.file_uploader(key="report_files").set_value(files).run()
     assert any("leaves out the uploaded reports" in caption.value for caption in at.caption)
     assert link(at)["left_out"].startswith("reports:")
+    assert not page(link(at)).warning
+    st.cache_resource.clear()
     (warning,) = page(link(at)).warning
     assert "the uploaded reports" in warning.value
 

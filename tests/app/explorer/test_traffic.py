@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from explorer_views import tables
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
@@ -31,7 +32,7 @@ def page(query: dict[str, str]) -> AppTest:
 
 
 def table(at: AppTest) -> list[tuple[str, ...]]:
-    frame = next(f.value for f in at.dataframe if "no speculation" in f.value.columns)
+    frame = next(f for f in tables(at) if "no speculation" in f.columns)
     return [tuple(row) for row in frame.to_numpy()]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import CHARTS, UNMEASURED_PRESETS
+from explorer_views import CHARTS, UNMEASURED_PRESETS, tables
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
@@ -43,7 +43,7 @@ from app.explorer.state import (
 from app.explorer.views.frontier import machine_curves, point_curve
 from perfmodel import ConfigError, find_plan, parse_scenario
 from perfmodel.reports import ENGINES
-from perfmodel.specs import parse_slo
+from perfmodel.specs import parse_slo, profile_version
 from perfmodel.units import format_seconds
 
 TINYLLAMA = "llama-2-7b-32k-tinyllama"
@@ -199,7 +199,7 @@ def test_a_plan_has_one_number_under_each_name_in_every_view(seed: int) -> None:
     )
     button(at, "Pin").click().run()
     seen = 0
-    for table in (f.value for f in at.dataframe if GAIN in f.value.columns):
+    for table in (f for f in tables(at) if GAIN in f.columns):
         pinned = {name: table.iloc[-1][name].partition(" (")[0] for name in names}
         assert pinned == of_row
         seen += 1
@@ -268,7 +268,8 @@ def test_decide_shows_the_answer_of_recommend(
     flags += ["--runs-on", runs_on] if runs_on else []
     assert run(["recommend", "--scenario", "default", *flags, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    at = opened(price=2.5, prefill="disaggregated", runs_on=runs_on, prompt_tokens=prompt)
+    inputs = {"price": 2.5, "prefill": "disaggregated", "runs_on": runs_on}
+    at = opened(engine="specroof", prompt_tokens=prompt, **inputs)
     words = at.success[0].value.partition("\n")[2].replace("\\", "").split()
     assert answer["sentence"].split() == words
     shown = {metric.label: metric.value for metric in at.metric}
@@ -283,6 +284,13 @@ def test_decide_shows_the_answer_of_recommend(
     assert any("badge" in text and "vLLM 0.26" in text for text in said(at))
 
 
+def test_the_start_names_an_engine_that_users_have_and_a_plan_that_it_runs() -> None:
+    scenario = parse_scenario(dict(stated_values({}))).scenario()
+    assert profile_version(scenario.engine.name) is not None and scenario.engine_obstacle is None
+    at = opened("Check")
+    assert any(f"engine {scenario.engine.name} (" in text for text in said(at))
+
+
 def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None:
     at = opened(slo="tpot<1us")
     assert "the closest is" in at.warning[0].value and not at.get("plotly_chart")
@@ -292,12 +300,12 @@ def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None
 
 
 def test_do_not_speculate_is_an_answer() -> None:
-    at = opened(batch=1, prompt_tokens=1000, drafts=["self:streamingllm"])
+    at = opened(engine="specroof", batch=1, prompt_tokens=1000, drafts=["self:streamingllm"])
     assert not at.error and "does not pay" in at.info[0].value and at.metric
 
 
 def test_the_binding_limit_and_its_cost_are_shown() -> None:
-    at = opened(slo="tpot<100ms", search_tp=True)
+    at = opened(engine="specroof", slo="tpot<100ms", search_tp=True)
     assert "binding limit: tpot, costs" in texts(at).replace("\\", "")
     assert any("TPOT" in text and "≤" in text for text in said(at))
 
@@ -313,7 +321,7 @@ def test_an_invalid_number_leaves_no_old_answer() -> None:
 
 
 def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
-    at = opened()
+    at = opened(engine="specroof", draft="self:streamingllm")
     plans = [text for text in said(at) if "tokens/s/GPU" in text]
     rival = next(i for i, text in enumerate(plans) if "SnapKV" in text)
     assert not at.button(key=f"use_{rival}").disabled
@@ -322,7 +330,7 @@ def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     assert at.session_state["draft"] == "self:snapkv" and not at.exception
     assert at.button(key=f"use_{rival}").disabled
     button(at, "Pin").click().run()
-    (table,) = [f.value for f in at.dataframe if SPEEDUP in f.value.columns]
+    (table,) = [f for f in tables(at) if SPEEDUP in f.columns]
     assert len(table) == 2
     at.button(key="unpin_2").click().run()
     at.button(key="open_1").click().run()
@@ -331,12 +339,21 @@ def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     assert at.session_state["pins"] == []
 
 
-def test_the_fastest_draft_map() -> None:
-    assert_fine(opened("Map", map_kind="winner"), 1)
+@pytest.mark.parametrize(
+    ("engine", "runs_on", "self_drafts"),
+    [("vllm-0.26", "", False), ("specroof", "", True), ("specroof", "vllm", False)],
+)
+def test_the_fastest_draft_map_has_only_drafts_that_the_engine_runs(
+    engine: str, runs_on: str, self_drafts: bool
+) -> None:
+    at = opened("Map", map_kind="winner", engine=engine, runs_on=runs_on)
+    assert_fine(at, 1)
+    names = at.get("plotly_chart")[0].proto.spec
+    assert ("Self-speculation" in names) == self_drafts and "EAGLE-3" in names
 
 
 def test_a_clicked_cell_is_used_with_its_draft() -> None:
-    at = opened("Map", map_kind="winner")
+    at = opened("Map", map_kind="winner", engine="specroof")
     name = "Self-speculation, SnapKV 2049"
     at.session_state["map_cell"] = (61, 4351, 2, name)
     at.run()
@@ -417,7 +434,7 @@ def test_check_says_what_explain_prints(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(words[1:]) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[0] in at.warning[0].value.replace("\\", "")
-    table = next(f.value for f in at.dataframe if "term" in f.value.columns)
+    table = next(f for f in tables(at) if "term" in f.columns)
     for _, row in table.iterrows():
         assert " ".join([*row[["term", "measured", "predicted", "note"]]]).split() in [
             line.split() for line in printed.splitlines()
@@ -449,7 +466,7 @@ def test_a_checkpoint_that_cannot_be_exported_is_one_message() -> None:
 
 def test_a_distribution_shows_every_length() -> None:
     at = opened(prompt_mix="4000:50, 32000:50")
-    assert any("share" in frame.value.columns for frame in at.dataframe)
+    assert any("share" in frame.columns for frame in tables(at))
     assert dict(at.session_state["values"])["prompt_tokens"] == 18_000
     assert mean_prompt(prompt_mix("1000:1;3000:3")) == 2500
 

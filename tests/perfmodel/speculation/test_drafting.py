@@ -14,7 +14,7 @@ from perfmodel import estimate
 from perfmodel.passes.forward import forward_pass
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.speculation import target_rank
-from perfmodel.speculation.drafting import DRAFTERS, draft_cost
+from perfmodel.speculation.drafting import DRAFTERS, draft_start_s, draft_step
 
 CONTEXTS = np.array([2048.0, 8192.0, 32_768.0, 131_072.0])
 BUDGETED = (("self", "streamingllm"), ("self", "snapkv"), ("llama-3.2-1b", "streamingllm"))
@@ -25,15 +25,15 @@ def step_s(
     **values: object,
 ) -> object:  # fmt: skip
     scenario = a_scenario(**values)
-    cost = draft_cost(
+    step = draft_step(
         scenario,
         batch=np.asarray(batch),
         prompt_tokens=np.asarray(context, float),
         gamma=np.asarray(gamma),
         kv_budget_tokens=np.asarray(budget),
     )
-    assert cost is not None
-    return cost.step.total_s
+    assert step is not None
+    return step.total_s
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -69,7 +69,7 @@ def test_a_self_draft_with_the_full_cache_has_the_attention_of_the_target(
     gpu: str, engine: str
 ) -> None:
     scenario = a_scenario(draft="self", draft_policy="full", gpu=gpu, engine=engine)
-    cost = draft_cost(
+    step = draft_step(
         scenario,
         batch=np.asarray(16.0),
         prompt_tokens=CONTEXTS,
@@ -77,10 +77,8 @@ def test_a_self_draft_with_the_full_cache_has_the_attention_of_the_target(
         kv_budget_tokens=np.asarray(0.0),
     )
     plain = forward_pass(target_rank(scenario), batch=16, context_tokens=CONTEXTS)
-    assert cost is not None
-    np.testing.assert_array_equal(
-        cost.step.part("attention").seconds, plain.part("attention").seconds
-    )
+    assert step is not None
+    np.testing.assert_array_equal(step.part("attention").seconds, plain.part("attention").seconds)
 
 
 @settings(max_examples=30, deadline=None)
@@ -143,15 +141,8 @@ def test_a_self_draft_reads_one_token_a_step_at_any_gamma(policy: str) -> None:
 
 def start_s(**values: object) -> float:
     scenario = a_scenario(**values)
-    budget = scenario.plan.kv_budget_tokens or 0
-    cost = draft_cost(
-        scenario,
-        batch=np.asarray(64.0),
-        prompt_tokens=np.asarray(float(scenario.workload.prompt_tokens)),
-        gamma=np.asarray(float(scenario.plan.gamma)),
-        kv_budget_tokens=np.asarray(float(budget)),
-    )
-    return 0.0 if cost is None else float(cost.start_s)
+    prompt, budget = scenario.workload.prompt_tokens, scenario.plan.kv_budget_tokens or 0
+    return float(draft_start_s(scenario, np.asarray(float(prompt)), np.asarray(float(budget))))
 
 
 def test_draft_none_costs_nothing() -> None:
