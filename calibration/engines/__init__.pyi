@@ -6,14 +6,14 @@ from .plan import METHODS as METHODS
 from .plan import Plan as Plan
 from .plan import PlanOptions as PlanOptions
 from .plan import plan_run as plan_run
+from .profile_file import profile_text as profile_text
+from .profile_file import refitted_text as refitted_text
 from .records import EngineRecords as EngineRecords
 from .records import Setup as Setup
 from .records import catalog_gpu as catalog_gpu
 from .records import joined as joined
 from .records import read_engine_records as read_engine_records
 from .report import engine_report as engine_report
-from .report import profile_text as profile_text
-from .report import refitted_text as refitted_text
 from .report import report_dict as report_dict
 from .report import report_lines as report_lines
 from .run import run_plan as run_plan

@@ -8,7 +8,7 @@ the best measurement (regret). Both use the workloads that were timed under seve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,22 +16,15 @@ from numpy.typing import NDArray
 
 from calibration.engines.fit import EngineFit, grouped, predicted
 from calibration.engines.records import EngineRecords, PointRecord
-from calibration.fit.magicdec import fit_rows
-from calibration.records.published import PublishedRow
-from calibration.records.toml_file import significant, toml_text, with_table
-from perfmodel import catalog
 from perfmodel.acceptance import tokens_per_round_iid
-from perfmodel.catalog.engines import engine_profile
-from perfmodel.specs import EngineProfile, HostCosts
-from perfmodel.units import GB, US
+from perfmodel.specs import EngineProfile
+from perfmodel.units import US
 
 Array = NDArray[np.float64]
 
 ALPHAS = (0.6, 0.7, 0.8, 0.9)  # for which decisions are validated
 NEAR_TIE = 0.03  # speedups this close to 1 do not count as a decision
 TOLERANCES = {"plain": 3.0, "rounds": 5.0, "worst": 15.0, "regret": 2.0}  # percent
-NOTE = "Written by `specroof calibrate engine`."
-LEAST_SPEEDUP_ERROR = 0.02  # lower bound of a profile's `speedup_error`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,55 +117,6 @@ def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
         decisions=tuple(decisions),
         regrets=tuple(regrets),
     )
-
-
-def profile_text(report: EngineReport, shipped: str | None = None) -> str:
-    """The catalog file of the profile, whose keys state their units.
-
-    Parameters
-    ----------
-    shipped : str, optional
-        The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
-    """
-    timed = {error.record.point.setup.tp for error in (*report.fitted, *report.held_back)}
-    values = _entries(report.fit.profile) | {"speedup_error": speedup_error(report)}
-    values["timed_tp"] = sorted(timed) or [1]
-    if shipped is None:
-        general = {"name": report.name, **values, "origin": "assumed"}
-        general.pop("attention_tail_share", None)  # of one kernel on one architecture
-        header = f"{NOTE}\nValues for GPUs that were not measured; [gpu.NAME] overrides them."
-        shipped = toml_text(general, header=header)
-    hidden = ", ".join(f"{t.method} {t.field}".strip() for t in report.fit.unresolved)
-    note = f"{NOTE[:-1]}; no point depended on {hidden}." if hidden else NOTE
-    return with_table(shipped, "gpu", report.gpu, values, note=note)
-
-
-def refitted_text(rows: Sequence[PublishedRow], *, name: str) -> str:
-    """The engine profile of the first row, refitted to all rows, as a file for `--engine`.
-
-    Its `speedup_error` remains that of the profile, because no row was held back.
-    """
-    fit = fit_rows(rows)
-    profile = fit.apply(engine_profile(rows[0].engine, catalog.gpu(rows[0].gpu)))
-    entries = {"name": name} | _entries(profile)
-    host = entries.pop("host")
-    entries |= {
-        "origin": "fitted",
-        "source": f"{len(rows)} rows of {rows[0].gpu}, starting from engine {rows[0].engine}",
-        "measured_on": fit.gpu,
-        "timed_tp": list(fit.tp),
-        "timed_targets": list(fit.targets),
-        "speedup_error": profile.speedup_error,
-    }
-    entries |= {"host": host} if host else {}
-    return toml_text(entries, header="Engine profile refitted to measured step times")
-
-
-def speedup_error(report: EngineReport) -> float:
-    """Standard error of a predicted speedup, which combines the errors of a step and a round."""
-    errors = [np.log(e.predicted_s / e.record.seconds) for e in report.held_back or report.fitted]
-    each = float(np.sqrt(np.mean(np.square(errors))))
-    return significant(max(LEAST_SPEEDUP_ERROR, np.sqrt(2.0) * each), 3)
 
 
 def report_lines(report: EngineReport) -> list[str]:
@@ -317,40 +261,3 @@ def _error_dict(error: PointError) -> dict[str, Any]:
         "predicted_s": error.predicted_s,
         "error_percent": error.percent,
     }
-
-
-_STATED_APART = (
-    "default_graphs", "name", "measured_on", "timed_tp", "timed_targets", "host", "speedup_error",
-)  # fmt: skip
-
-
-def _entries(profile: EngineProfile) -> dict[str, Any]:
-    """The fields that differ from their defaults, by catalog key and in its unit."""
-    plain = {f.name: f.default for f in fields(EngineProfile)}
-    shown: dict[str, Any] = {}
-    for name in (f.name for f in fields(EngineProfile)):
-        value = getattr(profile, name)
-        if name in _STATED_APART or value == plain[name]:
-            continue
-        shown |= _keyed(name, value)
-    shown["reserved_GB"] = significant(profile.reserved_bytes / GB, 4)
-    shown["host"] = [
-        {
-            key: value
-            for f in fields(HostCosts)
-            if f.name == "method" or getattr(costs, f.name) != f.default
-            for key, value in _keyed(f.name, getattr(costs, f.name)).items()
-        }
-        for costs in profile.host
-    ]
-    return shown
-
-
-def _keyed(name: str, value: Any) -> dict[str, Any]:
-    if name.endswith("_s"):
-        return {f"{name.removesuffix('_s')}_us": significant(value / US, 5)}
-    if name.endswith("_bytes"):
-        return {f"{name.removesuffix('_bytes')}_GB": significant(value / GB, 4)}
-    if isinstance(value, float):
-        return {name: significant(value, 5)}
-    return {name: str(value) if isinstance(value, str) else value}

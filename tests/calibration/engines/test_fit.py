@@ -18,8 +18,9 @@ from calibration.engines.fit import (
     predicted,
     reserved_bytes,
 )
+from calibration.engines.profile_file import profile_text
 from calibration.engines.records import EngineRecords, StartRecord, read_engine_records
-from calibration.engines.report import engine_report, profile_text, report_dict, report_lines
+from calibration.engines.report import engine_report, report_dict, report_lines
 from calibration.engines.terms import terms_of
 from perfmodel import ConfigError, EngineProfile, catalog
 from perfmodel.catalog.engines import engine_profile
@@ -139,6 +140,7 @@ def test_the_written_profile_is_the_fitted_one(
     assert (read.name, read.origin, read.measured_on) == ("vllm-0.26", "fitted", "h200")
     assert f"{len(known[0].points)} points measured with vllm 0.26.0 on NVIDIA H200" in read.source
     assert read.linear_factor == pytest.approx(fit.profile.linear_factor, rel=1e-4)
+    assert read.timed_targets == ("llama-3.1-8b",)
     assert len(read.host) == len(fit.profile.host)
     for one, other in zip(read.host, fit.profile.host, strict=True):
         assert (one.method, one.overlapped) == (other.method, other.overlapped)
