@@ -36,7 +36,7 @@ def print_prediction(prediction: Mapping[str, Any], console: Console) -> None:
     print_table(_round_table(prediction), console)
     console.print(_types_line(prediction["types"]))
     console.print(_memory_line(prediction))
-    console.print(prediction["evidence"]["sentence"], soft_wrap=True)
+    console.print(prediction["evidence"]["sentence"])
     print_notes(prediction["notes"], console)
 
 

@@ -60,7 +60,7 @@ def print_simulation(result: Mapping[str, Any], console: Console) -> None:
         console.print(gain_line(gain))
     if line := closed_form_line(result):
         console.print(line)
-    console.print(result["evidence"]["sentence"], soft_wrap=True)
+    console.print(result["evidence"]["sentence"])
     print_notes(result["notes"], console)
 
 

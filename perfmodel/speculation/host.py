@@ -7,6 +7,8 @@ the first launch:
     round = h + max(t, l)        the host and the GPU take turns (synchronous scheduling)
     round = max(t, h + l)        the host works in parallel with the GPU (asynchronous scheduling)
 
+A round is also scheduled like a plain step, so it does not end before such a step would.
+
 A pass that is a full CUDA graph is a single launch, which h includes. A draft step without one
 costs a launch per step and layer, and so does each layer of a target pass with a piecewise graph
 or with more tokens than any graph.
@@ -47,9 +49,12 @@ def host_wait_s(
     if costs.lookup_token_s:
         before = before + costs.lookup_token_s * batch * prompt_tokens
     launches = _launches_s(scenario, costs, batch, gamma)
-    if costs.overlapped:
-        return np.asarray(np.maximum(before + launches - passes_s, 0.0))
-    return np.asarray(before + np.maximum(launches - passes_s, 0.0))
+    wait = _wait_s(costs, before, launches, passes_s)
+    plain = scenario.engine.host_costs("plain")
+    if plain is None:
+        return wait
+    scheduling = plain.step_s + plain.sequence_s * batch
+    return np.maximum(wait, _wait_s(plain, scheduling, np.zeros(()), passes_s))
 
 
 def mixed_pass_host_s(
@@ -88,6 +93,12 @@ def method_of(scenario: Scenario) -> str:
     if plan.method is not None:
         return plan.draft
     return "plain" if plan.draft == "none" else "draft"
+
+
+def _wait_s(costs: HostCosts, before: Floats, launches: Floats, passes_s: Floats) -> Floats:
+    if costs.overlapped:
+        return np.asarray(np.maximum(before + launches - passes_s, 0.0))
+    return np.asarray(before + np.maximum(launches - passes_s, 0.0))
 
 
 def _launches_s(scenario: Scenario, costs: HostCosts, batch: Floats, gamma: ArrayLike) -> Floats:

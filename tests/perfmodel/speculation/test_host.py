@@ -131,3 +131,26 @@ def test_a_grid_equals_its_points() -> None:
         for j, g in enumerate(gamma):
             one = estimate(scenario, batch=b, gamma=g, prompt_tokens=4096)
             assert grid.round_s[i, j] == pytest.approx(float(one.round_s))
+
+
+@pytest.mark.parametrize("engine", ["specroof", "magicdec", "vllm", "sglang", "tensorrt-llm"])
+@pytest.mark.parametrize(
+    ("target", "draft"),
+    [
+        ("llama-3.2-1b", "eagle3"),
+        ("llama-3.2-1b", "ngram"),
+        ("llama-3.1-8b", "eagle3"),
+        ("llama-3.1-8b", "p-eagle"),
+        ("llama-3.1-8b", "llama-3.2-1b"),
+    ],
+)
+def test_drafts_that_are_never_accepted_never_pay(engine: str, draft: str, target: str) -> None:
+    policy = {"draft_policy": "full"} if draft == "llama-3.2-1b" else {}
+    for gpu in ("h200", "h100-sxm", "b200", "a100-sxm-80gb", "mi300x"):
+        for tp in (1, 8):
+            scenario = a_scenario(
+                target=target, engine=engine, gpu=gpu, tp=tp, draft=draft, gamma=1, acceptance=0.0,
+                prompt_tokens=500, **policy,
+            )  # fmt: skip
+            point = estimate(scenario, batch=np.array([1, 2, 8, 64, 512]), gamma=[[1], [3], [7]])
+            assert np.all(point.speedup <= 1.0 + 1e-9), (gpu, tp)
