@@ -109,6 +109,13 @@ EXPERTS = CONFIG | {
     "mlp_only_layers": [0], "decoder_sparse_step": 2, "shared_expert_intermediate_size": 512,
 }  # fmt: skip
 del EXPERTS["attention_bias"], EXPERTS["mlp_bias"]
+NOT_OF_FAMILY = {
+    "qwen3_moe": ("shared_expert_intermediate_size",),
+    "qwen3_vl_moe_text": ("shared_expert_intermediate_size",),
+    "qwen3_5_moe_text": ("decoder_sparse_step", "mlp_only_layers"),
+    "hunyuan_v1_moe": ("moe_intermediate_size",),
+    "minimax_m2": ("sliding_window",),
+}
 QUANTISED = {
     "fp8": {"quant_method": "fp8", "weight_block_size": [128, 128],
             "modules_to_not_convert": ["lm_head"]},
@@ -253,10 +260,10 @@ def _models() -> Iterator[Case]:
         fields = {k: v for k, v in EXPERTS.items() if k in family.model_fields}
         if "layer_types" in fields:  # it states the same
             fields.pop("sliding_window_pattern", None)
-        if "_vl" in kind or "4v" in kind:  # their positions have other types
+        if "_vl" in kind or "4v" in kind or "3_5" in kind:  # their positions have other types
             fields.pop("rope_scaling", None)
-        if kind in ("qwen3_moe", "qwen3_vl_moe_text"):  # they have no shared experts
-            del fields["shared_expert_intermediate_size"]
+        for field in NOT_OF_FAMILY.get(kind, ()):
+            fields.pop(field, None)
         text = json.dumps({"model_type": kind} | fields, indent=2)
         yield Case(f"config {kind}", f"{PREDICT} --target FILE", "config.json", text, 10)
     gemma = {"model_type": "gemma3_text", "num_hidden_layers": 26, "hidden_size": 1152,
