@@ -83,6 +83,11 @@ def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
             "attention uses vLLM's measured kernels with FlashInfer's scheduling rules, "
             "checked on one H200 only"
         )
+    if scenario.plan.speculates and scenario.kernels.attention.tensor_core_error:
+        notes.append(
+            f"FlashInfer pads query rows to 16, 64 or multiples of 128, and its FLOP/s on "
+            f"{gpu.name} are assumed: they bound T_V with many rows, and the interval is wider"
+        )
     targets = scenario.engine.timed_targets
     if targets and scenario.target.name not in targets:
         notes.append(

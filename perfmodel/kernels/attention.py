@@ -74,6 +74,8 @@ class AttentionCurve(ABC):
 
     # Whether `kv_tokens` in `seconds` includes the tokens of the queries, as in the measurements.
     counts_new_tokens = False
+    # Standard error of ln(FLOP/s) of passes with several query tokens, where these are assumed.
+    tensor_core_error: float = 0.0
 
     def seconds(
         self,

@@ -58,16 +58,20 @@ def _attention(
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     element = dtype_bytes(rank.kv_dtype)
     shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
-    read = kv + query if curve.counts_new_tokens else kv
-    seconds = curve.seconds(
+    timed = partial(
+        curve.seconds,
         batch=batch,
-        kv_tokens=read,
-        query_tokens=query,
         **shape,
         peak_flops=gpu.peak_flops,
         hbm_bandwidth=gpu.hbm_bandwidth,
         kv_bytes_per_element=element,
     )
+    new = query if curve.counts_new_tokens else np.zeros(())
+    seconds = timed(kv_tokens=kv + new, query_tokens=query)
+    if rank.origin == Origin.EXTRAPOLATED and np.any(query > 1):
+        # Another GPU's tables may have taller tiles faster; the same cache is read all the same.
+        plain = timed(kv_tokens=kv + np.minimum(new, 1.0), query_tokens=np.ones(()))
+        seconds = np.maximum(seconds, plain)
     ratio, origin = _kv_factor(rank, batch * kv_heads, kv)
     seconds = seconds * ratio
     engine = rank.engine

@@ -13,15 +13,28 @@ USE_SPECROOF = "export to specroof, whose runtime supports it."
 
 def obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     """The reason why the engine cannot run the plan, with a remedy; None if it can."""
-    if plan.scenario.ep > 1:
-        return "export does not support expert parallelism yet; use ep=1."
     return (
-        _id_obstacle("target", plan.target_id, plan.scenario.target.name)
+        _expert_obstacle(version, plan)
+        or _id_obstacle("target", plan.target_id, plan.scenario.target.name)
         or _dtype_obstacle(version, plan)
         or _block_obstacle(version, plan)
         or _size_obstacle(plan)
         or (_draft_obstacle(version, plan) if plan.most_drafts else None)
     )
+
+
+def _expert_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    """Why the engine cannot divide the experts, or the sequences, as the plan does."""
+    scenario = plan.scenario
+    if scenario.dp > 1:
+        return "export does not support data-parallel attention yet; use dp=1."
+    if scenario.ep == 1 or version.expert_parallel == "any":
+        return None
+    if not version.expert_parallel:
+        return "export does not support expert parallelism with this engine yet; use ep=1."
+    if scenario.ep != scenario.tp:
+        return f"it divides experts among all ranks or none; use ep=1 or ep={scenario.tp}."
+    return None
 
 
 def _id_obstacle(kind: str, model_id: str, name: str) -> str | None:
@@ -72,7 +85,9 @@ def _other_types(plan: ExportPlan) -> str | None:
 
 def _block_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     scenario = plan.scenario
-    reason = block_obstacle(version, scenario.target, scenario.target_types, tp=scenario.tp)
+    reason = block_obstacle(
+        version, scenario.target, scenario.target_types, tp=scenario.tp, ep=scenario.ep
+    )
     return reason and f"{reason}."
 
 

@@ -23,6 +23,7 @@ def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
     command = [
         *("vllm", "serve", plan.target_id),
         *("--tensor-parallel-size", str(plan.scenario.tp)),
+        *(("--enable-expert-parallel",) if plan.scenario.ep > 1 else ()),
         *("--max-num-seqs", str(plan.batch)),
         *("--max-model-len", str(plan.served_tokens)),
         *("--max-num-batched-tokens", str(plan.step_tokens)),
@@ -108,6 +109,7 @@ def sglang(version: EngineVersion, plan: ExportPlan) -> list[str]:
     command = [
         *("python", "-m", "sglang.launch_server", "--model-path", plan.target_id),
         *("--tp-size", str(plan.scenario.tp)),
+        *(("--ep-size", str(plan.scenario.ep)) if plan.scenario.ep > 1 else ()),
         *("--max-running-requests", str(plan.batch)),
         *("--cuda-graph-max-bs-decode", str(plan.batch)),
         *("--context-length", str(plan.served_tokens)),
@@ -193,6 +195,11 @@ def _heading(version: EngineVersion, plan: ExportPlan) -> list[str]:
         ]
     if plan.most_drafts and plan.method in version.eager_drafts:
         lines += [f"# {version.label} runs this draft without CUDA graphs, which is slow."]
+    if plan.scenario.ep > 1:
+        lines += [
+            "# Experts are divided, but all ranks keep all tokens: layers have two all-reduces",
+            "# here, where the prediction has one and two all-to-alls.",
+        ]
     draft = plan.scenario.draft
     if plan.most_drafts and draft is not None and draft.max_context_tokens < plan.request_tokens:
         lines += [

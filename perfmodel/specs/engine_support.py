@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from perfmodel.errors import ConfigError, either, unknown_name
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
@@ -50,6 +51,7 @@ class EngineVersion:
     has_schedule: bool = False  # γ by batch size
     full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
     online_fp8: bool = True  # quantises bf16 checkpoints to fp8 when it loads them
+    expert_parallel: Literal["", "all", "any"] = ""  # groups of ranks: those of TP, or any divisor
     whole_blocks: bool = True  # refuses to divide the blocks of fp8_block among ranks
 
 
@@ -59,6 +61,7 @@ VERSIONS = (
         version="0.23",
         label="vLLM 0.23",
         methods=_VLLM_METHODS,
+        expert_parallel="all",
         eager_drafts=frozenset({"draft"}),
     ),
     EngineVersion(
@@ -66,6 +69,7 @@ VERSIONS = (
         version="0.26",
         label="vLLM 0.26",
         methods=_VLLM_METHODS,
+        expert_parallel="all",
         mixed_graphs=frozenset({"eagle3", "mtp", "dflash"}),
         piecewise_drafts=frozenset({"draft"}),
         has_schedule=True,
@@ -75,6 +79,7 @@ VERSIONS = (
         engine="sglang",
         version="0.5",
         label="SGLang 0.5",
+        expert_parallel="any",
         methods={
             "draft": "STANDALONE",
             "eagle3": "EAGLE3",

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from perfmodel import catalog
 from perfmodel._typing import Bools, Floats
+from perfmodel.kernels.attention import SMOOTH_MAX
 from perfmodel.passes.communication import sum_error
 from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.rank import Rank
@@ -84,8 +85,9 @@ def ratio_error(
 ) -> Floats:
     """Standard error of ln(speedup) that follows from that of step times.
 
-    Combines `relative_error`, the errors of experts and all-to-alls, and those of several ranks: of
-    an all-reduce that was not measured, and of ranks at which the engine was not timed.
+    Combines `relative_error`, the errors of experts and all-to-alls, that of assumed FLOP/s of
+    attention, and those of several ranks: of an all-reduce that was not measured, and of ranks at
+    which the engine was not timed.
 
     Parameters
     ----------
@@ -96,8 +98,8 @@ def ratio_error(
     """
     links = np.subtract(*_link_delays(scenario, point, batch))
     unsplit = np.subtract(*_split_delays(scenario, point, batch, prompt_tokens))
-    parts = _parts_error(scenario, point)
-    return _total(relative_error(scenario), _ranks_error(scenario), links, unsplit, parts)
+    parts, rows = _parts_error(scenario, point), _rows_error(scenario, point)
+    return _total(relative_error(scenario), _ranks_error(scenario), links, unsplit, parts, rows)
 
 
 def _total(*errors: ArrayLike) -> Floats:
@@ -122,7 +124,8 @@ def pair_error(one: Scenario, other: Scenario) -> float:
     experts = rows * max(float(_parts_error(plan)) for plan in both)
     apart = TP_ERROR * math.sqrt(abs(math.log2(one.tp / other.tp)))
     first, second = (float(np.subtract(*_split_delays(plan))) for plan in both)
-    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart, first - second)
+    tiles = float(_rows_error(one)) - float(_rows_error(other))
+    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart, first - second, tiles)
 
 
 def time_error(scenario: Scenario) -> float:
@@ -135,7 +138,8 @@ def time_error(scenario: Scenario) -> float:
     error = _kernel_error(scenario, own, _by_distance(SISTER_STEP_ERROR, architecture, bound))
     ranks = TP_STEP_ERROR * math.sqrt(_doublings(scenario))
     links, unsplit = _link_delays(scenario)[0], _split_delays(scenario)[0] / Z90
-    return float(_total(error, ranks, links, unsplit, _parts_error(scenario)))
+    parts, rows = _parts_error(scenario), _rows_error(scenario)
+    return float(_total(error, ranks, links, unsplit, parts, rows))
 
 
 def relative_error(scenario: Scenario) -> float:
@@ -233,6 +237,22 @@ def _parts_error(scenario: Scenario, point: RoundEstimate | None = None) -> Floa
     verify = (point or estimate(scenario)).verify
     errors = [PART_ERRORS.get(part.name, 0.0) * part.seconds for part in verify.parts]
     return _total(*(error / verify.total_s for error in errors))
+
+
+def _rows_error(scenario: Scenario, point: RoundEstimate | None = None) -> Floats:
+    """Standard error of ln(round) that follows from assumed FLOP/s of attention in T_V.
+
+    They bound the share of T_V's attention by which it exceeds that of T_T, in the 4-norm of bytes
+    and FLOPs (`smooth_max`).
+    """
+    error = scenario.kernels.attention.tensor_core_error
+    if not error or scenario.target.latent is not None or not scenario.plan.speculates:
+        return _NONE
+    point = point or estimate(scenario)
+    verify = point.verify.group_s("attention")
+    plain = np.minimum(point.target_step.group_s("attention"), verify)
+    bound = verify * (1.0 - (plain / verify) ** SMOOTH_MAX)
+    return np.where(point.gamma > 0, np.log1p(np.expm1(error) * bound / point.round_s), 0.0)
 
 
 def _link_delays(

@@ -92,6 +92,7 @@ HARMLESS_FIELDS = frozenset((
     "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
     "typical_p", "use_bfloat16", "use_cache",
 ))  # fmt: skip
+MOST_LISTED = 20  # unknown fields in one message
 HARMLESS_STARTS = ("_", "unsloth_")
 HARMLESS_ENDS = ("_dropout", "_pdrop", "_loss_coef", "_token_id", "_token_ids", "_token_index")
 
@@ -113,18 +114,30 @@ def check_refused(config: Mapping[str, Any], name: str, read: Collection[str] = 
 def check_known(
     config: Mapping[str, Any], name: str, model_type: str, known: Collection[str]
 ) -> None:
-    """Raise a `ConfigError` if a field has an effect and is neither `known` nor harmless.
+    """Raise a `ConfigError` if fields have an effect and are neither `known` nor harmless.
 
     A later version of a family may have fields that this one does not model.
     """
-    for field, value in config.items():
-        if field in known or field in HARMLESS_FIELDS or has_no_effect(field, value):
-            continue
-        if not field.startswith(HARMLESS_STARTS) and not field.endswith(HARMLESS_ENDS):
-            raise ConfigError(
-                f"{name}: {shown(field)[1:-1]}={shown(value)} is not supported for model_type "
-                f"{model_type}; remove it from the config if it does not change the model"
-            )
+    unknown = [
+        f"{shown(field)[1:-1]}={shown(value)}"
+        for field, value in config.items()
+        if field not in known
+        and field not in HARMLESS_FIELDS
+        and not has_no_effect(field, value)
+        and not field.startswith(HARMLESS_STARTS)
+        and not field.endswith(HARMLESS_ENDS)
+    ]
+    if not unknown:
+        return
+    one = len(unknown) == 1
+    listed = ", ".join(unknown[:MOST_LISTED])
+    if len(unknown) > MOST_LISTED:
+        listed += f" and {len(unknown) - MOST_LISTED} more"
+    raise ConfigError(
+        f"{name}: {listed} {'is' if one else 'are'} not supported for model_type {model_type}; "
+        + ("remove it from the config if it does" if one else "remove those that do")
+        + " not change the model"
+    )
 
 
 def has_no_effect(field: str, value: object) -> bool:

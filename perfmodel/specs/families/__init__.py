@@ -125,7 +125,11 @@ def _without_aliases(config: Mapping[str, Any], family: type[Text], name: str) -
     fields = dict(config)
     for alias, field in family.aliases:
         value = fields.pop(alias, None)
-        if value is not None and fields.setdefault(field, value) != value:
+        if value is None:
+            continue
+        if fields.get(field) is None:
+            fields[field] = value
+        if mixtures.same(fields[field]) != mixtures.same(value):
             raise ConfigError(
                 f"{name}: {alias}={shown(value)} contradicts {field}={shown(fields[field])}; "
                 f"remove one of them"

@@ -119,7 +119,8 @@ class HunyuanDense(Text):
     ignored = (  # most are not fields of transformers' class, but the hub has them
         f"{Text.ignored} cla_share_factor org_vocab_size norm_type position_embedding_xdrope "
         "use_rotary_pos_emb pool_type dense_list class_num im_start_id im_end_id im_newline_id "
-        "text_start_id text_end_id mask_init_id video_start_id video_end_id eod_token_id"
+        "text_start_id text_end_id mask_init_id video_start_id video_end_id eod_token_id pad_id "
+        "num_media_embeds anyres_pooling_size anyres_vit_max_image_size anyres_vit_two_views"
     )
     aliases = (("attention_head_dim", "head_dim"),)
     head_norms = True

@@ -97,7 +97,7 @@ class MiniMaxM2(EveryLayer, Olmo2):
     sliding_window: None = None
 
 
-def _same(value: object) -> object:
+def same(value: object) -> object:
     """A list with one value for all layers, as that value."""
     is_uniform = isinstance(value, list) and value and all(one == value[0] for one in value)
     return value[0] if isinstance(value, list) and is_uniform else value
@@ -118,10 +118,10 @@ class HunyuanMoe(EveryLayer):
         ("num_local_experts", "num_experts"),
         *HunyuanDense.aliases,
     )
-    num_experts: Annotated[Count, BeforeValidator(_same)] = 1
-    num_experts_per_tok: Annotated[Count, BeforeValidator(_same)] = 1
-    moe_intermediate_size: Annotated[Count | None, BeforeValidator(_same)] = None
-    num_shared_expert: Annotated[Literal[1], BeforeValidator(_same)] = 1
+    num_experts: Annotated[Count, BeforeValidator(same)] = 1
+    num_experts_per_tok: Annotated[Count, BeforeValidator(same)] = 1
+    moe_intermediate_size: Annotated[Count | None, BeforeValidator(same)] = None
+    num_shared_expert: Annotated[Literal[1], BeforeValidator(same)] = 1
     moe_layer_num_skipped: Literal[0] = 0
     use_qk_norm: On = True
     use_cla: Off = False

@@ -30,7 +30,8 @@ class Shared(Text):
     num_experts_per_tok: Count
     n_shared_experts: Whole | None = 1
     first_k_dense_replace: Whole = 1
-    num_nextn_predict_layers: Whole = 1
+    moe_layer_freq: Literal[1] = 1
+    num_nextn_predict_layers: Whole | None = 1
     n_group: Whole | None = None
     topk_group: Whole | None = None
 
@@ -42,10 +43,9 @@ class Shared(Text):
                 f"{self.num_hidden_layers} layers; use at most that many"
             )
         states_mtp = "num_nextn_predict_layers" in self.model_fields_set
+        mtp_layers = (self.num_nextn_predict_layers or 0) if states_mtp else 0
         return with_experts(
-            replace(
-                super().spec(name), mtp_layers=self.num_nextn_predict_layers if states_mtp else 0
-            ),
+            replace(super().spec(name), mtp_layers=mtp_layers),
             layers=self.mixtures(name),
             count=self.n_routed_experts,
             top_k=self.num_experts_per_tok,
@@ -91,7 +91,6 @@ class DeepSeek(Shared):
     n_routed_experts: Count = 256
     num_experts_per_tok: Count = 8
     first_k_dense_replace: Whole = 3
-    moe_layer_freq: Literal[1] = 1
     kv_lora_rank: Count = 512
     q_lora_rank: Count | None = 1536
     qk_rope_head_dim: Count = 64

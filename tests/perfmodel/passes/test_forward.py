@@ -72,6 +72,16 @@ def test_no_factor_makes_attention_faster_than_the_memory(gpu: str, engine: str,
         assert np.all(part.seconds >= part.memory_s)
 
 
+@pytest.mark.parametrize("gpu", sorted({*catalog.gpu_names()} - {*MEASURED_GPUS, "b200"}))
+def test_carried_curves_never_make_a_verification_faster_than_a_plain_step(gpu: str) -> None:
+    """Also if the taller tile of the measured GPU reads faster; both read the same cache."""
+    rank = a_rank(gpu=gpu, target="qwen3-235b-a22b", tp=2)
+    batch, context = np.array([1.0, 32.0, 64.0])[:, None, None], np.array([4e3, 1e5])[:, None]
+    at = {"batch": batch, "context_tokens": context}
+    verify = forward_pass(rank, query_tokens=np.arange(2.0, 10.0), **at)
+    assert np.all(verify.total_s >= forward_pass(rank, **at).total_s)
+
+
 @FEW
 @given(rank=ranks(), at=points())
 def test_the_bytes_of_attention_do_not_depend_on_the_query_tokens(

@@ -109,7 +109,7 @@ def test_what_does_not_model_groups_refuses_them() -> None:
     scenario = parse_scenario(BASE | {"dp": 8}).scenario()
     with pytest.raises(ConfigError, match="not simulated"):
         RoundTimes(scenario, max_batch=8)
-    with pytest.raises(ConfigError, match="expert parallelism"):
+    with pytest.raises(ConfigError, match="data-parallel attention"):
         plan = ExportPlan.of_scenario(scenario, engine="vllm")
         export_plan(engine="vllm", plan=plan)
 

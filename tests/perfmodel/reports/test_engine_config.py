@@ -416,9 +416,19 @@ def test_an_unknown_engine_is_refused_with_the_nearest_name() -> None:
         export_plan(engine="vlllm", plan=STANDALONE)
 
 
-def test_expert_parallelism_is_exported_to_specroof_only() -> None:
-    plan = plan_of(target="qwen3-30b-a3b", tp=4, ep=2, batch=8)
-    reasons = exportability(plan)
-    assert reasons.pop("specroof") is None
-    assert all(reason and "ep=1" in reason for reason in reasons.values())
-    assert tomllib.loads(export_plan(engine="specroof", plan=plan))["ep"] == 2
+def test_expert_parallelism_is_exported_as_engines_divide_experts() -> None:
+    """vLLM divides them among all ranks or none, SGLang among any number of groups."""
+    groups, ranks = (plan_of(target="qwen3-30b-a3b", tp=4, ep=ep, batch=8) for ep in (2, 4))
+    reasons = exportability(groups)
+    assert reasons["specroof"] is None and reasons["sglang"] is None
+    assert "ep=1 or ep=4" in str(reasons["vllm"]) and "ep=1" in str(reasons["tensorrt-llm"])
+    assert tomllib.loads(export_plan(engine="specroof", plan=groups))["ep"] == 2
+    assert "--tp-size 4 --ep-size 2 " in export_plan(engine="sglang", plan=groups)
+    vllm = export_plan(engine="vllm", plan=ranks)
+    assert "--tensor-parallel-size 4 --enable-expert-parallel " in vllm
+    assert "where the prediction has one and two all-to-alls" in vllm
+    whole = plan_of(target="qwen3-30b-a3b", tp=4, batch=8)
+    assert "expert-parallel" not in export_plan(engine="vllm", plan=whole)
+    divided = plan_of(target="qwen3-30b-a3b", tp=4, ep=4, dp=2, prefill="disaggregated", batch=8)
+    reasons = exportability(divided)
+    assert all("dp=1" in str(reasons[engine]) for engine in reasons if engine != "specroof")

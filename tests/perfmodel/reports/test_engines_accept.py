@@ -126,6 +126,22 @@ def every_export(root: Path, engine: str) -> list[Exported]:
     return exported
 
 
+def with_divided_experts(root: Path, engine: str) -> list[Exported]:
+    """Experts divided among all ranks, with each kind of draft that a mixture can have here."""
+    exported = []
+    for method in ("none", "eagle3", "ngram"):
+        values = {"target": "qwen3-30b-a3b", "gpu": "h200", "tp": 4, "ep": 4, "batch": 16}
+        values |= {"prompt_tokens": 8_000, "draft": method}
+        if method != "none":
+            values |= {"draft_policy": "full", "gamma": 4, "acceptance": 0.8}
+        head = head_of("qwen3-30b-a3b", root, method) if method == "eagle3" else ""
+        scenario = parse_scenario(values).scenario()
+        plan = ExportPlan(scenario=scenario, draft_checkpoint=head)
+        assert exportability(plan)[engine] is None
+        exported += _commands(f"experts {method}", plan, root, engine)
+    return exported
+
+
 def _commands(name: str, plan: ExportPlan, root: Path, engine: str) -> list[Exported]:
     """The exported commands, with folders in place of the hub ids, which need a network."""
     scenario = plan.scenario
@@ -165,7 +181,7 @@ def checked(command: list[str], exported: list[Exported], root: Path) -> list[di
     not has("vllm", VLLM_PYTHON), reason="vLLM is not installed; VLLM_PYTHON can name its Python"
 )
 def test_vllm_accepts_every_exported_command(tmp_path: Path) -> None:
-    exported = every_export(tmp_path, "vllm")
+    exported = every_export(tmp_path, "vllm") + with_divided_experts(tmp_path, "vllm")
     results = checked([VLLM_PYTHON, str(SCRIPT)], exported, tmp_path)
     accepted = 0
     for one, result in zip(exported, results, strict=True):
@@ -191,7 +207,7 @@ def test_vllm_accepts_every_exported_command(tmp_path: Path) -> None:
     reason="SGLang is not installed; SGLANG_PYTHON can name its Python",
 )
 def test_sglang_parses_every_exported_command(tmp_path: Path) -> None:
-    exported = every_export(tmp_path, "sglang")
+    exported = every_export(tmp_path, "sglang") + with_divided_experts(tmp_path, "sglang")
     for one, result in zip(
         exported, checked([SGLANG_PYTHON, "-c", SGLANG_SCRIPT], exported, tmp_path), strict=True
     ):

@@ -74,8 +74,9 @@ def test_blocks_of_weights_are_not_divided_among_ranks(tp: int, runs: bool, tmp_
         else:
             with pytest.raises(ConfigError, match="192 wide on each of 8 ranks; use tp=1, 2 or 4"):
                 export_plan(engine=engine, plan=plan)
-    groups = parse_scenario({"target": str(tmp_path), "gpu": "b200", "tp": tp, "ep": tp})
-    assert "blocks of" not in "".join(groups.scenario().notes)
+    groups = plan_of(target=str(tmp_path), gpu="b200", tp=tp, ep=tp)
+    assert "blocks of" not in "".join(groups.scenario.notes)
+    assert "--enable-expert-parallel" in export_plan(engine="vllm", plan=groups)
 
 
 def test_no_plan_that_divides_blocks_is_recommended_for_an_engine(tmp_path: Path) -> None:

@@ -488,7 +488,9 @@ HUB = {
     "hunyuan_v1_dense": OF_TENCENT | {"norm_type": "rms", "pool_type": "last", "class_num": 0},
     "hunyuan_v1_moe": OF_TENCENT | {"moe_topk": [1] * 6, "num_shared_expert": [1] * 6,
                                     "moe_intermediate_size": [96] * 6, "capacity_factor": 1.0,
-                                    "moe_layer_num_skipped": 0, "use_mixed_mlp_moe": True},
+                                    "moe_layer_num_skipped": 0, "use_mixed_mlp_moe": True,
+                                    "num_experts_per_tok": None, "pad_id": 127961,
+                                    "num_media_embeds": 257, "anyres_pooling_size": 2},
     "ernie4_5": {"use_bias": False},
     "ernie4_5_moe": {"use_bias": False, "moe_capacity": [64, 64, 64], "moe_gate": "topk",
                      "moe_use_aux_free": True, "use_rmsnorm": True, "moe_layer_end_index": 6,
@@ -501,7 +503,8 @@ HUB = {
     "mistral4": GROUPS | {"rope_interleave": True, "rope_parameters": {
         "type": "yarn", "factor": 128.0, "original_max_position_embeddings": 4, "beta_fast": 32.0}},
     "dots1": {"routed_scaling_factor": 2.5, "scoring_func": "noaux_tc", "topk_method": "noaux_tc",
-              "max_window_layers": 62, "sliding_window": 4096, "use_sliding_window": False},
+              "max_window_layers": 62, "sliding_window": 4096, "use_sliding_window": False,
+              "moe_layer_freq": 1, "num_nextn_predict_layers": None},
     "qwen3_5_text": OF_35, "qwen3_5_moe_text": OF_35 | MOE | {"mlp_only_layers": []},
     "ministral3": {"rope_parameters": {"type": "yarn", "factor": 1.0, "llama_4_scaling_beta": 0.1}},
     "glm4": {"partial_rotary_factor": 0.5}, "glm4v_text": {"partial_rotary_factor": 0.5} | OF_GLM,
@@ -570,6 +573,10 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     for family in HUB:
         unknown = case(family, **SHAPED.get(family, {}), attention_of_2027=3)
         yield unknown, f"attention_of_2027=3 is not supported for model_type {family}"
+    two = case("qwen3_moe", attention_of_2027=3, norm_of_2028="x")
+    yield two, "attention_of_2027=3, norm_of_2028='x' are not supported for model_type qwen3_moe"
+    yield case("dots1", **SHAPED["dots1"], moe_layer_freq=2), "moe_layer_freq"
+    yield case("hunyuan_v1_moe", moe_topk=[1] * 6, num_experts_per_tok=2), "contradicts"
     yield case("qwen3_moe", shared_expert_gate_bias=1, attn_logit_softcapping=30.0), "softcapping"
     yield case("qwen3_moe", use_sliding_window=True), "use_sliding_window"
     yield case("qwen3_moe", hidden_act="gelu"), "hidden_act"

@@ -360,6 +360,23 @@ def test_an_unmeasured_all_reduce_widens_the_interval_and_adds_a_note(
     assert any("all-reduce" in note for note in other.notes)
 
 
+def test_assumed_flops_of_attention_widen_intervals_where_they_bound_verification() -> None:
+    """A group of 8 heads has 16 query rows at γ = 1, one tile, and 72 at γ = 8."""
+    of_b200 = {"target": "llama-3.1-70b", "gpu": "b200", "tp": 4, "batch": 16}
+    plan = of_b200 | {"prompt_tokens": 64_000, "draft": "ngram", "draft_policy": "full"}
+    few, many = (a_scenario(**plan, gamma=gamma) for gamma in (1, 8))
+    curve = few.kernels.attention
+    for gpu in ("h200", "h100-sxm", "a100-sxm-80gb", "l40s"):
+        assert a_scenario(**plan | {"gpu": gpu}, gamma=8).kernels.attention.tensor_core_error == 0.0
+
+    added = np.sqrt(ratio_error(many) ** 2 - ratio_error(few) ** 2)
+    round_s, verify = estimate(many).round_s, estimate(many).verify
+    share = float(verify.group_s("attention") / round_s)
+    assert np.log1p(np.expm1(curve.tensor_core_error) * share) == pytest.approx(added, rel=0.02)
+    assert pair_error(few, many) > added
+    assert any("FLOP/s on b200 are assumed" in note for note in many.notes)
+
+
 def test_intervals_reach_the_time_of_a_kernel_that_splits_the_latent_cache() -> None:
     values = {"target": "deepseek-v2-lite", "batch": 1, "prompt_tokens": 32_000}
     old, new = (a_scenario(gpu=gpu, **values) for gpu in ("a100-sxm-80gb", "h100-sxm"))
