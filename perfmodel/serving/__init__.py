@@ -12,11 +12,12 @@ from perfmodel.serving.simulate import (
     simulate_requests,
 )
 from perfmodel.serving.traces import recorded_acceptance, trace_rows
-from perfmodel.serving.traffic import Traffic, TrafficShape, lengths
+from perfmodel.serving.traffic import RequestChunk, Traffic, TrafficShape, lengths
 
 __all__ = [
     "SCHEDULE_GAMMAS",
     "AcceptanceProcess",
+    "RequestChunk",
     "RoundTimes",
     "Serving",
     "ServingRun",

@@ -14,7 +14,7 @@ from strategies import a_scenario
 
 from calibration.records.jsonl import RecordError
 from calibration.traffic import (
-    RunRecord,
+    PlacedRun,
     compare_runs,
     paired_runs,
     play_runs,
@@ -39,7 +39,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def played(fake: Path, traffic: Traffic, **values: Any) -> list[RunRecord]:
+def played(fake: Path, traffic: Traffic, **values: Any) -> list[PlacedRun]:
     out = fake / "served.jsonl"
     runs = paired_runs(scenario(**values), traffic, seed=3)
     assert play_runs(runs, out, HEADER, python=sys.executable) == []
@@ -107,6 +107,9 @@ def test_simulated_traffic_is_within_10_percent_of_vllm() -> None:
         ({"requests": [[0.0, 0, 5, 2.0, 3.0]]}, "requests"),
         ({"op": "request"}, "unknown operation"),
         ({"token_budget": -1}, "token_budget"),
+        ({"rates": [1.5]}, "rates"),
+        ({"scenario": {}}, "does not state target, gpu, engine"),
+        ({"scenario": {"target": "llama-3.1-8b", "gpu": "h200", "batch": 8}}, "engine"),
     ],
 )
 def test_bad_records_are_refused_with_their_line(
@@ -117,6 +120,36 @@ def test_bad_records_are_refused_with_their_line(
     path.write_text("\n".join([lines[0], json.dumps(json.loads(lines[1]) | change)]) + "\n")
     with pytest.raises(RecordError, match=f"line 2.*{message}"):
         read_traffic_records([path])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rates": [0.5]}, "gamma=0"),
+        ({"token_budget": 1}, "token_budget=1"),
+        ({"scenario": {"target": "nope"}}, "unknown model 'nope'"),
+        ({"scenario": {"batch": "x"}}, "batch='x'"),
+        ({"requests": [[0.0, 10**9, 5, 2.0, 3.0]]}, "1 requests exceed"),
+        ({"requests": [[0.0, 5, 5, 2.0, 3.0], [0.5, 10**9, 5, 2.0, 3.0]]}, "1 of 2 requests"),
+    ],
+)
+def test_a_run_that_cannot_be_simulated_is_named_with_its_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    lines = MEASURED.read_text(encoding="utf-8").splitlines()[:2]
+    run = json.loads(lines[1])
+    change = change | {"scenario": run["scenario"] | change.get("scenario", {})}
+    path.write_text("\n".join([lines[0], json.dumps(run | change)]) + "\n")
+    with pytest.raises(ConfigError, match=f"bad.jsonl, line 2: .*{message}"):
+        compare_runs(read_traffic_records([path]))
+
+
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    again = tmp_path / "again.jsonl"
+    shutil.copyfile(MEASURED, again)
+    with pytest.raises(RecordError, match=r"again.jsonl, line 2: .* is already in .*, line 2"):
+        read_traffic_records([MEASURED, again])
 
 
 def test_records_without_runs_are_refused(tmp_path: Path) -> None:
