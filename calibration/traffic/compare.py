@@ -20,14 +20,18 @@ from perfmodel import (
     Traffic,
     parse_scenario,
     simulate_requests,
+    without_speculation,
 )
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.errors import shown
-from perfmodel.serving import AcceptanceProcess, RequestChunk, Serving
+from perfmodel.serving import AcceptanceProcess, RequestChunk, RoundTimes, Serving
 from perfmodel.units import format_seconds
 
 SEEDS = 5  # of the drawn acceptance; their mean is compared
 TOLERANCES = {"makespan": 10.0, "throughput": 10.0, "tpot p50": 10.0, "tpot p99": 10.0}  # percent
+# Served times are refused below this share of the datasheet's bound, and above so many full passes;
+# a median of `calibration/measured/traffic-*` is at most 0.17 passes, and no time below 1.5 bounds.
+LEAST_BOUND, MOST_PASSES = 0.8, 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +145,7 @@ def _compared(run: RunRecord, engine: str) -> RunComparison:
             f"rates has {len(run.rates)} values, but gamma={plan.gamma}; give one per draft "
             f"position"
         )
+    _check_times(run, scenario)
     simulation = Simulation(
         traffic=ServedTraffic(requests=len(run.requests), served=run.requests),
         serving=Serving(max_batch=scenario.workload.batch, token_budget=run.token_budget),
@@ -157,6 +162,37 @@ def _compared(run: RunRecord, engine: str) -> RunComparison:
         measured=_measured(run.requests),
         simulated={name: float(np.mean([d[name] for d in drawn])) for name in drawn[0]},
     )
+
+
+def _check_times(run: RunRecord, scenario: Scenario) -> None:
+    """Refuse times that the GPUs' peaks exclude, or that cannot be in seconds."""
+    gpu = scenario.machine.gpu
+    plain = replace(without_speculation(scenario), engine=engine_profile("ideal", gpu))
+    ideal, reused = RoundTimes(plain, max_batch=1), scenario.workload.prefix_hit_rate
+    for number, request in enumerate(run.requests, start=1):
+        cached = int(reused * request.prompt_tokens)
+        prefill_s = ideal.prefill_seconds(0, cached, request.prompt_tokens - cached)
+        passes = (request.output_tokens - 1) / (scenario.plan.gamma + 1)
+        bounds = {
+            f"a prompt of {request.prompt_tokens:,} tokens": (request.ttft_s, prefill_s),
+            f"{request.output_tokens:,} output tokens": (
+                request.finish_s - request.first_token_s,
+                passes * ideal.round_seconds(0, 1, 0.0),
+            ),
+        }
+        for what, (seconds, least_s) in bounds.items():
+            if seconds < LEAST_BOUND * least_s:
+                raise ConfigError(
+                    f"request {number} needed {format_seconds(seconds)} for {what}, which take at "
+                    f"least {format_seconds(least_s)} at the GPUs' peak; give times in seconds"
+                )
+    pass_s = ideal.prefill_seconds(0, 0, run.token_budget) + gpu.memory_bytes / gpu.hbm_bandwidth
+    tpot_s = _quantile([r.tpot_s for r in run.requests], 50)
+    if tpot_s > MOST_PASSES * pass_s:
+        raise ConfigError(
+            f"the median time per output token is {format_seconds(tpot_s)}, but a full pass takes "
+            f"about {format_seconds(pass_s)}; give times in seconds"
+        )
 
 
 def _simulated(scenario: Scenario, simulation: Simulation) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,11 @@ def test_bad_records_are_refused_with_their_line(
         ({"token_budget": 1}, "token_budget=1"),
         ({"scenario": {"target": "nope"}}, "unknown model 'nope'"),
         ({"scenario": {"batch": "x"}}, "batch='x'"),
-        ({"requests": [[0.0, 10**9, 5, 2.0, 3.0]]}, "1 requests exceed"),
-        ({"requests": [[0.0, 5, 5, 2.0, 3.0], [0.5, 10**9, 5, 2.0, 3.0]]}, "1 of 2 requests"),
+        ({"requests": [[0.0, 200_000, 5, 90.0, 91.0]]}, "1 requests exceed"),
+        ({"requests": [[0.0, 5, 5, 2.0, 3.0], [0.5, 200_000, 5, 90.0, 91.0]]}, "1 of 2 requests"),
+        ({"requests": [[0.0, 10**9, 5, 2.0, 3.0]]}, "request 1 needed 2.00 s for a prompt"),
+        ({"requests": [[0.0, 4000, 5, 1e-5, 3.0]]}, "request 1 needed 10.0 us for a prompt"),
+        ({"requests": [[0.0, 4000, 500, 0.2, 0.21]]}, "request 1 needed 10.00 ms for 500 output"),
     ],
 )
 def test_a_run_that_cannot_be_simulated_is_named_with_its_line(
@@ -143,6 +147,22 @@ def test_a_run_that_cannot_be_simulated_is_named_with_its_line(
     path.write_text("\n".join([lines[0], json.dumps(run | change)]) + "\n")
     with pytest.raises(ConfigError, match=f"bad.jsonl, line 2: .*{message}"):
         compare_runs(read_traffic_records([path]))
+
+
+def test_times_in_other_units_than_seconds_are_refused() -> None:
+    """Every shipped run, which is accepted in seconds, is refused in ms and in thousands of s."""
+    for run in read_traffic_records([MEASURED]):
+        for factor, message in ((1e3, "median time per output token"), (1e-3, "at least")):
+            scaled = [
+                r._replace(
+                    arrival_s=factor * r.arrival_s,
+                    first_token_s=factor * r.first_token_s,
+                    finish_s=factor * r.finish_s,
+                )
+                for r in run.requests
+            ]
+            with pytest.raises(RecordError, match=message):
+                compare_runs([replace(run, requests=tuple(scaled))])
 
 
 def test_a_run_counts_once(tmp_path: Path) -> None:
