@@ -11,7 +11,7 @@ from perfmodel.serving.simulate import (
     compared_gammas,
     simulate_requests,
 )
-from perfmodel.serving.traces import recorded_acceptance, trace_rows
+from perfmodel.serving.traces import assumed_unit, recorded_acceptance, trace_rows
 from perfmodel.serving.traffic import RequestChunk, Traffic, TrafficShape, lengths
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Simulation",
     "Traffic",
     "TrafficShape",
+    "assumed_unit",
     "choose_for_traffic",
     "compared_gammas",
     "lengths",
