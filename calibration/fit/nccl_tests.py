@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calibration.records.cells import Cell
 from calibration.records.jsonl import RecordError, read_text
-from calibration.records.kernels import KernelRecord, check_device, checked
+from calibration.records.kernels import KernelRecord, check_device, checked, gpu_of_device
 from perfmodel import GPU, catalog
 from perfmodel.errors import shown
 from perfmodel.units import GB, US, parse_number
@@ -71,6 +71,12 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
             f"{path} is neither a file of `specroof calibrate measure` nor the output of nccl-tests"
         )
     return records
+
+
+def gpu_of_nccl_tests(path: Path) -> str | None:
+    """The catalog name of the GPU in the output of nccl-tests; None if it names none or several."""
+    names = {gpu_of_device(device) for _, _, device in _RANK.findall(read_text(path))}
+    return names.pop() or None if len(names) == 1 else None
 
 
 def _rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
