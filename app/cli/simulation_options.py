@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 DEFAULT_REQUESTS = 10_000
 
 
+def check_trace(path: str, flags: Mapping[str, object], *, drawn: str) -> None:
+    """Raise a `ConfigError` for flags that contradict a trace; `drawn` names those of arrivals."""
+    from perfmodel import ConfigError
+    from perfmodel.serving import trace_rows
+
+    refuse_flags(flags, ["prompt_cv", "output_cv"], "on the lengths in --traffic")
+    timed = next(trace_rows(path), (None,))[0] is not None
+    if timed and drawn:
+        raise ConfigError(f"{path} already has arrival times; remove {drawn}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulationOptions:
     """The flags of `simulate`, without those of a scenario."""
@@ -76,7 +87,6 @@ class SimulationOptions:
     def check(self, flags: Mapping[str, str], base: Scenario) -> None:
         """Raise a `ConfigError` for a flag that would have no effect; `flags` are of a scenario."""
         from perfmodel import ConfigError
-        from perfmodel.serving import trace_rows
 
         if not self.plays_requests and self.arrivals != "poisson":
             raise ConfigError("--arrivals has no effect on a fixed batch; add --rate or --traffic")
@@ -93,14 +103,9 @@ class SimulationOptions:
             refuse_flags(changed | dict(flags), names, why)
         if base.plan.gamma == 0:
             refuse_flags(changed, ["acceptance_spread", "acceptance_trace"], "without a draft")
-        if self.traffic is None:
-            return
-        refuse_flags(changed, ["prompt_cv", "output_cv"], "on the lengths in --traffic")
-        timed = next(trace_rows(self.traffic), (None,))[0] is not None
-        if timed and (self.rate is not None or self.arrivals != "poisson"):
-            raise ConfigError(
-                f"{self.traffic} already has arrival times; remove --rate and --arrivals"
-            )
+        if self.traffic is not None:
+            drawn = self.rate is not None or self.arrivals != "poisson"
+            check_trace(self.traffic, changed, drawn="--rate and --arrivals" if drawn else "")
 
     def stream(self, scenario: Scenario) -> Traffic:
         """The requests: recorded ones, or random ones around the scenario's lengths."""

@@ -26,6 +26,7 @@ _LENGTH = re.compile(rf"Mean acceptance length: {NUMBER}")
 _COUNTS = re.compile(rf"\bAccepted: {NUMBER} tokens, Drafted: {NUMBER} tokens")
 _RATES = re.compile(r"Per-position acceptance rate: ([0-9., ]*[0-9])")
 _PERCENT = re.compile(rf"Draft acceptance rate: {NUMBER}%")
+_NOT_FINITE = re.compile(r"\b(nan|inf)\b", re.I)
 # What is printed, by the key of the JSON result; the example prints shares instead of percent.
 _PRINTED = {
     "spec_decode_num_drafts": rf"^(?:Drafts|num_drafts):[ \t]+{NUMBER}",
@@ -86,7 +87,9 @@ def _lines(text: str, name: str) -> Iterator[_Line]:
         rates = tuple(counted(rate, name) for rate in listed[1].split(",")) if listed else ()
         length = counted(stated[1], name) if stated else None
         mean, percent, reason = 1.0 + sum(rates), _PERCENT.search(match[1]), ""
-        if any(after > before for before, after in itertools.pairwise([1.0, *rates])):
+        if unknown := _NOT_FINITE.search(match[1]):
+            reason = f"{unknown[0]} beside {drafted:,.0f} drafted tokens"
+        elif any(after > before for before, after in itertools.pairwise([1.0, *rates])):
             reason = "an acceptance rate is above 1 or that of an earlier position"
         elif accepted > drafted:
             reason = f"more tokens were accepted ({accepted:,.0f}) than drafted ({drafted:,.0f})"

@@ -45,14 +45,21 @@ def engine_facts(python: str) -> dict[str, Any]:
         "print(json.dumps({'version': v('vllm'), 'torch': v('torch')}))"
     )
     try:
-        done = subprocess.run([python, "-c", script], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([python, "-c", script], capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(
             f"{python} cannot be run ({error}); give the Python that has vLLM with --python"
         ) from error
     if done.returncode:
         raise ConfigError(f"{python} does not have vLLM; give the Python that has it with --python")
-    return {"engine": "vllm", **json.loads(done.stdout), **gpu_facts()}
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+        versions = {name: str(found[name]) for name in ("version", "torch")}
+    except (LookupError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{python} is not a Python; give the Python that has vLLM with --python"
+        ) from error
+    return {"engine": "vllm", **versions, **gpu_facts()}
 
 
 def gpu_facts() -> dict[str, Any]:

@@ -6,11 +6,13 @@ aiconfigurator's tables of one GPU or of several. Any other file is the output o
 
 from __future__ import annotations
 
+import filecmp
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from calibration.fit.measured.fit import fit_measured
-from calibration.fit.nccl_tests import read_nccl_tests
+from calibration.fit.nccl_tests import gpu_of_nccl_tests, read_nccl_tests
 from calibration.fit.report import FitReport
 from calibration.fit.tables.fit import fetch_missing, fit_tables
 from calibration.fit.tables.gpus import GPUS
@@ -26,12 +28,15 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     Raises
     ------
     RecordError
-        If a file does not exist or cannot be used, if records are of two GPUs, or if nccl-tests'
-        output is given without the name of its GPU.
+        If a file does not exist, cannot be used or is given twice, if records are of two GPUs, or
+        if nccl-tests' output neither names its GPU nor is given with it.
     """
     for path in paths:
         if not path.exists():
             raise RecordError(f"{path}: no such file or folder")
+    for one, other in itertools.combinations(paths, 2):
+        if one.is_file() and other.is_file() and filecmp.cmp(one, other, shallow=False):
+            raise RecordError(f"{one} and {other} are the same; give a file once")
     folders = [path for path in paths if path.is_dir()]
     if folders:
         if len(paths) > 1:
@@ -56,8 +61,9 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     records = list(measured.records) if measured else []
     for path in paths:
         if path not in lines:
+            gpu = gpu or gpu_of_nccl_tests(path)
             if gpu is None:
-                raise RecordError(f"{path} does not name its GPU; add --gpu NAME")
+                raise RecordError(f"{path} does not name a GPU of the catalog; add --gpu NAME")
             records += read_nccl_tests(path, catalog.gpu(gpu))
     if gpu is None or not records:
         raise RecordError("the files have timed rounds but no kernel records; add kernel records")

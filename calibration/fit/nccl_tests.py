@@ -8,12 +8,19 @@ from pathlib import Path
 
 from calibration.records.cells import Cell
 from calibration.records.jsonl import RecordError, read_text
-from calibration.records.kernels import KernelRecord, check_device, checked
+from calibration.records.kernels import KernelRecord, check_device, checked, gpu_of_device
 from perfmodel import GPU, catalog
+from perfmodel.errors import shown
 from perfmodel.units import GB, US, parse_number
 
 _RANK = re.compile(
     r"^#\s+Rank\s+(\d+)\s.*?\bon\s+(\S+)\s+device\s+\d+\s+\[[^\]]*\][ \t]*(.*?)[ \t\r]*$", re.M
+)
+# What nccl-tests and NCCL print when a run fails, also after good rows.
+_FAILURE = re.compile(
+    r"Test (NCCL |CUDA )?failure|Test timeout|unhandled (cuda|system) error|"
+    r"Out of bounds values\s*:.*\bFAILED",
+    re.I,
 )
 COLUMNS = {"size", "count", "redop", "time", "algbw", "busbw"}
 AGREE = 0.05  # allowed relative difference between a bandwidth and that from size and time
@@ -29,8 +36,9 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
     Raises
     ------
     RecordError
-        If the output is of another collective or GPU, of several hosts or runs, or of fewer than
-        two ranks; if a time contradicts its bandwidths or is impossible; or if there are no rows.
+        If the output is of another collective or GPU, of several hosts or runs, of fewer than two
+        ranks, or of a run that failed; if a time contradicts its bandwidths or is impossible; or
+        if there are no rows.
     """
     text = read_text(path)
     operation = re.search(r"^# Collective test starting: (\w+)", text, re.M)
@@ -65,12 +73,20 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
     return records
 
 
+def gpu_of_nccl_tests(path: Path) -> str | None:
+    """The catalog name of the GPU in the output of nccl-tests; None if it names none or several."""
+    names = {gpu_of_device(device) for _, _, device in _RANK.findall(read_text(path))}
+    return names.pop() or None if len(names) == 1 else None
+
+
 def _rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """The out-of-place half of each row by column name, and its place in the file."""
     columns: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):
         words = line.lstrip("# ").split()
         place = f"{path}, line {number}"
+        if _FAILURE.search(line):
+            raise RecordError(f"{place}: the run failed ({shown(line.strip())}); run it again")
         if words[:2] == ["size", "count"]:
             columns = words
             if missing := COLUMNS - set(words):

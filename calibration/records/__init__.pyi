@@ -4,6 +4,7 @@ from .acceptance import RecordSet as RecordSet
 from .acceptance import merged as merged
 from .acceptance import read_acceptance as read_acceptance
 from .counted import read_runs as read_runs
+from .jsonl import check_log as check_log
 from .published import PublishedRow as PublishedRow
 from .published import RowError as RowError
 from .published import h200_rows as h200_rows

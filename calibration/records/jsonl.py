@@ -27,7 +27,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from perfmodel import ConfigError
 from perfmodel.errors import fault_reason, os_reason, printable, shown
 from perfmodel.input_file import distinct, read_input
-from perfmodel.output_file import output_file
+from perfmodel.output_file import check_writable, output_file
 
 MAX_BYTES = 2**28  # largest uncompressed file
 LEAST, MOST = 1e-9, 1e9  # of measured quantities: from a nanosecond to decades
@@ -140,6 +140,17 @@ def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
     return lines
 
 
+def check_log(path: Path) -> None:
+    """Raise the `RecordError` of `RecordLog` for a file that cannot be one, without writing."""
+    _refuse_compressed(path)
+    try:
+        check_writable(path)
+    except ConfigError as error:
+        raise RecordError(str(error)) from error
+    if path.is_file() and path.stat().st_size:
+        read_lines(path, drop_cut_off=True)
+
+
 def write_records(path: Path, header: Mapping[str, Any], records: Iterable[object]) -> None:
     """Write a complete file atomically, compressed if its suffix is .gz.
 
@@ -175,8 +186,7 @@ class RecordLog:
         self.path = path
         self.lines: list[Line] = []
         self._file: TextIO | None = None
-        if path.suffix == ".gz":
-            raise RecordError(f"{path}: a .gz file cannot be appended to; use another suffix")
+        _refuse_compressed(path)
         try:
             if path.exists() and not path.is_file():  # a device or FIFO, which is opened once
                 self._file = path.open("w", encoding="utf-8")
@@ -223,6 +233,11 @@ class RecordLog:
                 )
         self.lines = [line for line in lines if line.header is None]
         os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
+
+
+def _refuse_compressed(path: Path) -> None:
+    if path.suffix == ".gz":
+        raise RecordError(f"{path}: a .gz file cannot be appended to; use another suffix")
 
 
 def _line(text: str, place: str) -> Line:

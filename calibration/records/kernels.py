@@ -36,10 +36,15 @@ OTHER_GPU_NAMES = {
 }
 
 
+def gpu_of_device(device: str) -> str:
+    """The catalog name of a device, as other programs print it; "" if it is unknown."""
+    names = GPU_NAMES | OTHER_GPU_NAMES
+    return names.get(device) or names.get(f"NVIDIA {device}", "")  # older drivers omit the maker
+
+
 def check_device(device: str, gpu: str, place: str) -> None:
     """Raise a `RecordError` unless a device's name is that of this GPU of the catalog."""
-    names = GPU_NAMES | OTHER_GPU_NAMES
-    name = names.get(device) or names.get(f"NVIDIA {device}")  # older drivers omit the maker
+    name = gpu_of_device(device)
     if name == gpu:
         return
     mend = f"give --gpu {name}" if name else "the catalog does not know this device"

@@ -7,5 +7,6 @@ from .play import paired_runs as paired_runs
 from .play import play_runs as play_runs
 from .play import record_of as record_of
 from .play import traffic_job as traffic_job
+from .records import PlacedRun as PlacedRun
 from .records import RunRecord as RunRecord
 from .records import read_traffic_records as read_traffic_records

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calibration.records.jsonl import RecordError
 from calibration.records.markdown import markdown_table
-from calibration.traffic.records import Request, RunRecord
-from perfmodel import Scenario, Simulation, Traffic, parse_scenario, simulate_requests
-from perfmodel.serving import AcceptanceProcess, Serving
+from calibration.traffic.records import PlacedRun, Request, RunRecord
+from perfmodel import (
+    ConfigError,
+    Scenario,
+    Simulation,
+    SpecroofError,
+    Traffic,
+    parse_scenario,
+    simulate_requests,
+    without_speculation,
+)
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.errors import shown
+from perfmodel.serving import AcceptanceProcess, RequestChunk, RoundTimes, Serving
 from perfmodel.units import format_seconds
 
 SEEDS = 5  # of the drawn acceptance; their mean is compared
 TOLERANCES = {"makespan": 10.0, "throughput": 10.0, "tpot p50": 10.0, "tpot p99": 10.0}  # percent
+# Served times are refused below this share of the datasheet's bound, and above so many full passes;
+# a median of `calibration/measured/traffic-*` is at most 0.17 passes, and no time below 1.5 bounds.
+LEAST_BOUND, MOST_PASSES = 0.8, 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +62,29 @@ class RunComparison:
         ]
 
 
-def compare_runs(runs: Sequence[RunRecord], *, engine: str = "") -> list[RunComparison]:
-    """Simulate every run with its own requests, by default with the engine of its scenario."""
-    return [_compared(run, engine) for run in runs]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedTraffic(Traffic):
+    """The arrivals and lengths of served requests."""
+
+    served: tuple[Request, ...]
+
+    def chunks(self, seed: int, skipped: Counter[str] | None = None) -> Iterator[RequestChunk]:
+        """The requests, in one chunk; nothing is drawn."""
+        arrivals, prompts, outputs, *_ = zip(*self.served, strict=True)
+        times = np.array(arrivals, float)
+        lengths = np.array(prompts, np.int64), np.array(outputs, np.int64)
+        yield RequestChunk(times - times[0], *lengths)
+
+
+def compare_runs(runs: Sequence[PlacedRun], *, engine: str = "") -> list[RunComparison]:
+    """Simulate every run with its own requests, by default with the engine of its scenario.
+
+    Raises `ConfigError` for an unknown `engine`. Raises `RecordError`, with the place of the run,
+    if the run cannot be simulated.
+    """
+    if engine:
+        engine_profile(engine)
+    return [_placed(run, engine) for run in runs]
 
 
 def comparison_lines(compared: Sequence[RunComparison]) -> list[str]:
@@ -94,20 +127,32 @@ def _shown(name: str, value: float) -> str:
     return f"{value:,.0f}" if name == "throughput" else format_seconds(value)
 
 
+def _placed(run: PlacedRun, engine: str) -> RunComparison:
+    try:
+        return _compared(run, engine)
+    except SpecroofError as error:
+        outcome = RecordError(f"{run.place}: run {shown(run.run)}: {error}")
+        outcome.exit_code = error.exit_code
+        raise outcome from error
+
+
 def _compared(run: RunRecord, engine: str) -> RunComparison:
     values = dict(run.scenario) | ({"engine": engine} if engine else {})
     scenario = parse_scenario(values).scenario()
-    rates = run.rates or (0.0,)
-    with tempfile.TemporaryDirectory() as folder:
-        path = _trace(run.requests, Path(folder))
-        simulation = Simulation(
-            traffic=Traffic(requests=None, path=str(path)),
-            serving=Serving(max_batch=scenario.workload.batch, token_budget=run.token_budget),
-            process=AcceptanceProcess(per_position=rates),
-            exact=True,
-        )
-        drawn = [_simulated(scenario, replace(simulation, seed=seed)) for seed in range(SEEDS)]
     plan = scenario.plan
+    if len(run.rates) != plan.gamma:
+        raise ConfigError(
+            f"rates has {len(run.rates)} values, but gamma={plan.gamma}; give one per draft "
+            f"position"
+        )
+    _check_times(run, scenario)
+    simulation = Simulation(
+        traffic=ServedTraffic(requests=len(run.requests), served=run.requests),
+        serving=Serving(max_batch=scenario.workload.batch, token_budget=run.token_budget),
+        process=AcceptanceProcess(per_position=run.rates or (0.0,)),
+        exact=True,
+    )
+    drawn = [_simulated(scenario, replace(simulation, seed=seed)) for seed in range(SEEDS)]
     return RunComparison(
         run=run.run,
         label=f"{scenario.target.name}, {plan.draft} γ={plan.gamma}"
@@ -119,17 +164,44 @@ def _compared(run: RunRecord, engine: str) -> RunComparison:
     )
 
 
-def _trace(requests: Sequence[Request], folder: Path) -> Path:
-    path = folder / "requests.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("arrival_s", "prompt_tokens", "output_tokens"))
-        writer.writerows((r.arrival_s, r.prompt_tokens, r.output_tokens) for r in requests)
-    return path
+def _check_times(run: RunRecord, scenario: Scenario) -> None:
+    """Refuse times that the GPUs' peaks exclude, or that cannot be in seconds."""
+    gpu = scenario.machine.gpu
+    plain = replace(without_speculation(scenario), engine=engine_profile("ideal", gpu))
+    ideal, reused = RoundTimes(plain, max_batch=1), scenario.workload.prefix_hit_rate
+    for number, request in enumerate(run.requests, start=1):
+        cached = int(reused * request.prompt_tokens)
+        prefill_s = ideal.prefill_seconds(0, cached, request.prompt_tokens - cached)
+        passes = (request.output_tokens - 1) / (scenario.plan.gamma + 1)
+        bounds = {
+            f"a prompt of {request.prompt_tokens:,} tokens": (request.ttft_s, prefill_s),
+            f"{request.output_tokens:,} output tokens": (
+                request.finish_s - request.first_token_s,
+                passes * ideal.round_seconds(0, 1, 0.0),
+            ),
+        }
+        for what, (seconds, least_s) in bounds.items():
+            if seconds < LEAST_BOUND * least_s:
+                raise ConfigError(
+                    f"request {number} needed {format_seconds(seconds)} for {what}, which take at "
+                    f"least {format_seconds(least_s)} at the GPUs' peak; give times in seconds"
+                )
+    pass_s = ideal.prefill_seconds(0, 0, run.token_budget) + gpu.memory_bytes / gpu.hbm_bandwidth
+    tpot_s = _quantile([r.tpot_s for r in run.requests], 50)
+    if tpot_s > MOST_PASSES * pass_s:
+        raise ConfigError(
+            f"the median time per output token is {format_seconds(tpot_s)}, but a full pass takes "
+            f"about {format_seconds(pass_s)}; give times in seconds"
+        )
 
 
 def _simulated(scenario: Scenario, simulation: Simulation) -> dict[str, float]:
     stats = simulate_requests(scenario, simulation).stats
+    if stats.refused:
+        raise ConfigError(
+            f"{stats.refused} of {simulation.traffic.requests} requests exceed the simulated KV "
+            f"cache or the target's context; correct their lengths or the scenario"
+        )
     return {
         "makespan": stats.makespan_s,
         "throughput": stats.output_tokens / stats.makespan_s,

@@ -6,12 +6,16 @@ A run is one scenario, of which the engine ran the exported plan, and the reques
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
 
 from calibration.records.jsonl import Count, NonNegative, Positive, RecordError, read_lines
 from perfmodel.errors import shown
+
+NEEDED = ("target", "gpu", "engine", "batch")  # keys of a scenario, whose defaults would be wrong
 
 
 class Request(NamedTuple):
@@ -46,7 +50,7 @@ class RunRecord:
     op: Literal["traffic-run"] = "traffic-run"
     run: str
     scenario: Mapping[str, Any]
-    rates: tuple[float, ...] = ()
+    rates: tuple[Annotated[float, Field(ge=0, le=1)], ...] = ()
     token_budget: Count
     seed: int = 0
     drafts: NonNegative = 0.0
@@ -56,20 +60,35 @@ class RunRecord:
     requests: tuple[Request, ...]
 
 
-def read_traffic_records(paths: Iterable[Path]) -> list[RunRecord]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedRun(RunRecord):
+    """A run that was read; `place` is "FILE, line N"."""
+
+    place: str = field(compare=False)
+
+
+def read_traffic_records(paths: Iterable[Path]) -> list[PlacedRun]:
     """The runs of some files.
 
     Raises `RecordError`, with the line number, for a line that is not such a record, for a run
-    without requests, and if the files have no run.
+    without requests, for a run that appears twice, and if the files have no run.
     """
-    runs: list[RunRecord] = []
+    runs: list[PlacedRun] = []
     for path in paths:
         for line in read_lines(path):
             if line.header is not None:
                 continue
             if line.value.get("op") != "traffic-run":
                 raise RecordError(f"{line.place}: unknown operation {shown(line.value.get('op'))}")
-            runs.append(_checked(line.decode(RunRecord), line.place))
+            run = _checked(line.decode(RunRecord), line.place)
+            for other in runs:
+                if (other.run, other.requests) == (run.run, run.requests):
+                    raise RecordError(
+                        f"{line.place}: the run {shown(run.run)} is already in {other.place}; give "
+                        f"it once"
+                    )
+            values = {one.name: getattr(run, one.name) for one in fields(RunRecord)}
+            runs.append(PlacedRun(**values, place=line.place))
     if not runs:
         raise RecordError("the records have no run; record one with specroof calibrate traffic")
     return runs
@@ -78,6 +97,11 @@ def read_traffic_records(paths: Iterable[Path]) -> list[RunRecord]:
 def _checked(run: RunRecord, place: str) -> RunRecord:
     if not run.requests:
         raise RecordError(f"{place}: the run {shown(run.run)} has no requests")
+    if missing := [name for name in NEEDED if run.scenario.get(name) in (None, "")]:
+        raise RecordError(
+            f"{place}: the scenario of {shown(run.run)} does not state {', '.join(missing)}; add "
+            f"what the engine served"
+        )
     arrivals = [request.arrival_s for request in run.requests]
     if arrivals != sorted(arrivals):
         raise RecordError(f"{place}: the arrivals of {shown(run.run)} are not in order")

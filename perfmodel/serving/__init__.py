@@ -11,18 +11,20 @@ from perfmodel.serving.simulate import (
     compared_gammas,
     simulate_requests,
 )
-from perfmodel.serving.traces import recorded_acceptance, trace_rows
-from perfmodel.serving.traffic import Traffic, TrafficShape, lengths
+from perfmodel.serving.traces import assumed_unit, recorded_acceptance, trace_rows
+from perfmodel.serving.traffic import RequestChunk, Traffic, TrafficShape, lengths
 
 __all__ = [
     "SCHEDULE_GAMMAS",
     "AcceptanceProcess",
+    "RequestChunk",
     "RoundTimes",
     "Serving",
     "ServingRun",
     "Simulation",
     "Traffic",
     "TrafficShape",
+    "assumed_unit",
     "choose_for_traffic",
     "compared_gammas",
     "lengths",

@@ -59,7 +59,7 @@ def recommend(
     """Choose draft, gamma, KV budget and TP for a workload, and explain the choice."""
     from perfmodel import recommendation_dict
     from perfmodel.reports import skipped_notes
-    from perfmodel.serving import trace_rows
+    from perfmodel.serving import assumed_unit, trace_rows
 
     flags = context.obj
     if traffic is None:
@@ -79,7 +79,8 @@ def recommend(
     if traffic is not None:
         slo = str(parse_overrides(scenario, flags).get("slo", ""))
         result["traffic"] = _for_traffic(answer, traffic, requests or MOST_REQUESTS, slo)
-        notes = [*notes, *skipped_notes(result["traffic"]["skipped"])]
+        unit = [note] if (note := assumed_unit(traffic)) else []
+        notes = [*notes, *unit, *skipped_notes(result["traffic"]["skipped"])]
     result["notes"] = [*result["notes"], *notes]
     if html is not None:
         from app.render.html_report import report_html

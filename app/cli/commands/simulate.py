@@ -53,7 +53,7 @@ def simulate(
         exact=options.exact or not options.plays_requests,
         token_budget=options.budget(base),
     )
-    result["notes"] += [*stated.unused(base).values(), *_replaced_lengths(context.obj, options)]
+    result["notes"] += [*stated.unused(base).values(), *_trace_notes(context.obj, options)]
     if html is not None:
         from app.render.pages import simulation_html
 
@@ -68,11 +68,16 @@ def simulate(
         print_simulation(result, console())
 
 
-def _replaced_lengths(flags: Mapping[str, str], options: SimulationOptions) -> list[str]:
-    names = [name for name in ("prompt_tokens", "output_tokens") if name in flags]
-    if options.traffic is None or not names:
+def _trace_notes(flags: Mapping[str, str], options: SimulationOptions) -> list[str]:
+    """What a trace replaces, and the unit of its arrivals if the trace does not state it."""
+    from perfmodel.serving import assumed_unit
+
+    if options.traffic is None:
         return []
-    return [f"the lengths of requests are those of --traffic, not {' and '.join(names)}"]
+    names = [name for name in ("prompt_tokens", "output_tokens") if name in flags]
+    lengths = f"the lengths of requests are those of --traffic, not {' and '.join(names)}"
+    unit = assumed_unit(options.traffic)
+    return [lengths] * bool(names) + [unit] * bool(unit)
 
 
 def _play_requests(

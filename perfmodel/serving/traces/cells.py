@@ -14,6 +14,8 @@ from typing import Any
 from perfmodel.errors import ConfigError, os_reason
 from perfmodel.input_file import distinct, input_file
 
+CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
+ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
 MAX_CHARACTERS = 50_000_000  # of one line, or of one request in a JSON array
 
 
@@ -130,3 +132,23 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ConfigError(f"{path} cannot be read: {os_reason(error)}") from error
     except ValueError as error:  # a null byte in the path
         raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def conversation_tokens(turns: Any) -> tuple[int, int] | None:
+    """Tokens of the first question that is followed by an answer, and of the answer."""
+    if not isinstance(turns, list):
+        raise ValueError("conversations is not a list of turns")
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise ValueError("conversations has a turn that is not an object")
+    for question, answer in itertools.pairwise(turns):
+        roles = [str(turn.get("from", turn.get("role", ""))).lower() for turn in (question, answer)]
+        if roles == ["", ""] or (roles[0] in ASKING and roles[1] in ANSWERING):
+            return _text_tokens(question), _text_tokens(answer)
+    return None
+
+
+def _text_tokens(turn: dict[str, Any]) -> int:
+    text = turn["value"] if "value" in turn else turn["content"]
+    if not isinstance(text, str):
+        raise ValueError("the value of a turn is not text")
+    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))

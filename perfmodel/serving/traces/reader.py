@@ -30,11 +30,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from perfmodel.errors import ConfigError, shown
-from perfmodel.serving.traces.cells import text_lines, trace_cells
+from perfmodel.serving.traces.cells import conversation_tokens, text_lines, trace_cells
 from perfmodel.specs.draft import MAX_GAMMA
 from perfmodel.units import ambiguous, parse_number
 
-CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 IN_SECONDS = ("arrival_s", "Timestamp", "arrival_timestamp", "arrived_at")
 IN_MS = "arrival_ms"
 STAMPS = ("TIMESTAMP", "timestamp", *IN_SECONDS)
@@ -57,7 +56,6 @@ _ARRIVAL = re.compile(
 _GAP = re.compile(rf"^(delay|gap|wait|iat|interval){_UNIT}|inter_?arriv|arrival_?(gap|delay)", re.I)
 BAILIAN = ("chat_id", "parent_chat_id", "turn")
 MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_ids`
-ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
 NO_ANSWER = "no question with an answer"
 FAILED = "0 response tokens"  # of requests that failed, in BurstGPT
 MAX_TOKENS = 100_000_000
@@ -138,16 +136,13 @@ def _check_unit(path: Path) -> None:
     Columns that state their unit are not checked, nor dates.
     """
     stamps: list[float] = []
-    name, in_ms = "timestamp", False
+    unstated = None
     with contextlib.suppress(ConfigError, ValueError, OverflowError):  # `trace_rows` reports these
         for _, cells in itertools.islice(trace_cells(path), RATED):
-            if "arrival_s" in cells or IN_MS in cells:
+            if (unstated := _unstated(cells)) is None:
                 return
-            name = next((n for n in (*IN_SECONDS, "timestamp") if n in cells), "")
-            if not name or ":" in str(cells[name]):
-                return
-            in_ms = name == "timestamp" and not any(key in cells for key in BAILIAN)
             stamps.append(_arrival_s(cells) or 0.0)
+    name, in_ms = unstated or ("", False)
     span = stamps[-1] - stamps[0] if stamps else 0.0
     if in_ms and span > 0.0 and (rate := (len(stamps) - 1) / span) > MOST_RATE:
         raise ConfigError(
@@ -159,6 +154,26 @@ def _check_unit(path: Path) -> None:
             f"{path}: as seconds, {name} gives one request in {span / (len(stamps) - 1):,.0f} s; "
             f"rename it to {IN_MS} if it is in ms, or to arrival_s"
         )
+
+
+def _unstated(cells: dict[str, Any]) -> tuple[str, bool] | None:
+    """The column of numeric arrivals that does not state its unit, and whether it is in ms."""
+    name = next((n for n in ("arrival_s", IN_MS, *IN_SECONDS, "timestamp") if n in cells), IN_MS)
+    if name in ("arrival_s", IN_MS) or ":" in str(cells[name]):
+        return None
+    return name, name == "timestamp" and not any(key in cells for key in BAILIAN)
+
+
+def assumed_unit(path: str | Path) -> str:
+    """The unit in which a trace's arrivals are read, as a sentence; "" if the column states it.
+
+    Raises `ConfigError` if the file cannot be read.
+    """
+    found = _unstated(next(trace_cells(Path(path)), ("", {}))[1])
+    if found is None:
+        return ""
+    name, unit, other = found[0], *(("ms", "s") if found[1] else ("s", "ms"))
+    return f"{name} in {path} is read as {unit}; if it is in {other}, rename it to arrival_{other}"
 
 
 def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
@@ -182,7 +197,7 @@ def recorded_acceptance(path: str | Path) -> tuple[int, ...]:
 def _request(cells: dict[str, Any]) -> Row | str:
     """The request in these cells, or why there is none."""
     if "conversations" in cells:
-        found = _conversation(cells["conversations"])
+        found = conversation_tokens(cells["conversations"])
         return NO_ANSWER if found is None else Row(_arrival_s(cells), *found)
     prompt, output = _only(cells, PROMPTS), _only(cells, OUTPUTS)
     if "Response tokens" in cells and _count("output_tokens", output, least=0) == 0:
@@ -265,26 +280,6 @@ def _other_arrival_s(cells: dict[str, Any]) -> float | None:
             f"or remove it"
         )
     return None
-
-
-def _conversation(turns: Any) -> tuple[int, int] | None:
-    """Tokens of the first question that is followed by an answer, and of the answer."""
-    if not isinstance(turns, list):
-        raise ValueError("conversations is not a list of turns")
-    if not all(isinstance(turn, dict) for turn in turns):
-        raise ValueError("conversations has a turn that is not an object")
-    for question, answer in itertools.pairwise(turns):
-        roles = [str(turn.get("from", turn.get("role", ""))).lower() for turn in (question, answer)]
-        if roles == ["", ""] or (roles[0] in ASKING and roles[1] in ANSWERING):
-            return _text_tokens(question), _text_tokens(answer)
-    return None
-
-
-def _text_tokens(turn: dict[str, Any]) -> int:
-    text = turn["value"] if "value" in turn else turn["content"]
-    if not isinstance(text, str):
-        raise ValueError("the value of a turn is not text")
-    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
 
 
 def _only(cells: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -48,6 +48,16 @@ acceptance at token 1: 0.60
 """
 
 
+@pytest.mark.parametrize(
+    ("value", "instead"), [("length: 2.40", "length: nan"), ("0.600", "nan"), ("70.0%", "inf%")]
+)
+def test_nan_beside_counts_is_refused(value: str, instead: str) -> None:
+    line = V1["2026"].format(RATES)
+    assert value in line
+    with pytest.raises(ConfigError, match=r"f: line 2: (nan|inf) beside 600 drafted tokens"):
+        parse_acceptance(f"{line}\n{line.replace(value, instead)}\n", "f")
+
+
 @pytest.mark.parametrize("form", ["2026", "0.9"])
 @pytest.mark.parametrize("rates", [RATES, ""])
 def test_lines_of_each_version_give_the_same_rounds_and_mean(form: str, rates: str) -> None:

@@ -97,6 +97,21 @@ def test_anything_else_is_refused(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "host0: Test NCCL failure common.cu:961 'unhandled cuda error (run with NCCL_DEBUG=INFO)'",
+        " .. host0 pid 300: Test failure all_reduce.cu:54",
+        "host0: Test CUDA failure common.cu:303 'an illegal memory access was encountered'",
+        "# Out of bounds values : 3 FAILED",
+    ],
+)
+def test_a_run_that_failed_after_good_rows_is_refused(tmp_path: Path, failure: str) -> None:
+    text = output()
+    with pytest.raises(RecordError, match=f"line {len(text.splitlines()) + 1}: the run failed"):
+        read(tmp_path, text + failure + "\n")
+
+
 # As cudaGetDeviceProperties names the GPUs of the catalog; H200 NVL and V100 are not in it.
 DEVICES = {
     "NVIDIA H100 80GB HBM3": "h100-sxm",

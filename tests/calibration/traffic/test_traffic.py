@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from strategies import a_scenario
 
 from calibration.records.jsonl import RecordError
 from calibration.traffic import (
-    RunRecord,
+    PlacedRun,
     compare_runs,
     paired_runs,
     play_runs,
@@ -39,7 +40,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def played(fake: Path, traffic: Traffic, **values: Any) -> list[RunRecord]:
+def played(fake: Path, traffic: Traffic, **values: Any) -> list[PlacedRun]:
     out = fake / "served.jsonl"
     runs = paired_runs(scenario(**values), traffic, seed=3)
     assert play_runs(runs, out, HEADER, python=sys.executable) == []
@@ -107,6 +108,9 @@ def test_simulated_traffic_is_within_10_percent_of_vllm() -> None:
         ({"requests": [[0.0, 0, 5, 2.0, 3.0]]}, "requests"),
         ({"op": "request"}, "unknown operation"),
         ({"token_budget": -1}, "token_budget"),
+        ({"rates": [1.5]}, "rates"),
+        ({"scenario": {}}, "does not state target, gpu, engine"),
+        ({"scenario": {"target": "llama-3.1-8b", "gpu": "h200", "batch": 8}}, "engine"),
     ],
 )
 def test_bad_records_are_refused_with_their_line(
@@ -117,6 +121,55 @@ def test_bad_records_are_refused_with_their_line(
     path.write_text("\n".join([lines[0], json.dumps(json.loads(lines[1]) | change)]) + "\n")
     with pytest.raises(RecordError, match=f"line 2.*{message}"):
         read_traffic_records([path])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rates": [0.5]}, "gamma=0"),
+        ({"token_budget": 1}, "token_budget=1"),
+        ({"scenario": {"target": "nope"}}, "unknown model 'nope'"),
+        ({"scenario": {"batch": "x"}}, "batch='x'"),
+        ({"requests": [[0.0, 200_000, 5, 90.0, 91.0]]}, "1 requests exceed"),
+        ({"requests": [[0.0, 5, 5, 2.0, 3.0], [0.5, 200_000, 5, 90.0, 91.0]]}, "1 of 2 requests"),
+        ({"requests": [[0.0, 10**9, 5, 2.0, 3.0]]}, "request 1 needed 2.00 s for a prompt"),
+        ({"requests": [[0.0, 4000, 5, 1e-5, 3.0]]}, "request 1 needed 10.0 us for a prompt"),
+        ({"requests": [[0.0, 4000, 500, 0.2, 0.21]]}, "request 1 needed 10.00 ms for 500 output"),
+    ],
+)
+def test_a_run_that_cannot_be_simulated_is_named_with_its_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    lines = MEASURED.read_text(encoding="utf-8").splitlines()[:2]
+    run = json.loads(lines[1])
+    change = change | {"scenario": run["scenario"] | change.get("scenario", {})}
+    path.write_text("\n".join([lines[0], json.dumps(run | change)]) + "\n")
+    with pytest.raises(ConfigError, match=f"bad.jsonl, line 2: .*{message}"):
+        compare_runs(read_traffic_records([path]))
+
+
+def test_times_in_other_units_than_seconds_are_refused() -> None:
+    """Every shipped run, which is accepted in seconds, is refused in ms and in thousands of s."""
+    for run in read_traffic_records([MEASURED]):
+        for factor, message in ((1e3, "median time per output token"), (1e-3, "at least")):
+            scaled = [
+                r._replace(
+                    arrival_s=factor * r.arrival_s,
+                    first_token_s=factor * r.first_token_s,
+                    finish_s=factor * r.finish_s,
+                )
+                for r in run.requests
+            ]
+            with pytest.raises(RecordError, match=message):
+                compare_runs([replace(run, requests=tuple(scaled))])
+
+
+def test_a_run_counts_once(tmp_path: Path) -> None:
+    again = tmp_path / "again.jsonl"
+    shutil.copyfile(MEASURED, again)
+    with pytest.raises(RecordError, match=r"again.jsonl, line 2: .* is already in .*, line 2"):
+        read_traffic_records([MEASURED, again])
 
 
 def test_records_without_runs_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel import ConfigError, Traffic
-from perfmodel.serving import lengths, recorded_acceptance
+from perfmodel.serving import assumed_unit, lengths, recorded_acceptance
 from perfmodel.serving.stats import Durations
 from perfmodel.serving.timeline import Timeline
 from perfmodel.serving.traces import FAILED, NO_ANSWER, trace_rows
@@ -211,6 +212,26 @@ def test_arrivals_of_an_unknown_unit_are_not_replaced_by_drawn_ones(
     path.write_text(OWN.replace("arrival_s", name))
     with pytest.raises(ConfigError, match=f"unit of column '{name}' is unknown; rename it"):
         next(trace_rows(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        (stamped("timestamp", 0, 60, 125, 300), "timestamp in .* is read as ms; if it is in s"),
+        (stamped("timestamp", 0, 60).replace("hash_ids", "chat_id"), "is read as s; .* arrival_ms"),
+        ("Timestamp,Request tokens,Response tokens\n5,9,9\n", "Timestamp in .* is read as s;"),
+        ("arrival_s,prompt_tokens,output_tokens\n5,9,9\n", "^$"),
+        ("arrival_ms,prompt_tokens,output_tokens\n5,9,9\n", "^$"),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,9,9\n", "^$"),
+        ("prompt_tokens,output_tokens\n9,9\n", "^$"),
+    ],
+)
+def test_the_unit_of_arrivals_is_said_unless_the_column_says_it(
+    tmp_path: Path, text: str, unit: str
+) -> None:
+    path = tmp_path / "trace"
+    path.write_text(text)
+    assert re.search(unit, assumed_unit(path))
 
 
 def test_a_compressed_trace_is_read(tmp_path: Path) -> None:

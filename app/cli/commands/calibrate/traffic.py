@@ -12,6 +12,7 @@ import typer
 
 from app.cli.options import ScenarioFile, field_flags, option, parse_overrides
 from app.cli.output import progress
+from app.cli.simulation_options import check_trace
 
 if TYPE_CHECKING:
     from perfmodel import Scenario, Traffic
@@ -41,6 +42,23 @@ class PlayOptions:
     ] = 0.0
     seed: Annotated[int, option("N", "Random seed.", min=0)] = 0
     python: Annotated[str, option("PATH", "Python that has the engine (default: this one).")] = ""
+
+    def check(self, scenario: Scenario) -> None:
+        """Raise a `SpecroofError` for what cannot be served, before an engine is looked for."""
+        import perfmodel
+        from calibration.records import check_log
+        from perfmodel.serving import RoundTimes
+
+        if self.traffic is not None:
+            lengths = {"prompt_cv": self.prompt_cv, "output_cv": self.output_cv}
+            check_trace(self.traffic, lengths, drawn="" if self.rate is None else "--rate")
+        if not scenario.engine.name.startswith("vllm"):
+            raise perfmodel.ConfigError(
+                f"requests are served with vLLM, not with {scenario.engine.name}; add --engine vllm"
+            )
+        check_log(self.out)
+        times = RoundTimes(scenario, max_batch=scenario.workload.batch)
+        times.kv_capacity(scenario.plan.gamma)  # refuses a plan that does not fit
 
     def stream(self, scenario: Scenario) -> Traffic:
         """The requests: recorded ones, or random ones around the scenario's lengths."""
@@ -74,6 +92,7 @@ def calibrate_traffic(
 
     values = parse_overrides(scenario, context.obj)
     base = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
+    options.check(base)
     runs = paired_runs(base, options.stream(base), seed=options.seed)
     python = options.python or sys.executable
     facts = engine_facts(python)
@@ -104,7 +123,3 @@ def _check_machine(scenario: Scenario, facts: dict[str, Any], gpu: str) -> None:
     wanted = scenario.machine.gpu.name
     if gpu and gpu != wanted:
         raise ConfigError(f"this machine has {facts['gpu']}, not --gpu {wanted}; use --gpu {gpu}")
-    if not scenario.engine.name.startswith("vllm"):
-        raise ConfigError(
-            f"requests are served with vLLM, not with {scenario.engine.name}; add --engine vllm"
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -96,6 +97,8 @@ def test_an_engine_is_measured_and_fitted_in_one_command(
         (["--list", "--gamma", "few"], "--gamma 'few' is not valid"),
         (["--list", "--method", "medusa"], "unknown method 'medusa'"),
         (["--out", "a.jsonl", "--python", "/nonexistent"], "cannot be run"),
+        (["--out", "a.jsonl", "--python", shutil.which("true")], "is not a Python"),
+        (["--out", "a.jsonl", "--python", shutil.which("echo")], "is not a Python"),
         (["--out", "a.jsonl", "--url", "localhost"], "must begin with http"),
         (["missing.jsonl"], "missing.jsonl"),
     ],

@@ -319,6 +319,24 @@ def test_nccl_tests_output_becomes_an_all_reduce_table(tmp_path: Path) -> None:
         fit_inputs([path])
 
 
+def test_the_gpu_of_nccl_tests_output_is_read(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text(NCCL + nccl_rows(5) + "\n")
+    assert fit_inputs([one]).files == fit_inputs([one], gpu="h200").files != {}
+    other.write_text(one.read_text().replace("NVIDIA H200", "Tesla V100"))
+    with pytest.raises(RecordError, match="add --gpu"):
+        fit_inputs([other])
+
+
+def test_a_file_is_not_fitted_twice(tmp_path: Path) -> None:
+    one, copy = tmp_path / "one.txt", tmp_path / "copy.txt"
+    for path in (one, copy):
+        path.write_text(NCCL + nccl_rows(5) + "\n")
+    for pair in ([one, one], [one, copy]):
+        with pytest.raises(RecordError, match="are the same; give a file once"):
+            fit_inputs(pair, gpu="h200")
+
+
 def nccl_row(size: int) -> str:
     time = 10 + size / 3e5
     rate = f"{size / time / 1e3:.2f}"  # GB/s; of two ranks both bandwidths are the same
