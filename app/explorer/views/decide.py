@@ -65,9 +65,10 @@ def show() -> None:
         show_error(error)
         return
     result = recommendation_dict(answer)
-    sentences = (answer.answer, answer.in_principle, answer.prefill, answer.evidence.sentence)
+    sentences = (answer.answer, answer.tpot_limit, answer.in_principle, answer.prefill)
     kind = "gain" if answer.speculates else "plain"
-    verdict(_title(answer), *filter(None, sentences), kind=kind)
+    lines = filter(None, (*sentences, answer.evidence.sentence))
+    verdict(_title(answer), *lines, kind=kind)
     _evidence(answer)
     st.markdown(
         "Next: [take the plan to your engine](#run-it), see in **Map** where it pays, or compare "
@@ -112,7 +113,7 @@ def _title(answer: Recommendation) -> str:
 
 def _evidence(answer: Recommendation) -> None:
     """Chips: the origin of α and of the engine's times, the limits, and who can run the plan."""
-    shown, best = answer.studied or answer.best, answer.best
+    shown = answer.studied or answer.best
     scenario = shown.scenario
     with st.container(horizontal=True, gap="small", key="evidence"):
         if scenario.plan.speculates:
@@ -125,7 +126,7 @@ def _evidence(answer: Recommendation) -> None:
         measured = engine.measured_on == gpu
         text = f"engine {engine.name} {'measured' if measured else 'not measured'} on {gpu}"
         _chip(text, answer.evidence.engine, sure=measured)
-        _limits(best)
+        _limits(answer)
         what = "this draft" if scenario.plan.speculates else "it"
         for name, why in _engines(shown).items():
             label = f"{name} {'cannot run' if why else 'runs'} {what}"
@@ -143,9 +144,9 @@ def _acceptance_origin(candidate: Candidate) -> str:
     return "unknown" if scenario.curve is None else str(scenario.curve.origin)
 
 
-def _limits(best: Candidate) -> None:
-    """A chip for each limit of the SLO."""
-    slo = parse_slo(st.session_state["slo"])
+def _limits(answer: Recommendation) -> None:
+    """A chip for each limit of the SLO; that of TPOT is green only if its interval meets it."""
+    best, slo = answer.best, parse_slo(st.session_state["slo"])
     ticks = [
         ("TPOT", best.tpot_s, slo.tpot_s, format_seconds),
         ("TTFT", best.ttft_s, slo.ttft_s, format_seconds),
@@ -153,9 +154,11 @@ def _limits(best: Candidate) -> None:
     ]
     for name, value, limit, text in ticks:
         if limit is not None:
-            meets = value <= limit
+            meets, near = value <= limit, name == "TPOT" and answer.tpot.high > limit
             label = f"{name} {text(value)} {'≤' if meets else '>'} {text(limit)}"
-            st.badge(plain(label), color="green" if meets else "red")
+            label += ", within the error" if meets and near else ""
+            colour = "red" if not meets else "orange" if near else "green"
+            st.badge(plain(label), color=colour, help=plain(answer.tpot_limit) if near else None)
 
 
 def _engines(candidate: Candidate) -> dict[str, str | None]:

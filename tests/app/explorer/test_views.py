@@ -310,6 +310,16 @@ def test_the_binding_limit_and_its_cost_are_shown() -> None:
     assert any("TPOT" in text and "≤" in text for text in said(at))
 
 
+@pytest.mark.parametrize(("limit", "colour"), [("60ms", "orange"), ("200ms", "green")])
+def test_a_limit_within_the_error_is_not_shown_as_met(limit: str, colour: str) -> None:
+    plan = {"draft": "eagle3:full", "gamma": 3, "price": 3.5, "slo": f"tpot<{limit}"}
+    work = {"batch": 24, "prompt_tokens": 12_000, "output_tokens": 500, "engine": "sglang-0.5"}
+    at = opened(target="qwen3-32b", machine="hgx-h200", tp=2, **work, **plan)
+    (chip,) = (text for text in said(at) if "badge[TPOT" in text)
+    near = "the plan may miss it" in at.get("success" if at.success else "info")[0].value
+    assert f":{colour}-badge" in chip and near == (colour == "orange")
+
+
 def test_an_invalid_number_leaves_no_old_answer() -> None:
     at = opened("Why")
     for key, value in (("batch", 0), ("batch", -3), ("prompt_tokens", 0), ("prefix_hit_rate", 1.5)):
