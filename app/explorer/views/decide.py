@@ -154,11 +154,13 @@ def _limits(answer: Recommendation) -> None:
     ]
     for name, value, limit, text in ticks:
         if limit is not None:
-            meets, near = value <= limit, name == "TPOT" and answer.tpot.high > limit
-            label = f"{name} {text(value)} {'≤' if meets else '>'} {text(limit)}"
-            label += ", within the error" if meets and near else ""
-            colour = "red" if not meets else "orange" if near else "green"
-            st.badge(plain(label), color=colour, help=plain(answer.tpot_limit) if near else None)
+            label = f"{name} {text(value)} {'≤' if value <= limit else '>'} {text(limit)}"
+            if value > limit:
+                st.badge(plain(label), color="red")
+            elif name == "TPOT" and answer.tpot.high > limit:
+                _chip(f"{label}, within the error", answer.tpot_limit, sure=False)
+            else:
+                _chip(label, "", sure=True)
 
 
 def _engines(candidate: Candidate) -> dict[str, str | None]:
