@@ -271,13 +271,17 @@ def _is_shown(now: Mapping[str, Any]) -> bool:
     return all(any(value == inputs[key] for inputs in shown) for key, value in now.items())
 
 
-def publish() -> list[str]:
-    """Write the page's state to the URL; returns what the link leaves out."""
+def publish(*, valid: bool = True) -> list[str]:
+    """Write the page's state to the URL; returns what the link leaves out.
+
+    `valid` is whether the inputs are a scenario: Undo goes back only to inputs that are.
+    """
     state = st.session_state
     before = _inputs(state.get("published", {}))
     state["published"] = state["link_state"] = {key: state[key] for key in DEFAULTS}
     changed = before not in ({}, _inputs(state["link_state"]))
-    if not state.pop("undone", False) and changed:
+    was_valid, state["was_valid"] = state.get("was_valid", False), valid
+    if not state.pop("undone", False) and changed and was_valid:
         state["history"] = [*state.get("history", []), before][-MAX_UNDO:]
     replaced = state.pop("replaced", [])
     if changed or replaced:

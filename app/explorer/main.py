@@ -70,7 +70,7 @@ def main() -> None:
         "View", list(VIEWS), key="view", required=True, label_visibility="collapsed"
     )
     values = sidebar()
-    missing = publish()
+    missing = publish(valid=values is not None)
     for note in st.session_state["link_notes"]:
         st.warning(plain(note), icon=":material/link_off:")
     for note in st.session_state.get("input_notes", []):
@@ -82,6 +82,7 @@ def main() -> None:
         return
     if values is None:
         show_error(st.session_state.pop("scenario_error"))
+        show_tray(None)
         return
     st.session_state["values"] = values
     show_plan_line(values)

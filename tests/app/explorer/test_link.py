@@ -324,6 +324,24 @@ def test_undo_takes_back_limits_choices_of_decide_and_pins() -> None:
     assert link(at) == start and button(at, "Undo").disabled
 
 
+def test_undo_and_pins_stay_beside_an_invalid_input_and_undo_never_opens_one() -> None:
+    at = page(view="Check")
+    start = plan(at)
+    button(at, "Pin").click().run()
+    at.text_input(key="slo").set_value("x").run()
+    assert len(at.error) == 1 and button(at, "Pin").disabled
+    at.number_input(key="batch").set_value(9).run()
+    at.text_input(key="slo").set_value("").run()
+    assert not at.error and plan(at) != start
+    button(at, "Undo").click().run()
+    assert not at.error and plan(at) == start
+    at.text_input(key="slo").set_value("x").run()
+    at.button(key="open_1").click().run()  # a pin has no limits: it keeps the page's
+    assert len(at.error) == 1
+    button(at, "Undo").click().run()
+    assert not at.error and plan(at) == start
+
+
 def test_a_plan_keeps_the_acceptance_that_it_does_not_have() -> None:
     rates = "0.9, 0.7, 0.5"
     given = {"acceptance_form": "acceptance_per_position", "acceptance_per_position": rates}
