@@ -28,6 +28,7 @@ from app.explorer.inputs.uploads import (
 )
 from app.explorer.state import (
     CHOICES,
+    COUNTS,
     CUSTOM,
     DEFAULTS,
     FORMER_DEFAULTS,
@@ -38,6 +39,7 @@ from app.explorer.state import (
     RANGES,
     REFITTED,
     UPLOADED,
+    as_count,
 )
 from perfmodel import ConfigError
 from perfmodel.catalog.scenarios import FORMER_NAMES
@@ -238,6 +240,7 @@ def restore() -> None:
     state, query = st.session_state, st.query_params.to_dict()
     first = "link_query" not in state
     now = {key: state[key] for key in DEFAULTS if key in state}
+    now |= {key: as_count(now[key]) for key in COUNTS if key in now}
     if first or (query != state["link_query"] and _is_shown(now)):
         loaded, state["link_notes"] = state_of(query, _left_out())
         for read, key, keys in (

@@ -118,6 +118,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "prompt_cv": (0.0, 10.0),
     "output_cv": (0.0, 10.0),
 }
+# Counts, typed into boxes of real numbers: one of whole numbers would cut 2.5 and 1e3 short.
+COUNTS = ("batch", "prompt_tokens", "output_tokens", "ep", "dp", "requests")
 _KV_TYPES = tuple(name for name, dtype in DTYPES.items() if dtype.for_kv)
 # Views and the question that each answers.
 VIEWS = {
@@ -168,6 +170,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+def as_count(value: Any) -> Any:
+    """A real number without a fraction as a whole one; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 # ---- state to values --------------------------------------------------------------------------
 
 
@@ -197,6 +204,7 @@ def stated_values(
         If the distribution of prompt lengths is not valid.
     """
     have = DEFAULTS | dict(state)
+    have |= {key: as_count(have[key]) for key in COUNTS}
     draft, _, policy = str(have["draft"]).partition(":")
     values: dict[str, Any] = {}
     values["target"] = uploaded_target if have["target"] == UPLOADED else have["target"]

@@ -127,6 +127,8 @@ def simulated(values: Values, flags: Values, trace: str) -> dict[str, Any]:
         low, high = RANGES[key]
         if not low <= given.get(key, low) <= high:
             raise ConfigError(f"{key}={given[key]:g} is not valid; use {low:g} to {high:g}")
+    if given["requests"] != int(given["requests"]):
+        raise ConfigError(f"requests={given['requests']:g} is not valid; use a whole number")
     known = scenario.acceptance is not None or scenario.curve is not None
     if not known:
         scenario = without_speculation(scenario)

@@ -330,6 +330,19 @@ def test_an_invalid_number_leaves_no_old_answer() -> None:
         assert not at.error and at.metric
 
 
+def test_a_count_is_used_as_it_is_typed_or_refused() -> None:
+    """The box hands over every number: a bound or whole steps would keep or cut it unsaid."""
+    at = opened("Check")
+    for typed, used in ((1e3, 1000), (1e22, None), (2.5, None), (9.0, 9)):
+        box = at.number_input(key="batch")
+        assert box.proto.data_type == box.proto.FLOAT and not box.proto.has_max
+        box.set_value(typed).run()
+        assert not at.exception and len(at.error) == (used is None), typed
+        if used is not None:
+            assert dict(at.session_state["values"])["batch"] == used
+            assert at.query_params["batch"] in (str(used), [str(used)])
+
+
 def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     at = opened(engine="specroof", draft="self:streamingllm")
     plans = [text for text in said(at) if "tokens/s/GPU" in text]
