@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 import math
+import re
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ PACKED = {
 }
 LEFT_OUT = "left_out"  # parameter of the link that names them, each with a digest
 MAX_KEPT = 20  # of them that the server keeps, for Back and reloads
+PLACEHOLDER = "/path/to"  # for the folder of an uploaded file in what is shown
 LIMITS = ("slo",)  # of a scenario, but not of a pinned one
 
 
@@ -229,6 +231,19 @@ def session_folder() -> Path:
     if "folder" not in st.session_state:
         st.session_state["folder"] = tempfile.TemporaryDirectory(prefix="specroof-")
     return Path(st.session_state["folder"].name)
+
+
+def shown_paths(text: str) -> str:
+    """A text that names files of the session's folder, with a placeholder for each path.
+
+    They have the names under which the page offers them; a model, that of its folder.
+    """
+    if "folder" not in st.session_state:
+        return text
+    folder = re.escape(str(session_folder()))
+    text = re.sub(rf"{folder}/[0-9a-f]{{12}}/", f"{PLACEHOLDER}/", text)
+    text = re.sub(rf"{folder}/engine-[0-9a-f]{{12}}", f"{PLACEHOLDER}/refitted", text)
+    return re.sub(rf"{folder}/gpu-[0-9a-f]{{12}}", f"{PLACEHOLDER}/gpu", text)
 
 
 def restore() -> None:

@@ -263,9 +263,11 @@ def widget_state(
         raise ConfigError(
             f"engine {stated.engine[:80]!r} is not in the catalog; use {', '.join(engine_names())}"
         )
-    state |= {"target": UPLOADED} if stated.target == uploaded_target else {}
+    if stated.target == uploaded_target:
+        del state["model_config"]  # that of the page, as the files below
+        state["target"] = UPLOADED
     if custom:
-        del state["gpu_file"]  # that of the page
+        del state["gpu_file"]
         state["machine"] = CUSTOM
     if refitted:
         del state["engine_file"]
