@@ -28,6 +28,7 @@ from app.explorer.figures import (
     SERVICE,
     SPEEDUP,
     TPOT,
+    of_plan,
 )
 from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.plan_line import plan_line
@@ -41,7 +42,7 @@ from app.explorer.state import (
     widget_state,
 )
 from app.explorer.views.frontier import machine_curves, point_curve
-from perfmodel import ConfigError, find_plan, parse_scenario
+from perfmodel import ConfigError, find_plan, parse_scenario, speculation
 from perfmodel.reports import ENGINES
 from perfmodel.specs import parse_slo, profile_version
 from perfmodel.units import format_seconds
@@ -373,6 +374,26 @@ def test_the_fastest_draft_map_has_only_drafts_that_the_engine_runs(
     assert_fine(at, 1)
     names = at.get("plotly_chart")[0].proto.spec
     assert ("Self-speculation" in names) == self_drafts and "EAGLE-3" in names
+
+
+def test_the_map_says_what_the_plan_gains_with_prompts() -> None:
+    at = opened("Map")
+    values = at.session_state["values"]
+    whole = speculation.service(scenario_of(values))
+    (said_once,) = (c.value.replace("\\", "") for c in at.caption if "at the star" in c.value)
+    assert f"gains {of_plan(values, 'throughput')[GAIN]} at the star" in said_once
+    assert f"{float(whole.prefill_share):.0%} of the GPU time" in said_once
+    at.selectbox(key="prefill").select("disaggregated").run()
+    assert any("on other GPUs" in c.value for c in at.caption)
+
+
+def test_a_gain_beside_the_figures_of_another_plan_names_its_plan() -> None:
+    at = opened(engine="specroof", batch=1, prompt_tokens=1000, drafts=["self:streamingllm"])
+    labels = [metric.label for metric in at.metric]
+    assert "decode plainly" in at.info[0].value and GAIN not in labels
+    assert any(label.startswith(f"{GAIN}, of Self") for label in labels)
+    speculates = opened(engine="specroof", prefill="disaggregated")
+    assert speculates.success and GAIN in [metric.label for metric in speculates.metric]
 
 
 def test_a_clicked_cell_is_used_with_its_draft() -> None:
