@@ -182,10 +182,11 @@ def _numbers(answer: Recommendation) -> None:
     if interval is not None:
         span = f"; 90 % interval {interval.low:.2f}x to {interval.high:.2f}x"
     over = f"of {shown.label} {HELP[GAIN]}{span}"
-    figures: list[tuple[str, str, str | None]] = [(GAIN, gain, over)]
+    of_shown = "" if shown is best else f", of {plain(shown.label)}"  # not of the recommended plan
+    figures: list[tuple[str, str, str | None]] = [(f"{GAIN}{of_shown}", gain, over)]
     if chance is not None:
         text = f"probability that {shown.label} is faster than plain decoding"
-        figures.append(("P(gain > 1)", format_chance(chance), text))
+        figures.append((f"P(gain > 1){of_shown}", format_chance(chance), text))
     of_best = of_candidate(best)
     figures += [(name, of_best[name], HELP[name]) for name in (TPOT, TTFT, RATE, MEMORY)]
     cost = answer.cost_per_million_tokens(best)
@@ -194,10 +195,7 @@ def _numbers(answer: Recommendation) -> None:
     show_metrics(figures)
     if shown is not best:
         st.caption(
-            plain(
-                f"The gain is that of the best draft, {shown.label}; the other figures are those "
-                f"of the recommended plan, {best.label}."
-            )
+            plain(f"Figures without a name are those of the recommended plan, {best.label}.")
         )
 
 
