@@ -34,7 +34,8 @@ from app.explorer.state import (
     DEFAULTS,
     FORMER_DEFAULTS,
     FORMER_INPUTS,
-    FORMER_VIEWS,
+    FORMER_KEYS,
+    FORMER_WORDS,
     NAVIGATION,
     PAGE_DEFAULTS,
     RANGES,
@@ -43,7 +44,6 @@ from app.explorer.state import (
     as_count,
 )
 from perfmodel import ConfigError
-from perfmodel.catalog.scenarios import FORMER_NAMES
 
 MAX_LINK = 12_000  # characters; longer links are cut by chat programs and proxies
 MAX_UNDO = 20
@@ -126,7 +126,7 @@ def state_of(
     notes += [_lacks(key) for key in have if have[key] is None and key in _UPLOADS]
     query = {k: v for k, v in query.items() if k != LEFT_OUT} | {k: v for k, v in have.items() if v}
     for name, text in query.items():
-        key = FORMER_NAMES.get(name, name)
+        key = FORMER_KEYS.get(name, name)
         if key in FORMER_INPUTS:
             continue
         if key not in DEFAULTS:
@@ -150,6 +150,23 @@ def state_of(
         state["engine"] = DEFAULTS["engine"]
         notes.append(f"The link lacks its engine profile; {state['engine']} is used instead.")
     return state, notes
+
+
+def former_note(query: Mapping[str, str]) -> str:
+    """What the reader of a link of an earlier version must know; empty for another link.
+
+    Links always state the inputs of `FORMER_DEFAULTS` since their defaults have changed.
+    """
+    keys = {FORMER_KEYS.get(name, name) for name in query}
+    if not query or keys >= {*FORMER_DEFAULTS}:
+        return ""
+    state, _ = state_of(query)
+    asked = ("target", "machine", "tp", "engine", "draft", "gamma")
+    used = [f"{key}={_text(key, state[key])}" for key in asked if key not in keys]
+    return (
+        "This link is of an earlier version, and what it does not state may have had another "
+        f"value there. Check {', '.join(used)} and the other inputs."
+    )
 
 
 _UPLOADS = [key for key in PACKED if key != "model_config"]  # missed without another note
@@ -258,6 +275,7 @@ def restore() -> None:
     now |= {key: as_count(now[key]) for key in COUNTS if key in now}
     if first or (query != state["link_query"] and _is_shown(now)):
         loaded, state["link_notes"] = state_of(query, _left_out())
+        state["former_note"] = former_note(query)
         for read, key, keys in (
             (uploaded_path, "config.json", ("target", "model_config")),
             (uploaded_gpu, "GPU", ("machine", "gpu_file")),
@@ -373,8 +391,8 @@ def _parsed(key: str, text: str) -> Any:
         raise ValueError
     if isinstance(default, bool):
         return {"true": True, "false": False}[text]
-    if key == "view":
-        return FORMER_VIEWS.get(text, text)
+    if key in FORMER_WORDS:
+        return FORMER_WORDS[key].get(text, text)
     if isinstance(default, list):
         return text.split(",")
     return type(default)(text)

@@ -73,6 +73,8 @@ def main() -> None:
     missing = publish(valid=values is not None)
     for note in st.session_state["link_notes"]:
         st.warning(plain(note), icon=":material/link_off:")
+    if note := st.session_state["former_note"]:
+        st.info(plain(note), icon=":material/history:")
     for note in st.session_state.get("input_notes", []):
         st.warning(plain(note), icon=":material/swap_horiz:")
     st.header(VIEWS[view], anchor=False)

@@ -15,7 +15,7 @@ from typing import Any
 from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
-from perfmodel.catalog.scenarios import scenario_names, scenario_values
+from perfmodel.catalog.scenarios import FORMER_NAMES, scenario_names, scenario_values
 from perfmodel.reports import ENGINES
 from perfmodel.serving import TrafficShape
 from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS
@@ -139,6 +139,14 @@ FORMER_VIEWS = {
     "Deploy": "Decide",
 }
 FORMER_INPUTS = ("curve_tps",)
+FORMER_KEYS = FORMER_NAMES | {"prefix_mix": "prompt_mix", "own_gamma": "fixed_gamma"}
+FORMER_WORDS = {  # labels, which were the values
+    "view": FORMER_VIEWS,
+    "map_kind": {"Speedup": "speedup", "Fastest draft": "winner"},
+    "deploy_engine": {label: engine for engine, label in ENGINES.items()},
+    "acceptance_form": {label: form for form, label in ACCEPTANCE_FORMS.items()}
+    | {"Accepted drafts a round": "accepted_drafts", "Tokens a round": "tokens_per_round"},
+}
 # Defaults of earlier versions, for inputs that a link then left out; links now always have them.
 FORMER_DEFAULTS = {"engine": "specroof", "draft": "self:streamingllm"}
 FRONTIER_PARTS = {"batches": "Every batch", "traffic": "Traffic over time"}

@@ -18,7 +18,7 @@ from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
 from app.explorer.inputs.uploads import NEEDED
-from app.explorer.link import MAX_LINK, pack, pack_files, query_of, state_of, unpack
+from app.explorer.link import MAX_LINK, former_note, pack, pack_files, query_of, state_of, unpack
 from app.explorer.state import (
     CHOICES,
     CUSTOM,
@@ -443,6 +443,20 @@ def test_a_link_of_an_earlier_version_keeps_its_engine_and_draft() -> None:
     assert state_of({})[0]["engine"].startswith("vllm")
     (pin,) = state_of({"pins": pack(json.dumps([{"tp": "4"}]))})[0]["pins"]
     assert state_of(pin)[0]["engine"] == "specroof"
+
+
+def test_a_link_of_an_earlier_version_is_read_in_its_words_and_says_what_may_differ() -> None:
+    former = {"prefix_tokens": "16000", "acceptance_form": "α", "acceptance": "0.7"}
+    at = page(former | {"map_kind": "Fastest draft", "own_gamma": "true"}, view="Check")
+    state = at.session_state
+    assert (state["acceptance_form"], state["map_kind"]) == ("acceptance", "winner")
+    assert plan(at).workload.prompt_tokens == 16_000 and state["fixed_gamma"] and not at.warning
+    said = [info.value.replace("\\", "") for info in at.info if "earlier" in info.value]
+    assert len(said) == 1 and "engine=specroof" in said[0] and f"gamma={state['gamma']}" in said[0]
+    at.number_input(key="batch").set_value(9).run()
+    again = page(link(at))
+    assert plan(again) == plan(at) and not any("earlier" in info.value for info in again.info)
+    assert not former_note({})
 
 
 @pytest.mark.parametrize("tp", ["3", "16"])
