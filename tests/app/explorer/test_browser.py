@@ -231,7 +231,7 @@ def test_a_click_on_the_map_shows_the_cell_and_a_button_uses_it(watched: Watched
 
 
 def test_a_typed_count_is_used_or_refused(watched: Watched) -> None:
-    watched.open("view=Check")
+    watched.open("view=Check&engine=vllm-0.26&draft=eagle3:full")
     page = watched.page
     box = page.get_by_role("spinbutton", name="Batch (sequences)")
     alert = page.locator("[data-testid=stMain] [data-testid=stAlert]")
