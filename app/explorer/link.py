@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 import math
+import re
 import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -28,19 +29,21 @@ from app.explorer.inputs.uploads import (
 )
 from app.explorer.state import (
     CHOICES,
+    COUNTS,
     CUSTOM,
     DEFAULTS,
     FORMER_DEFAULTS,
     FORMER_INPUTS,
-    FORMER_VIEWS,
+    FORMER_KEYS,
+    FORMER_WORDS,
     NAVIGATION,
     PAGE_DEFAULTS,
     RANGES,
     REFITTED,
     UPLOADED,
+    as_count,
 )
 from perfmodel import ConfigError
-from perfmodel.catalog.scenarios import FORMER_NAMES
 
 MAX_LINK = 12_000  # characters; longer links are cut by chat programs and proxies
 MAX_UNDO = 20
@@ -57,6 +60,7 @@ PACKED = {
 }
 LEFT_OUT = "left_out"  # parameter of the link that names them, each with a digest
 MAX_KEPT = 20  # of them that the server keeps, for Back and reloads
+PLACEHOLDER = "/path/to"  # for the folder of an uploaded file in what is shown
 LIMITS = ("slo",)  # of a scenario, but not of a pinned one
 
 
@@ -122,7 +126,7 @@ def state_of(
     notes += [_lacks(key) for key in have if have[key] is None and key in _UPLOADS]
     query = {k: v for k, v in query.items() if k != LEFT_OUT} | {k: v for k, v in have.items() if v}
     for name, text in query.items():
-        key = FORMER_NAMES.get(name, name)
+        key = FORMER_KEYS.get(name, name)
         if key in FORMER_INPUTS:
             continue
         if key not in DEFAULTS:
@@ -146,6 +150,23 @@ def state_of(
         state["engine"] = DEFAULTS["engine"]
         notes.append(f"The link lacks its engine profile; {state['engine']} is used instead.")
     return state, notes
+
+
+def former_note(query: Mapping[str, str]) -> str:
+    """What the reader of a link of an earlier version must know; empty for another link.
+
+    Links always state the inputs of `FORMER_DEFAULTS` since their defaults have changed.
+    """
+    keys = {FORMER_KEYS.get(name, name) for name in query}
+    if not query or keys >= {*FORMER_DEFAULTS}:
+        return ""
+    state, _ = state_of(query)
+    asked = ("target", "machine", "tp", "engine", "draft", "gamma")
+    used = [f"{key}={_text(key, state[key])}" for key in asked if key not in keys]
+    return (
+        "This link is of an earlier version, and what it does not state may have had another "
+        f"value there. Check {', '.join(used)} and the other inputs."
+    )
 
 
 _UPLOADS = [key for key in PACKED if key != "model_config"]  # missed without another note
@@ -229,6 +250,19 @@ def session_folder() -> Path:
     return Path(st.session_state["folder"].name)
 
 
+def shown_paths(text: str) -> str:
+    """A text that names files of the session's folder, with a placeholder for each path.
+
+    They have the names under which the page offers them; a model, that of its folder.
+    """
+    if "folder" not in st.session_state:
+        return text
+    folder = re.escape(str(session_folder()))
+    text = re.sub(rf"{folder}/[0-9a-f]{{12}}/", f"{PLACEHOLDER}/", text)
+    text = re.sub(rf"{folder}/engine-[0-9a-f]{{12}}", f"{PLACEHOLDER}/refitted", text)
+    return re.sub(rf"{folder}/gpu-[0-9a-f]{{12}}", f"{PLACEHOLDER}/gpu", text)
+
+
 def restore() -> None:
     """Set the page's state at the start of a run, from the URL if the user has gone to it.
 
@@ -238,8 +272,10 @@ def restore() -> None:
     state, query = st.session_state, st.query_params.to_dict()
     first = "link_query" not in state
     now = {key: state[key] for key in DEFAULTS if key in state}
+    now |= {key: as_count(now[key]) for key in COUNTS if key in now}
     if first or (query != state["link_query"] and _is_shown(now)):
         loaded, state["link_notes"] = state_of(query, _left_out())
+        state["former_note"] = former_note(query)
         for read, key, keys in (
             (uploaded_path, "config.json", ("target", "model_config")),
             (uploaded_gpu, "GPU", ("machine", "gpu_file")),
@@ -271,13 +307,17 @@ def _is_shown(now: Mapping[str, Any]) -> bool:
     return all(any(value == inputs[key] for inputs in shown) for key, value in now.items())
 
 
-def publish() -> list[str]:
-    """Write the page's state to the URL; returns what the link leaves out."""
+def publish(*, valid: bool = True) -> list[str]:
+    """Write the page's state to the URL; returns what the link leaves out.
+
+    `valid` is whether the inputs are a scenario: Undo goes back only to inputs that are.
+    """
     state = st.session_state
     before = _inputs(state.get("published", {}))
     state["published"] = state["link_state"] = {key: state[key] for key in DEFAULTS}
     changed = before not in ({}, _inputs(state["link_state"]))
-    if not state.pop("undone", False) and changed:
+    was_valid, state["was_valid"] = state.get("was_valid", False), valid
+    if not state.pop("undone", False) and changed and was_valid:
         state["history"] = [*state.get("history", []), before][-MAX_UNDO:]
     replaced = state.pop("replaced", [])
     if changed or replaced:
@@ -351,8 +391,8 @@ def _parsed(key: str, text: str) -> Any:
         raise ValueError
     if isinstance(default, bool):
         return {"true": True, "false": False}[text]
-    if key == "view":
-        return FORMER_VIEWS.get(text, text)
+    if key in FORMER_WORDS:
+        return FORMER_WORDS[key].get(text, text)
     if isinstance(default, list):
         return text.split(",")
     return type(default)(text)

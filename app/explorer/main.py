@@ -70,9 +70,11 @@ def main() -> None:
         "View", list(VIEWS), key="view", required=True, label_visibility="collapsed"
     )
     values = sidebar()
-    missing = publish()
+    missing = publish(valid=values is not None)
     for note in st.session_state["link_notes"]:
         st.warning(plain(note), icon=":material/link_off:")
+    if note := st.session_state["former_note"]:
+        st.info(plain(note), icon=":material/history:")
     for note in st.session_state.get("input_notes", []):
         st.warning(plain(note), icon=":material/swap_horiz:")
     st.header(VIEWS[view], anchor=False)
@@ -82,6 +84,7 @@ def main() -> None:
         return
     if values is None:
         show_error(st.session_state.pop("scenario_error"))
+        show_tray(None)
         return
     st.session_state["values"] = values
     show_plan_line(values)

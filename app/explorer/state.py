@@ -15,7 +15,7 @@ from typing import Any
 from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from perfmodel import ACCEPTANCE_KEYS, ConfigError, ScenarioInput, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
-from perfmodel.catalog.scenarios import scenario_names, scenario_values
+from perfmodel.catalog.scenarios import FORMER_NAMES, scenario_names, scenario_values
 from perfmodel.reports import ENGINES
 from perfmodel.serving import TrafficShape
 from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS
@@ -118,6 +118,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "prompt_cv": (0.0, 10.0),
     "output_cv": (0.0, 10.0),
 }
+# Counts, typed into boxes of real numbers: one of whole numbers would cut 2.5 and 1e3 short.
+COUNTS = ("batch", "prompt_tokens", "output_tokens", "ep", "dp", "requests")
 _KV_TYPES = tuple(name for name, dtype in DTYPES.items() if dtype.for_kv)
 # Views and the question that each answers.
 VIEWS = {
@@ -137,6 +139,14 @@ FORMER_VIEWS = {
     "Deploy": "Decide",
 }
 FORMER_INPUTS = ("curve_tps",)
+FORMER_KEYS = FORMER_NAMES | {"prefix_mix": "prompt_mix", "own_gamma": "fixed_gamma"}
+FORMER_WORDS = {  # labels, which were the values
+    "view": FORMER_VIEWS,
+    "map_kind": {"Speedup": "speedup", "Fastest draft": "winner"},
+    "deploy_engine": {label: engine for engine, label in ENGINES.items()},
+    "acceptance_form": {label: form for form, label in ACCEPTANCE_FORMS.items()}
+    | {"Accepted drafts a round": "accepted_drafts", "Tokens a round": "tokens_per_round"},
+}
 # Defaults of earlier versions, for inputs that a link then left out; links now always have them.
 FORMER_DEFAULTS = {"engine": "specroof", "draft": "self:streamingllm"}
 FRONTIER_PARTS = {"batches": "Every batch", "traffic": "Traffic over time"}
@@ -168,6 +178,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+def as_count(value: Any) -> Any:
+    """A real number without a fraction as a whole one; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 # ---- state to values --------------------------------------------------------------------------
 
 
@@ -197,6 +212,7 @@ def stated_values(
         If the distribution of prompt lengths is not valid.
     """
     have = DEFAULTS | dict(state)
+    have |= {key: as_count(have[key]) for key in COUNTS}
     draft, _, policy = str(have["draft"]).partition(":")
     values: dict[str, Any] = {}
     values["target"] = uploaded_target if have["target"] == UPLOADED else have["target"]
@@ -255,9 +271,11 @@ def widget_state(
         raise ConfigError(
             f"engine {stated.engine[:80]!r} is not in the catalog; use {', '.join(engine_names())}"
         )
-    state |= {"target": UPLOADED} if stated.target == uploaded_target else {}
+    if stated.target == uploaded_target:
+        del state["model_config"]  # that of the page, as the files below
+        state["target"] = UPLOADED
     if custom:
-        del state["gpu_file"]  # that of the page
+        del state["gpu_file"]
         state["machine"] = CUSTOM
     if refitted:
         del state["engine_file"]

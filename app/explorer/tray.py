@@ -38,8 +38,11 @@ def adopt(scenario: Mapping[str, Any], *more: str, view: str = "") -> None:
         state["view"] = view
 
 
-def show_tray(values: Values) -> None:
-    """Draw the buttons under the plan line: pin, undo, and the pinned plans."""
+def show_tray(values: Values | None) -> None:
+    """Draw the buttons under the plan line: pin, undo, and the pinned plans.
+
+    `values` are those of the page, None if its inputs are not valid: they cannot be pinned.
+    """
     state = st.session_state
     pins: list[dict[str, str]] = state["pins"]
     here = pin_of(state)
@@ -48,7 +51,7 @@ def show_tray(values: Values) -> None:
             "Pin",
             on_click=_pin,
             args=(here,),
-            disabled=len(pins) >= MAX_PINS or here in pins,
+            disabled=values is None or len(pins) >= MAX_PINS or here in pins,
             icon=":material/keep:",
             type="tertiary",
             help=f"Keep this plan, to compare it in Decide; at most {MAX_PINS}",
@@ -71,9 +74,11 @@ def pin_values(pin: Mapping[str, str]) -> Values:
     return stated_values(state, **uploaded_paths(state))
 
 
-def pin_names(pins: list[dict[str, str]], values: Values) -> list[tuple[dict[str, str], str]]:
+def pin_names(
+    pins: list[dict[str, str]], values: Values | None
+) -> list[tuple[dict[str, str], str]]:
     """Pins, each with the parts of its plan line in which it differs from the page's plan."""
-    here = plan_line(values)
+    here = [] if values is None else plan_line(values)
     named = []
     for pin in pins:
         parts = [part for part in plan_line(pin_values(pin)) if part not in here]

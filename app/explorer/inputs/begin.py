@@ -10,8 +10,10 @@ from app.explorer.inputs.files import apply_values
 from app.explorer.inputs.serve_line import MAX_LINE, hub_model, serve_values
 from app.explorer.link import uploaded_paths
 from app.explorer.show import plain
-from app.explorer.state import PLAN_KEYS, PRESETS, stated_values, widget_state
-from perfmodel import ConfigError
+from app.explorer.state import DEFAULTS, PLAN_KEYS, PRESETS, stated_values, widget_state
+from perfmodel import ConfigError, parse_scenario
+from perfmodel.planning import draft_choices
+from perfmodel.specs import named_version, profile_version
 
 # Workloads to start from; lengths are round figures, to be replaced by those of your traffic.
 USE_CASES: dict[str, dict[str, Any]] = {
@@ -72,9 +74,10 @@ def _apply_pasted() -> None:
         if is_line:
             given, ignored = serve_values(text)
         else:
-            given, ignored = {"target": hub_model(text), "draft": "self"}, []
+            given, ignored = {"target": hub_model(text)}, []
         here = stated_values(state.to_dict(), **uploaded_paths(state))
         kept = {k: v for k, v in here if k not in _REPLACED}
+        given |= _vllm_profile(kept) if is_line else _draft(kept | given, state["runs_on"])
         apply_values(kept | given)
     except ConfigError as error:
         state["upload_error"] = str(error)
@@ -83,8 +86,33 @@ def _apply_pasted() -> None:
     state["pasted_note"] = f"{given['target']} is the target."
     if is_line:
         state["runs_on"] = "vllm"
+        state["pasted_note"] += f" The engine is {given['engine']}." if "engine" in given else ""
         left_out = f" Without effect here: {', '.join(ignored)}." if ignored else ""
         state["pasted_note"] += (
             f" TP is {given['tp']}. The line does not say on which GPUs it runs, nor how long "
             f"prompts are: check them below.{left_out}"
         )
+
+
+def _vllm_profile(kept: dict[str, Any]) -> dict[str, Any]:
+    """The engine of a line for vLLM, if that of the page is another server."""
+    version = profile_version(parse_scenario({"engine": kept["engine"]}).scenario().engine.name)
+    is_other = version is not None and version.engine != "vllm"
+    return {"engine": DEFAULTS["engine"]} if is_other else {}
+
+
+def _draft(values: dict[str, Any], runs_on: str) -> dict[str, Any]:
+    """A draft that the engine runs, one of known acceptance if there is one."""
+    base = parse_scenario(values | {"draft": "none"}).scenario()
+    version = named_version(runs_on) if runs_on else profile_version(base.engine.name)
+    runs, known = [], []
+    for draft, policy in draft_choices(base):
+        plan = {"draft": draft, "draft_policy": policy}
+        try:
+            scenario = parse_scenario(values | plan).scenario()
+        except ConfigError:  # as of a draft that TP does not split
+            continue
+        if scenario.obstacle_on(version) is None:
+            runs.append(plan)
+            known += [plan] if scenario.curve is not None else []
+    return next(iter(known or runs), {"draft": "none"})

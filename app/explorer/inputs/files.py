@@ -8,7 +8,14 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, scenario_upload, text_of
-from app.explorer.link import pack, pack_files, unpack_files, uploaded_path, uploaded_paths
+from app.explorer.link import (
+    pack,
+    pack_files,
+    shown_paths,
+    unpack_files,
+    uploaded_path,
+    uploaded_paths,
+)
 from app.explorer.show import plain, show_error
 from app.explorer.state import UPLOADED, Values, command_text, toml_text, widget_state
 from perfmodel import ConfigError
@@ -24,7 +31,10 @@ def apply_values(values: dict[str, Any]) -> None:
     ConfigError
         If a value is not valid.
     """
-    st.session_state.update(widget_state(values, **uploaded_paths(st.session_state)))
+    paths = uploaded_paths(st.session_state)
+    shown = {shown_paths(path): path for path in paths.values() if path}
+    values = {k: shown.get(v, v) if isinstance(v, str) else v for k, v in values.items()}
+    st.session_state.update(widget_state(values, **paths))
 
 
 def show_files(values: Values | None) -> None:
@@ -33,14 +43,14 @@ def show_files(values: Values | None) -> None:
         if values is not None:
             st.download_button(
                 "Download scenario TOML",
-                toml_text(values),
+                shown_paths(toml_text(values)),
                 file_name="scenario.toml",
                 mime="application/toml",
                 key="scenario_toml",
                 on_click="ignore",
             )
             st.caption("The same scenario on the command line")
-            st.code(command_text(values), language="bash", wrap_lines=True)
+            st.code(shown_paths(command_text(values)), language="bash", wrap_lines=True)
         st.file_uploader(
             "Open a scenario TOML",
             type="toml",

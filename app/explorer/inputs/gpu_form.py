@@ -10,8 +10,9 @@ from typing import Any
 
 import streamlit as st
 
+from app.explorer.inputs.widgets import number
 from app.explorer.link import pack, uploaded_gpu
-from app.explorer.state import CUSTOM
+from app.explorer.state import CUSTOM, as_count
 from perfmodel import ConfigError, catalog
 from perfmodel.specs import Machine
 from perfmodel.units import GB, MB, TB, TFLOP
@@ -43,8 +44,7 @@ def gpu_form(machine: Machine) -> None:
         with st.form("gpu", border=False):
             st.text_input("Name", key="gpu_name", max_chars=60)
             for key, (label, _, _) in FIGURES.items():
-                step = 1 if key in COUNTS else None
-                st.number_input(label, key=f"gpu_{key}", step=step)
+                number(f"gpu_{key}", label, 1.0 if key in COUNTS else 0.01)
             st.selectbox("Kind of link", LINKS, key="gpu_kind")
             st.selectbox(
                 "Kernels as efficient as on",
@@ -128,7 +128,8 @@ def _use() -> None:
     state.pop("upload_error", None)
     keys = (*FIGURES, "name", "kind", "like", "architecture", "source")
     try:
-        text = gpu_toml({key: state[f"gpu_{key}"] for key in keys})
+        figures = {key: state[f"gpu_{key}"] for key in keys}
+        text = gpu_toml(figures | {key: as_count(figures[key]) for key in COUNTS})
         uploaded_gpu({"gpu_file": pack(text)})
     except ConfigError as error:
         state["upload_error"] = str(error)

@@ -9,7 +9,8 @@ import streamlit as st
 
 from app.explorer.link import MAX_TEXT
 from app.explorer.show import show_error
-from app.explorer.state import RANGES
+
+SHORTEST = "%g"  # all digits of a number, and no more
 
 
 def value_of(key: str) -> Any:
@@ -36,13 +37,16 @@ def segmented(key: str, label: str, options: Mapping[str, str], **more: Any) -> 
 
 
 def count(key: str, label: str, step: int = 1, **more: Any) -> None:
-    """A whole number. The widget has no lower bound: it would keep an old value without a word."""
-    st.number_input(label, max_value=int(RANGES[key][1]), step=step, key=key, **more)
+    """A whole number; the scenario refuses one with a fraction."""
+    number(key, label, float(step), **more)
 
 
 def number(key: str, label: str, step: float, **more: Any) -> None:
-    """A real number; the scenario refuses one that is out of range."""
-    st.number_input(label, step=step, key=key, **more)
+    """A real number; the scenario refuses one that is out of range.
+
+    The box has no bounds: it would keep an old value. It shows every digit.
+    """
+    st.number_input(label, step=step, format=SHORTEST, key=key, **more)
 
 
 def text(key: str, label: str, **more: Any) -> None:

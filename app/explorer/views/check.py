@@ -12,6 +12,7 @@ from app.explorer.cached import scenario_of
 from app.explorer.inputs import widgets
 from app.explorer.inputs.files import kept_files
 from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, observed
+from app.explorer.link import shown_paths
 from app.explorer.show import plain, show_error, show_table, text_rows
 from app.explorer.state import command_text
 from app.explorer.views import measurements
@@ -117,7 +118,7 @@ def _diagnosis(scenario: Scenario, measured: Measured, *, with_reports: bool) ->
 
 
 def _command(*, with_reports: bool) -> str:
-    command = command_text(st.session_state["values"], "explain")
+    command = shown_paths(command_text(st.session_state["values"], "explain"))
     words = [command.replace("explain", "explain REPORT", 1) if with_reports else command]
     runs_on = st.session_state["measured_on"].strip()
     words += ["--runs-on", shlex.quote(runs_on)] if runs_on else []

@@ -65,9 +65,10 @@ def show() -> None:
         show_error(error)
         return
     result = recommendation_dict(answer)
-    sentences = (answer.answer, answer.in_principle, answer.prefill, answer.evidence.sentence)
+    sentences = (answer.answer, answer.tpot_limit, answer.in_principle, answer.prefill)
     kind = "gain" if answer.speculates else "plain"
-    verdict(_title(answer), *filter(None, sentences), kind=kind)
+    lines = filter(None, (*sentences, answer.evidence.sentence))
+    verdict(_title(answer), *lines, kind=kind)
     _evidence(answer)
     st.markdown(
         "Next: [take the plan to your engine](#run-it), see in **Map** where it pays, or compare "
@@ -112,7 +113,7 @@ def _title(answer: Recommendation) -> str:
 
 def _evidence(answer: Recommendation) -> None:
     """Chips: the origin of α and of the engine's times, the limits, and who can run the plan."""
-    shown, best = answer.studied or answer.best, answer.best
+    shown = answer.studied or answer.best
     scenario = shown.scenario
     with st.container(horizontal=True, gap="small", key="evidence"):
         if scenario.plan.speculates:
@@ -125,7 +126,7 @@ def _evidence(answer: Recommendation) -> None:
         measured = engine.measured_on == gpu
         text = f"engine {engine.name} {'measured' if measured else 'not measured'} on {gpu}"
         _chip(text, answer.evidence.engine, sure=measured)
-        _limits(best)
+        _limits(answer)
         what = "this draft" if scenario.plan.speculates else "it"
         for name, why in _engines(shown).items():
             label = f"{name} {'cannot run' if why else 'runs'} {what}"
@@ -143,9 +144,9 @@ def _acceptance_origin(candidate: Candidate) -> str:
     return "unknown" if scenario.curve is None else str(scenario.curve.origin)
 
 
-def _limits(best: Candidate) -> None:
-    """A chip for each limit of the SLO."""
-    slo = parse_slo(st.session_state["slo"])
+def _limits(answer: Recommendation) -> None:
+    """A chip for each limit of the SLO; that of TPOT is green only if its interval meets it."""
+    best, slo = answer.best, parse_slo(st.session_state["slo"])
     ticks = [
         ("TPOT", best.tpot_s, slo.tpot_s, format_seconds),
         ("TTFT", best.ttft_s, slo.ttft_s, format_seconds),
@@ -153,9 +154,13 @@ def _limits(best: Candidate) -> None:
     ]
     for name, value, limit, text in ticks:
         if limit is not None:
-            meets = value <= limit
-            label = f"{name} {text(value)} {'≤' if meets else '>'} {text(limit)}"
-            st.badge(plain(label), color="green" if meets else "red")
+            label = f"{name} {text(value)} {'≤' if value <= limit else '>'} {text(limit)}"
+            if value > limit:
+                st.badge(plain(label), color="red")
+            elif name == "TPOT" and answer.tpot.high > limit:
+                _chip(f"{label}, within the error", answer.tpot_limit, sure=False)
+            else:
+                _chip(label, "", sure=True)
 
 
 def _engines(candidate: Candidate) -> dict[str, str | None]:
@@ -177,10 +182,11 @@ def _numbers(answer: Recommendation) -> None:
     if interval is not None:
         span = f"; 90 % interval {interval.low:.2f}x to {interval.high:.2f}x"
     over = f"of {shown.label} {HELP[GAIN]}{span}"
-    figures: list[tuple[str, str, str | None]] = [(GAIN, gain, over)]
+    of_shown = "" if shown is best else f", of {plain(shown.label)}"  # not of the recommended plan
+    figures: list[tuple[str, str, str | None]] = [(f"{GAIN}{of_shown}", gain, over)]
     if chance is not None:
         text = f"probability that {shown.label} is faster than plain decoding"
-        figures.append(("P(gain > 1)", format_chance(chance), text))
+        figures.append((f"P(gain > 1){of_shown}", format_chance(chance), text))
     of_best = of_candidate(best)
     figures += [(name, of_best[name], HELP[name]) for name in (TPOT, TTFT, RATE, MEMORY)]
     cost = answer.cost_per_million_tokens(best)
@@ -189,10 +195,7 @@ def _numbers(answer: Recommendation) -> None:
     show_metrics(figures)
     if shown is not best:
         st.caption(
-            plain(
-                f"The gain is that of the best draft, {shown.label}; the other figures are those "
-                f"of the recommended plan, {best.label}."
-            )
+            plain(f"Figures without a name are those of the recommended plan, {best.label}.")
         )
 
 

@@ -8,6 +8,7 @@ import streamlit as st
 
 from app.explorer.cached import point_of
 from app.explorer.inputs.widgets import segmented, text, value_of
+from app.explorer.link import shown_paths
 from app.explorer.show import plain, show_chart, show_error
 from perfmodel import ConfigError, Recommendation, RoundEstimate, estimate
 from perfmodel.planning import plan_label
@@ -85,7 +86,7 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
                 label = f"Show it for {ENGINES[other]}"
                 st.button(label, on_click=_show_for, args=(other,), key=f"show_for_{other}")
         return
-    exported = export_plan(engine=engine, plan=plan)
+    exported = shown_paths(export_plan(engine=engine, plan=plan))
     lines = exported.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith("# Benchmark")), len(lines))
     language = {"sh": "bash"}.get(FILES[engine], FILES[engine])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,14 +19,14 @@ from app.explorer.cached import (
     scenario_of,
 )
 from app.explorer.drawing import charts
-from app.explorer.figures import DECODE_TPOT, GAIN, MEMORY, SPEEDUP, TPOT, of_plan
+from app.explorer.figures import DECODE_TPOT, GAIN, MEMORY, SERVICE, SPEEDUP, TPOT, of_plan, ratio
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
-from perfmodel import DraftPlan, Scenario
+from perfmodel import DraftPlan, Scenario, speculation
 from perfmodel.planning import draft_choices, plan_label
-from perfmodel.specs import Workload, named_version, profile_version
+from perfmodel.specs import Prefill, Workload, named_version, profile_version
 from perfmodel.speculation import GAMMAS
 
 MAP_SIZE = 64
@@ -48,6 +49,7 @@ def show() -> None:
         add_marker(figure, cell[1], cell[0], "the clicked cell", "x")
     chart, panel = st.columns([3, 1])
     with chart:
+        st.caption(plain(_with_prompts(values)))
         figure.update_layout(height=560)
         show_chart(figure, "speedup_map", on_select=_choose_cell)
     with panel:
@@ -92,6 +94,20 @@ def _figure(
         return charts.needed_map(scenario, MAP_BATCHES, map_prompts(values))
     grid = speedup_grid(values, fixed_gamma=fixed)
     return charts.speedup_map(scenario, grid, measured=_measured(scenario), clickable=True)
+
+
+def _with_prompts(values: Values) -> str:
+    """What the map leaves out: the gain of the page's plan at the star, with its prompts."""
+    scenario, alone = scenario_of(values), "The map is of decoding alone"
+    gain = of_plan(values, st.session_state["objective"])[GAIN]
+    if scenario.workload.prefill is Prefill.DISAGGREGATED:
+        share = "where prompts are computed on other GPUs, which are not counted"
+    else:
+        taken = float(speculation.service(scenario).prefill_share)
+        share = f"where prompts take {taken:.0%} of the GPU time"
+    if not scenario.plan.speculates or gain == ratio(math.nan):
+        return f"{alone}."
+    return f"{alone}: with prompts ({SERVICE}), the page's plan gains {gain} at the star, {share}."
 
 
 def _panel(values: Values, rivals: Mapping[str, Values]) -> None:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app.explorer.cached import prediction
 from app.explorer.figures import SPEEDUP, of_plan
-from app.explorer.link import pin_of
+from app.explorer.link import pin_of, shown_paths
 from app.explorer.show import plain, show_table
 from app.explorer.state import Values
 from app.explorer.tray import pin_names, pin_values
@@ -32,7 +32,7 @@ def _inputs(compared: dict[str, Values]) -> None:
     keys = list(dict.fromkeys(key for table in tables.values() for key in table))
     rows, shared = [], []
     for key in keys:
-        cells = {name: str(table.get(key, "")) for name, table in tables.items()}
+        cells = {name: shown_paths(str(table.get(key, ""))) for name, table in tables.items()}
         if len(set(cells.values())) > 1:
             rows.append({"input": key} | cells)
         else:

@@ -13,7 +13,7 @@ from app.explorer.cached import scenario_of
 from app.explorer.drawing import charts
 from app.explorer.inputs import widgets
 from app.explorer.inputs.files import kept_files
-from app.explorer.link import session_folder, unpack_files
+from app.explorer.link import session_folder, shown_paths, unpack_files
 from app.explorer.show import plain, show_chart, show_error, show_metrics, show_table, text_rows
 from app.explorer.state import RANGES, Values, command_text
 from app.render.simulation_tables import closed_form_line, gain_line, run_rows, workload_line
@@ -127,6 +127,8 @@ def simulated(values: Values, flags: Values, trace: str) -> dict[str, Any]:
         low, high = RANGES[key]
         if not low <= given.get(key, low) <= high:
             raise ConfigError(f"{key}={given[key]:g} is not valid; use {low:g} to {high:g}")
+    if given["requests"] != int(given["requests"]):
+        raise ConfigError(f"requests={given['requests']:g} is not valid; use a whole number")
     known = scenario.acceptance is not None or scenario.curve is not None
     if not known:
         scenario = without_speculation(scenario)
@@ -195,7 +197,7 @@ def _figures(result: dict[str, Any]) -> None:
 
 
 def _command(values: Values, flags: dict[str, Any]) -> str:
-    command = command_text(values, "simulate")
+    command = shown_paths(command_text(values, "simulate"))
     words = [f"--{key.replace('_', '-')} {value}" for key, value in flags.items() if value != ""]
     words = [word.replace(" True", "") for word in words]
     names = [name for name, _ in unpack_files(st.session_state["trace"])]

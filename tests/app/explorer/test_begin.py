@@ -14,6 +14,7 @@ pytest.importorskip("streamlit")
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
+from app.explorer.cached import scenario_of
 from app.explorer.inputs.begin import USE_CASES
 from app.explorer.inputs.serve_line import serve_values
 from app.explorer.state import command_text
@@ -140,6 +141,21 @@ def test_a_line_that_cannot_be_read_is_one_message(line: str) -> None:
     with pytest.raises(ConfigError) as error:
         serve_values(line)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("engine", ["vllm-0.26", "sglang-0.5", "specroof"])
+def test_what_is_pasted_has_a_draft_that_the_engine_runs(engine: str) -> None:
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    at.session_state["view"], at.session_state["engine"] = "Check", engine
+    at.run()
+    suffix = json.dumps({"method": "suffix", "num_speculative_tokens": 4})
+    line = shlex.join(["vllm", "serve", QWEN.split()[-1], "-sc", suffix])
+    for pasted in ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", line):
+        at.text_input(key="pasted").set_value(pasted).run()
+        scenario = scenario_of(at.session_state["values"])
+        assert not at.error and not at.exception and scenario.plan.speculates
+        assert scenario.engine_obstacle is None, pasted
+    assert scenario.plan.draft == "suffix"
 
 
 def test_the_page_begins_from_what_is_pasted() -> None:

@@ -230,6 +230,23 @@ def test_a_click_on_the_map_shows_the_cell_and_a_button_uses_it(watched: Watched
     assert f"batch={cell['batch']:.0f}" in watched.page.url
 
 
+def test_a_typed_count_is_used_or_refused(watched: Watched) -> None:
+    watched.open("view=Check&engine=vllm-0.26&draft=eagle3:full")
+    page = watched.page
+    box = page.get_by_role("spinbutton", name="Batch (sequences)")
+    alert = page.locator("[data-testid=stMain] [data-testid=stAlert]")
+    for typed, said in (("9" * 22, "at most"), ("2.5", "whole number"), ("1e3", "")):
+        box.fill(typed)
+        box.press("Enter")
+        if said:
+            playwright.expect(alert).to_contain_text(said, timeout=60_000)
+        else:
+            playwright.expect(page).to_have_url(re.compile("batch=1000(&|$)"), timeout=60_000)
+            watched.settle()
+            playwright.expect(alert).to_have_count(0)
+            assert box.input_value() == "1000"
+
+
 def test_downloads_parse(watched: Watched) -> None:
     watched.open("view=Map")
     rows = list(csv.DictReader(io.StringIO(watched.download("speedup_map_csv").decode())))

@@ -26,7 +26,7 @@ from app.explorer.inputs.uploads import (
     vllm_acceptance,
 )
 from app.explorer.show import plain
-from app.explorer.state import command_text
+from app.explorer.state import command_text, toml_text
 from calibration.fit import fit_rows
 from calibration.records.published import magicdec_rows
 from perfmodel import ConfigError, catalog, parse_scenario
@@ -169,6 +169,23 @@ def test_an_uploaded_model_is_the_target(tmp_path: Path) -> None:
     assert catalog.model(path).name == "mine"
     escaped = model_upload("../../../etc/x.json", data, tmp_path)
     assert Path(escaped).is_relative_to(tmp_path)
+
+
+def test_no_path_of_the_session_is_shown_and_a_saved_scenario_is_opened_again() -> None:
+    at = uploaded("model_file", "mine.json", json.dumps(CONFIG).encode(), "", view="Decide")
+    values = at.session_state["values"]
+    at.button(key="use_0").click().run()
+    next(b for b in at.button if b.label == "Pin").click().run()
+    at.number_input(key="batch").set_value(9).run()
+    shown = [e.value for kind in (at.code, at.caption, at.markdown) for e in kind]
+    shown += [str(table.value) for table in at.table]
+    folder = at.session_state["folder"].name
+    assert not any(folder in text for text in shown)
+    assert any("vllm serve /path/to/mine " in text for text in shown)
+    assert any("--target /path/to/mine/config.json " in text for text in shown)
+    saved = toml_text(values).replace(str(Path(dict(values)["target"]).parents[1]), "/path/to")
+    at.file_uploader(key="scenario_file").set_value(("s.toml", saved.encode(), "")).run()
+    assert not at.error and at.session_state["values"] == values
 
 
 def test_the_golden_table_is_a_measurement_upload() -> None:

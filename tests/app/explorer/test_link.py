@@ -18,7 +18,7 @@ from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
 from app.explorer.inputs.uploads import NEEDED
-from app.explorer.link import MAX_LINK, pack, pack_files, query_of, state_of, unpack
+from app.explorer.link import MAX_LINK, former_note, pack, pack_files, query_of, state_of, unpack
 from app.explorer.state import (
     CHOICES,
     CUSTOM,
@@ -324,6 +324,24 @@ def test_undo_takes_back_limits_choices_of_decide_and_pins() -> None:
     assert link(at) == start and button(at, "Undo").disabled
 
 
+def test_undo_and_pins_stay_beside_an_invalid_input_and_undo_never_opens_one() -> None:
+    at = page(view="Check")
+    start = plan(at)
+    button(at, "Pin").click().run()
+    at.text_input(key="slo").set_value("x").run()
+    assert len(at.error) == 1 and button(at, "Pin").disabled
+    at.number_input(key="batch").set_value(9).run()
+    at.text_input(key="slo").set_value("").run()
+    assert not at.error and plan(at) != start
+    button(at, "Undo").click().run()
+    assert not at.error and plan(at) == start
+    at.text_input(key="slo").set_value("x").run()
+    at.button(key="open_1").click().run()  # a pin has no limits: it keeps the page's
+    assert len(at.error) == 1
+    button(at, "Undo").click().run()
+    assert not at.error and plan(at) == start
+
+
 def test_a_plan_keeps_the_acceptance_that_it_does_not_have() -> None:
     rates = "0.9, 0.7, 0.5"
     given = {"acceptance_form": "acceptance_per_position", "acceptance_per_position": rates}
@@ -425,6 +443,20 @@ def test_a_link_of_an_earlier_version_keeps_its_engine_and_draft() -> None:
     assert state_of({})[0]["engine"].startswith("vllm")
     (pin,) = state_of({"pins": pack(json.dumps([{"tp": "4"}]))})[0]["pins"]
     assert state_of(pin)[0]["engine"] == "specroof"
+
+
+def test_a_link_of_an_earlier_version_is_read_in_its_words_and_says_what_may_differ() -> None:
+    former = {"prefix_tokens": "16000", "acceptance_form": "α", "acceptance": "0.7"}
+    at = page(former | {"map_kind": "Fastest draft", "own_gamma": "true"}, view="Check")
+    state = at.session_state
+    assert (state["acceptance_form"], state["map_kind"]) == ("acceptance", "winner")
+    assert plan(at).workload.prompt_tokens == 16_000 and state["fixed_gamma"] and not at.warning
+    said = [info.value.replace("\\", "") for info in at.info if "earlier" in info.value]
+    assert len(said) == 1 and "engine=specroof" in said[0] and f"gamma={state['gamma']}" in said[0]
+    at.number_input(key="batch").set_value(9).run()
+    again = page(link(at))
+    assert plan(again) == plan(at) and not any("earlier" in info.value for info in again.info)
+    assert not former_note({})
 
 
 @pytest.mark.parametrize("tp", ["3", "16"])

@@ -72,7 +72,9 @@ def test_a_trace_is_simulated_and_kept_in_the_link(capsys: pytest.CaptureFixture
     assert "/tmp" not in at.error[0].value
 
 
-@pytest.mark.parametrize("key, value", [("rate", -1.0), ("requests", 0), ("output_cv", 99.0)])
+@pytest.mark.parametrize(
+    "key, value", [("rate", -1.0), ("requests", 0), ("requests", 2.5), ("output_cv", 99.0)]
+)
 def test_an_invalid_input_is_one_message_without_an_old_answer(key: str, value: float) -> None:
     at = page(OPENED | {"requests": "2"})
     at.number_input(key=key).set_value(value).run()

@@ -28,6 +28,7 @@ from app.explorer.figures import (
     SERVICE,
     SPEEDUP,
     TPOT,
+    of_plan,
 )
 from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.plan_line import plan_line
@@ -41,7 +42,7 @@ from app.explorer.state import (
     widget_state,
 )
 from app.explorer.views.frontier import machine_curves, point_curve
-from perfmodel import ConfigError, find_plan, parse_scenario
+from perfmodel import ConfigError, find_plan, parse_scenario, speculation
 from perfmodel.reports import ENGINES
 from perfmodel.specs import parse_slo, profile_version
 from perfmodel.units import format_seconds
@@ -310,6 +311,16 @@ def test_the_binding_limit_and_its_cost_are_shown() -> None:
     assert any("TPOT" in text and "≤" in text for text in said(at))
 
 
+@pytest.mark.parametrize(("limit", "colour"), [("60ms", "orange"), ("200ms", "green")])
+def test_a_limit_within_the_error_is_not_shown_as_met(limit: str, colour: str) -> None:
+    plan = {"draft": "eagle3:full", "gamma": 3, "price": 3.5, "slo": f"tpot<{limit}"}
+    work = {"batch": 24, "prompt_tokens": 12_000, "output_tokens": 500, "engine": "sglang-0.5"}
+    at = opened(target="qwen3-32b", machine="hgx-h200", tp=2, **work, **plan)
+    (chip,) = (text for text in said(at) if "badge[TPOT" in text)
+    near = "the plan may miss it" in at.get("success" if at.success else "info")[0].value
+    assert f":{colour}-badge" in chip and near == (colour == "orange")
+
+
 def test_an_invalid_number_leaves_no_old_answer() -> None:
     at = opened("Why")
     for key, value in (("batch", 0), ("batch", -3), ("prompt_tokens", 0), ("prefix_hit_rate", 1.5)):
@@ -318,6 +329,19 @@ def test_an_invalid_number_leaves_no_old_answer() -> None:
         assert not at.exception and len(at.error) == 1 and not at.metric, (key, value)
         at.number_input(key=key).set_value(before).run()
         assert not at.error and at.metric
+
+
+def test_a_count_is_used_as_it_is_typed_or_refused() -> None:
+    """The box hands over every number: a bound or whole steps would keep or cut it unsaid."""
+    at = opened("Check")
+    for typed, used in ((1e3, 1000), (1e22, None), (2.5, None), (9.0, 9)):
+        box = at.number_input(key="batch")
+        assert box.proto.data_type == box.proto.FLOAT and not box.proto.has_max
+        box.set_value(typed).run()
+        assert not at.exception and len(at.error) == (used is None), typed
+        if used is not None:
+            assert dict(at.session_state["values"])["batch"] == used
+            assert at.query_params["batch"] in (str(used), [str(used)])
 
 
 def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
@@ -350,6 +374,26 @@ def test_the_fastest_draft_map_has_only_drafts_that_the_engine_runs(
     assert_fine(at, 1)
     names = at.get("plotly_chart")[0].proto.spec
     assert ("Self-speculation" in names) == self_drafts and "EAGLE-3" in names
+
+
+def test_the_map_says_what_the_plan_gains_with_prompts() -> None:
+    at = opened("Map")
+    values = at.session_state["values"]
+    whole = speculation.service(scenario_of(values))
+    (said_once,) = (c.value.replace("\\", "") for c in at.caption if "at the star" in c.value)
+    assert f"gains {of_plan(values, 'throughput')[GAIN]} at the star" in said_once
+    assert f"{float(whole.prefill_share):.0%} of the GPU time" in said_once
+    at.selectbox(key="prefill").select("disaggregated").run()
+    assert any("on other GPUs" in c.value for c in at.caption)
+
+
+def test_a_gain_beside_the_figures_of_another_plan_names_its_plan() -> None:
+    at = opened(engine="specroof", batch=1, prompt_tokens=1000, drafts=["self:streamingllm"])
+    labels = [metric.label for metric in at.metric]
+    assert "decode plainly" in at.info[0].value and GAIN not in labels
+    assert any(label.startswith(f"{GAIN}, of Self") for label in labels)
+    speculates = opened(engine="specroof", prefill="disaggregated")
+    assert speculates.success and GAIN in [metric.label for metric in speculates.metric]
 
 
 def test_a_clicked_cell_is_used_with_its_draft() -> None:
