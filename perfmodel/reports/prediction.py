@@ -112,6 +112,7 @@ def evidence_dict(evidence: Evidence) -> dict[str, Any]:
         "acceptance": evidence.acceptance,
         "engine": evidence.engine,
         "extrapolated": list(evidence.extrapolated),
+        "outside": list(evidence.outside),
     }
 
 
