@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,15 +33,28 @@ class TrafficChoice:
 
     @property
     def best(self) -> ServingRun:
-        """The best run, which is plain decoding unless another one is clearly better.
+        """The simplest run that no other one clearly beats: plain, a fixed γ, then the schedule.
 
-        Another run is if more requests meet the limits with it, or if its mean latency is lower
-        even at the low end of the draft's gain. A fixed γ is preferred to an equal schedule.
+        A run clearly beats a simpler one if more requests meet the limits with it, or if as many do
+        and its mean latency is lower, by more than the standard errors. It beats plain decoding by
+        latency only if it does even at the low end of the draft's gain.
         """
-        fastest = min((self.plain, self.best_fixed, self.scheduled), key=self.cost)
-        more_good = self.cost(fastest)[0] < self.cost(self.plain)[0]
-        is_clear = more_good or self._gain(fastest) * self.error[0] > 1.0
-        return fastest if is_clear else self.plain
+        fixed, scheduled = self.best_fixed, self.scheduled
+        draft = scheduled if self._lead(scheduled, fixed) > 0 else fixed
+        lead = self._lead(draft, self.plain)
+        is_certain = self._gain(draft) * self.error[0] > 1.0
+        return draft if lead == 2 or (lead == 1 and is_certain) else self.plain
+
+    def _lead(self, run: ServingRun, simpler: ServingRun) -> int:
+        """2 if a run has clearly fewer misses than a simpler one, 1 if it is only faster, or 0."""
+        (missed, mean_s), (other, other_mean_s) = self.cost(run), self.cost(simpler)
+        share = other / (simpler.stats.requests + simpler.stats.refused)
+        noise = math.sqrt(other * max(1.0 - share, 0.0))
+        if abs(other - missed) > noise:
+            return 2 if missed < other else 0
+        error_s = simpler.stats.latency.standard_error_s
+        noise_s = error_s if math.isfinite(error_s) else 0.0
+        return int(other_mean_s - mean_s > noise_s)
 
     def _gain(self, run: ServingRun) -> float:
         """Mean latency of plain decoding over that of a run."""
@@ -64,12 +78,19 @@ class TrafficChoice:
             best.gamma, f"Use gamma {best.gamma} throughout"
         )
         others = [run for run in (plain, self.best_fixed, self.scheduled) if run is not best]
-        against = ", ".join(f"{run.stats.latency.mean_s:.3g} s with {run.label}" for run in others)
+        against = ", ".join(self._against(run) for run in others)
         mean = f"{best.stats.latency.mean_s:.3g} s per request on average with {best.label}"
         if self.objective == "goodput":
             share = best.stats.good / best.stats.requests
             mean = f"{share:.1%} of requests meet the limits, {mean}"
         return f"{what}: {mean}, compared with {against}."
+
+    def _against(self, run: ServingRun) -> str:
+        """The latency of a run that was not chosen, and whether it is less only by chance."""
+        text = f"{run.stats.latency.mean_s:.3g} s with {run.label}"
+        if self.cost(run) < self.cost(self.best) and not self._lead(run, self.best):
+            text += " (within the standard error)"
+        return text
 
 
 def choose_for_traffic(
