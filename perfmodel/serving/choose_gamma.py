@@ -36,25 +36,30 @@ class TrafficChoice:
         """The simplest run that no other one clearly beats: plain, a fixed γ, then the schedule.
 
         A run clearly beats a simpler one if more requests meet the limits with it, or if as many do
-        and its mean latency is lower, by more than the standard errors. It beats plain decoding by
-        latency only if it does even at the low end of the draft's gain.
+        and its mean latency is lower: a schedule's than a fixed γ's by more than the standard
+        error, and that of a draft than plain decoding's even at the low end of the draft's gain.
         """
-        fixed, scheduled = self.best_fixed, self.scheduled
-        draft = scheduled if self._lead(scheduled, fixed) > 0 else fixed
-        lead = self._lead(draft, self.plain)
-        is_certain = self._gain(draft) * self.error[0] > 1.0
-        return draft if lead == 2 or (lead == 1 and is_certain) else self.plain
+        draft = self.best_fixed
+        if self._leads(self.scheduled, draft):
+            draft = self.scheduled
+        fewer = self._fewer_missed(draft, self.plain)
+        is_faster = fewer == 0 and self._gain(draft) * self.error[0] > 1.0
+        return draft if fewer > 0 or is_faster else self.plain
 
-    def _lead(self, run: ServingRun, simpler: ServingRun) -> int:
-        """2 if a run has clearly fewer misses than a simpler one, 1 if it is only faster, or 0."""
-        (missed, mean_s), (other, other_mean_s) = self.cost(run), self.cost(simpler)
-        share = other / (simpler.stats.requests + simpler.stats.refused)
-        noise = math.sqrt(other * max(1.0 - share, 0.0))
-        if abs(other - missed) > noise:
-            return 2 if missed < other else 0
+    def _leads(self, run: ServingRun, simpler: ServingRun) -> bool:
+        """Whether a run with the draft is better than a simpler one beyond the standard errors."""
+        if fewer := self._fewer_missed(run, simpler):
+            return fewer > 0
         error_s = simpler.stats.latency.standard_error_s
-        noise_s = error_s if math.isfinite(error_s) else 0.0
-        return int(other_mean_s - mean_s > noise_s)
+        lead_s = simpler.stats.latency.mean_s - run.stats.latency.mean_s
+        return lead_s > (error_s if math.isfinite(error_s) else 0.0)
+
+    def _fewer_missed(self, run: ServingRun, simpler: ServingRun) -> float:
+        """How many fewer requests a run misses than a simpler one; 0 within the standard error."""
+        missed, other = self.cost(run)[0], self.cost(simpler)[0]
+        share = other / (simpler.stats.requests + simpler.stats.refused)
+        is_chance = abs(other - missed) <= math.sqrt(other * max(1.0 - share, 0.0))
+        return 0.0 if is_chance else other - missed
 
     def _gain(self, run: ServingRun) -> float:
         """Mean latency of plain decoding over that of a run."""
@@ -88,7 +93,9 @@ class TrafficChoice:
     def _against(self, run: ServingRun) -> str:
         """The latency of a run that was not chosen, and whether it is less only by chance."""
         text = f"{run.stats.latency.mean_s:.3g} s with {run.label}"
-        if self.cost(run) < self.cost(self.best) and not self._lead(run, self.best):
+        best = self.best
+        is_less = best is self.best_fixed and self.cost(run) < self.cost(best)
+        if is_less and run is self.scheduled:
             text += " (within the standard error)"
         return text
 
