@@ -11,7 +11,7 @@ from perfmodel.serving.simulate import (
     compared_gammas,
     simulate_requests,
 )
-from perfmodel.serving.traces import recorded_acceptance, trace_rows
+from perfmodel.serving.traces import mean_lengths, recorded_acceptance, trace_rows
 from perfmodel.serving.traffic import Traffic, TrafficShape, lengths
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "choose_for_traffic",
     "compared_gammas",
     "lengths",
+    "mean_lengths",
     "recorded_acceptance",
     "scenario_acceptance",
     "simulate_batch",

@@ -1,5 +1,11 @@
 """Recorded traffic: the formats of traces, and the cells of their rows."""
 
-from perfmodel.serving.traces.reader import FAILED, NO_ANSWER, recorded_acceptance, trace_rows
+from perfmodel.serving.traces.reader import (
+    FAILED,
+    NO_ANSWER,
+    mean_lengths,
+    recorded_acceptance,
+    trace_rows,
+)
 
-__all__ = ["FAILED", "NO_ANSWER", "recorded_acceptance", "trace_rows"]
+__all__ = ["FAILED", "NO_ANSWER", "mean_lengths", "recorded_acceptance", "trace_rows"]
