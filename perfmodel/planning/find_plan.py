@@ -15,6 +15,7 @@ from typing import Any
 
 from perfmodel.acceptance import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError, either
+from perfmodel.planning.capacity import BATCH_STEP, at_capacity
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.search import BUDGETS, joined, search
@@ -32,7 +33,7 @@ POLICIES_OF_MODEL = (DraftPolicy.STREAMINGLLM, DraftPolicy.FULL)
 POLICIES_OF_METHOD = (DraftPolicy.FULL,)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
-CONCURRENCIES = sorted({round(2 ** (k / 3)) for k in range(31)})
+CONCURRENCIES = sorted({round(BATCH_STEP**k) for k in range(31)})
 _NOT_PLAIN = (*SEARCHED, "ep", "dp", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 SEVERAL = ("tp", "ep", "draft", "kv_budget")  # keys that may have several values
 
@@ -90,6 +91,7 @@ def find_plan(
     _check_draft_tp(given, plain, choices)
     budgets = _budgets(given, plain.prompt_tokens, choices)
     _check_acceptance_budget(given, choices, budgets, acceptance_budget)
+    batches = CONCURRENCIES if rate is not None and "batch" not in given else None
     searches = [
         search(
             _base(given | {"ep": ep}, choices, degrees[-1]),
@@ -97,7 +99,7 @@ def find_plan(
             slo=parse_slo(plain.slo),
             choices=choices,
             tps=degrees,
-            batches=CONCURRENCIES if rate is not None and "batch" not in given else None,
+            batches=batches,
             measured_budget=acceptance_budget,
             runs_on=version,
             **_draft_tps(given),
@@ -105,7 +107,10 @@ def find_plan(
         )
         for ep, degrees in _layouts(given, plain)
     ]
-    return recommend(joined(searches), rate=rate, price_per_hour=price_per_hour)
+    result = joined(searches)
+    if batches:
+        result = at_capacity(result)
+    return recommend(result, rate=rate, price_per_hour=price_per_hour)
 
 
 def _several(values: Mapping[str, Any], key: str) -> list[Any]:

@@ -246,6 +246,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "tpot_interval_90": _ends(answer.tpot),
         "tpot_limit": answer.tpot_limit,
         "gain_interval_90": _ends(answer.interval),
+        "advantage": None if answer.advantage is None else _number(answer.advantage.value),
         "advantage_interval_90": _ends(answer.advantage),
         "decode_speedup_interval_90": _ends(answer.decode_interval),
         "gain_probability": answer.gain_probability,
