@@ -24,7 +24,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
-from perfmodel.specs.engine_support import cut_block, named_version
+from perfmodel.specs.engine_support import EngineVersion, cut_block, named_version, profile_version
 from perfmodel.specs.workload import parse_slo
 
 POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
@@ -83,6 +83,10 @@ def find_plan(
         )
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
+    if any(
+        key in given for key in ACCEPTANCE_KEYS
+    ):  # for one choice, so not for plans in principle
+        choices = _of_engine(choices, version or profile_version(plain.scenario().engine.name))
     _check_single_choice(given, choices)
     _check_curves(plain.scenario(), choices)
     for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
@@ -156,6 +160,18 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
             )
         choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
     return list(dict.fromkeys(choices))
+
+
+def _of_engine(choices: list[Choice], version: EngineVersion | None) -> list[Choice]:
+    """Without policies of a draft model that a serving engine does not run, if it runs another."""
+    if version is None:
+        return choices
+    whole = {draft for draft, policy in choices if policy == DraftPolicy.FULL}
+    return [
+        (draft, policy)
+        for draft, policy in choices
+        if draft == "self" or draft not in whole or policy == DraftPolicy.FULL
+    ]
 
 
 def _check_single_choice(values: Mapping[str, Any], choices: list[Choice]) -> None:

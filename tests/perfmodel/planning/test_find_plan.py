@@ -182,6 +182,19 @@ def test_the_gain_over_plain_decoding_is_the_ratio_of_the_rows(batch: int | None
         assert best == plain == batch and ratio == pytest.approx(answer.best.gain)
 
 
+@pytest.mark.parametrize("engine, runs_on", [("vllm", ""), ("specroof", "vllm")])
+def test_an_acceptance_applies_to_the_one_policy_that_the_engine_runs(
+    engine: str, runs_on: str
+) -> None:
+    values = {"target": "llama-3.1-8b", "gpu": "h200", "tp": 1, "batch": 8, "prompt_tokens": 4000}
+    values |= {"draft": "llama-3.2-1b", "acceptance": 0.8, "engine": engine}
+    answer = find_plan(values, runs_on=runs_on)
+    plans = [c.scenario.plan for c in (answer.best, *answer.runners_up) if c.parts]
+    assert plans and {plan.policy for plan in plans} == {"full"}
+    with pytest.raises(ConfigError, match="2 are compared"):
+        find_plan(values | {"engine": "specroof"})
+
+
 def test_the_largest_concurrency_is_the_last_that_meets_the_limits() -> None:
     answer = find_plan(SMALL | {"tp": 4, "slo": "tpot<60ms; ttft<8s"})
     found = answer.capacity
