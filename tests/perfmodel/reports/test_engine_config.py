@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from perfmodel.acceptance.tokens import tokens_per_round
+from perfmodel.catalog.method_acceptance import published_head
 from perfmodel.errors import ConfigError
 from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
+from perfmodel.reports.engine_limits import obstacle
 from perfmodel.reports.export import ExportPlan
 from perfmodel.scenario_input import parse_scenario
+from perfmodel.specs.engine_support import engine_version
 from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.evidence import evidence
 
@@ -422,3 +425,13 @@ def test_expert_parallelism_is_exported_to_specroof_only() -> None:
     assert reasons.pop("specroof") is None
     assert all(reason and "ep=1" in reason for reason in reasons.values())
     assert tomllib.loads(export_plan(engine="specroof", plan=plan))["ep"] == 2
+
+
+def test_a_missing_checkpoint_is_suggested_where_its_acceptance_is_published() -> None:
+    for target in ("llama-3.1-8b", "qwen2.5-7b"):
+        values = {"target": target, "draft": "eagle3", "gamma": 3, "engine": "vllm", "gpu": "h200"}
+        scenario = parse_scenario({**values, "batch": 1}).scenario()
+        reason = obstacle(engine_version("vllm"), ExportPlan(scenario=scenario)) or ""
+        head = published_head(target, "eagle3")
+        assert "--draft-checkpoint" in reason and head in reason
+        assert bool(head) == ("such as" in reason) == (target == "llama-3.1-8b")
