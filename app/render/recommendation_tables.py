@@ -10,7 +10,9 @@ from rich.console import Console
 from app.render.tables import print_notes, print_table, rows_table
 from perfmodel.units import format_chance, format_rate, format_seconds, format_tokens
 
-PLAN_HEADER = ("plan", "TP", "gain", "time/token", "tokens/s/GPU", "decode only", "α", "memory")
+PLAN_HEADER = (
+    "plan", "TP", "batch", "gain", "time/token", "tokens/s/GPU", "decode only", "α", "memory",
+)  # fmt: skip
 UNMEASURED_HEADER = ("plan", "TP", "α to break even")
 
 
@@ -61,6 +63,7 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             plan["label"],
             _tps(plan["scenario"]),
+            f"{plan['scenario']['batch']:,}",
             f"{plan['gain']:.2f}x",
             format_seconds(plan["tpot_s"]),
             f"{plan['throughput_per_gpu']:,.0f}",
@@ -75,6 +78,9 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def facts(answer: Mapping[str, Any]) -> list[str]:
     """Lines on the interval, capacity, cost, the binding limit and the break-even points."""
     lines = []
+    batches = {row[2] for row in plan_rows(answer)}
+    if len(batches) > 1:
+        lines.append("gain: over plain decoding at the same TP and batch, not at that of its row")
     if answer["gain_interval_90"]:
         low, high = answer["gain_interval_90"]
         lines.append(

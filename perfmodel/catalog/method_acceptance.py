@@ -62,9 +62,7 @@ def method_acceptance(target: str, method: str) -> Acceptance | None:
     curves = [c for c in published_lengths() if c.method == method]
     if not curves:
         return None
-    published = [c for c in curves if c.target == target]
-    if published:
-        group = max(_by_group(published).values(), key=lambda g: (len(g), _mean_length(g)))
+    if group := _published(target, method):
         head = f"{group[0].draft}, " if group[0].draft else ""
         tasks = ", ".join(c.task for c in group)
         return _pooled(group, Origin.MEASURED, f"{group[0].source}: {head}{tasks}")
@@ -74,6 +72,19 @@ def method_acceptance(target: str, method: str) -> Acceptance | None:
         Origin.BORROWED,
         f"mean of the published {method} drafts for {targets}; none is published for {target}",
     )
+
+
+def published_head(target: str, method: str) -> str:
+    """Hub id of the head whose acceptance `method_acceptance` uses; "" if none is published."""
+    group = _published(target, method)
+    return group[0].draft if group and "/" in group[0].draft else ""
+
+
+def _published(target: str, method: str) -> list[LengthCurve]:
+    """The curves of one head of a target, one per task; empty if none was published."""
+    curves = [c for c in published_lengths() if (c.target, c.method) == (target, method)]
+    groups = _by_group(curves).values()
+    return max(groups, key=lambda g: (len(g), _mean_length(g)), default=[])
 
 
 def conditional_rates(gamma: Floats, tokens: Floats) -> list[float]:

@@ -16,7 +16,6 @@ from perfmodel.passes.experts import PERMUTE_KERNELS, expert_parts
 from perfmodel.passes.linear import linear_parts, linear_shapes
 from perfmodel.passes.parts import Part, StepTime
 from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
-from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import fullest_group
@@ -206,21 +205,21 @@ def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
     seconds = np.maximum(factor * memory_s, row_s) + kernels * engine.kernel_latency_s
     if rank.tp > 1 and engine.rank_choice_s:
         seconds = engine.rank_choice_s + engine.rank_choice_factor * memory_s
-    origin = _small_origin(engine)
+    origin = _small_origin(rank)
     return Part("sampling", np.asarray(seconds), _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
-def _small_origin(engine: EngineProfile) -> Origin:
+def _small_origin(rank: Rank) -> Origin:
     """The origin of the cost of small kernels, which the engine profile states."""
-    fitted = engine.origin in (Origin.FITTED, Origin.EXTRAPOLATED)
-    return engine.origin if fitted else Origin.ASSUMED
+    origin = rank.overhead_origin
+    return origin if origin in (Origin.FITTED, Origin.EXTRAPOLATED) else Origin.ASSUMED
 
 
 def _small_op(rank: Rank, name: str, elements: float, kernels: float, rows: Floats) -> Part:
     gpu = rank.machine.gpu
     memory_s = ACTIVATION_BYTES * elements * rows / gpu.hbm_bandwidth
     seconds = rank.engine.activation_factor * memory_s + kernels * rank.engine.kernel_latency_s
-    origin = _small_origin(rank.engine)
+    origin = _small_origin(rank)
     return Part(name, seconds, _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 
 
@@ -236,7 +235,7 @@ def _overhead_parts(rank: Rank, batch: Floats) -> list[Part]:
     launch = kernels * engine.kernel_gap_s + layers * per_layer
     host = engine.draft_step_overhead_s if rank.is_draft else engine.step_overhead_s
     return [
-        Part(name, np.asarray(seconds), _ZERO, _ZERO, Bound.HOST, engine.origin)
+        Part(name, np.asarray(seconds), _ZERO, _ZERO, Bound.HOST, rank.overhead_origin)
         for name, seconds in (("launch", launch), ("host", host))
     ]
 

@@ -112,6 +112,16 @@ class StepTime:
         return next(origin for origin in WEAKEST_FIRST if origin in names)
 
     @property
+    def outside(self) -> list[str]:
+        """Fitted parts of at least 2 % of the pass that are outside the measured sizes anywhere."""
+        least = LEAST_SHARE * self.total_s
+        return [
+            part.name
+            for part in self.parts
+            if part.origin == Origin.FITTED and np.any(part.is_weak & (part.seconds >= least))
+        ]
+
+    @property
     def is_weak(self) -> Bools:
         """Where a part that takes at least 2 % of the pass is extrapolated or assumed."""
         least, weak = LEAST_SHARE * self.total_s, np.zeros((), bool)

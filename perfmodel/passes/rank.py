@@ -66,8 +66,17 @@ class Rank:
 
     @property
     def origin(self) -> Origin:
-        """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
-        return self.engine.kernel_origin(self.machine.gpu)
+        """Whether kernel times were "fitted" on this GPU and with as many ranks."""
+        return self._on_as_many_ranks(self.engine.kernel_origin(self.machine.gpu))
+
+    @property
+    def overhead_origin(self) -> Origin:
+        """The origin of the overheads of the engine with as many ranks."""
+        return self._on_as_many_ranks(self.engine.origin)
+
+    def _on_as_many_ranks(self, origin: Origin) -> Origin:
+        timed = self.engine.is_timed_at(self.gpus)
+        return Origin.EXTRAPOLATED if origin == Origin.FITTED and not timed else origin
 
     @property
     def assumes_layers(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,14 +11,15 @@ import numpy as np
 from perfmodel._typing import Floats
 from perfmodel.passes.memory import largest_batch
 from perfmodel.planning.candidate import Candidate, simplest
-from perfmodel.planning.search import Search
+from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO
-from perfmodel.speculation.break_even import within
-from perfmodel.speculation.gain import relative_gain, service_gain
+from perfmodel.speculation.break_even import Rule, best_gamma, within
+from perfmodel.speculation.gain import plateau, relative_gain, service_gain
 from perfmodel.speculation.service import service
 
 MOST_REQUESTS = 4096
+BATCH_STEP = 2 ** (1 / 3)  # between the concurrencies of a search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +84,52 @@ def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
     )
 
 
+def at_capacity(result: Search) -> Search:
+    """The search with the best plan of each draft choice and TP at its largest concurrency.
+
+    A much smaller concurrency on the plateau of the lowest cost is kept.
+    """
+    every = replace(result, candidates=result.candidates + result.not_runnable)
+    larger = {one: _at_capacity(result, one) for one in _best(every.ranked())}
+    return replace(
+        result,
+        candidates=tuple(larger.get(one, one) for one in result.candidates),
+        not_runnable=tuple(larger.get(one, one) for one in result.not_runnable),
+    )
+
+
+def _best(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The first candidate of each draft choice and TP."""
+    best: dict[tuple[str, str, int], Candidate] = {}
+    for candidate in candidates:
+        plan = candidate.scenario.plan
+        best.setdefault((plan.draft, plan.policy, candidate.scenario.tp), candidate)
+    return list(best.values())
+
+
+def _at_capacity(result: Search, candidate: Candidate) -> Candidate:
+    limits, rule = result.slo, Rule(objective=result.objective, limits=result.slo)
+    sized = capacity(candidate, limits)
+    if sized is None:
+        return candidate
+    scenario = sized.scenario
+    if scenario.plan.speculates:
+        gamma = best_gamma(scenario, rule)[1] or scenario.plan.gamma
+        scenario = replace(scenario, plan=replace(scenario.plan, gamma=gamma))
+    larger = evaluated(scenario, result.objective)
+    costs = np.array([result.cost(candidate), result.cost(larger)])
+    is_near = sized.concurrency <= BATCH_STEP * candidate.scenario.workload.batch
+    is_better = costs[1] < costs[0] if is_near else plateau(costs) == 1
+    return larger if is_better and not larger.violation(limits) else candidate
+
+
 def fleets(result: Search, rate: float) -> list[Fleet]:
     """One fleet per draft choice and TP, with the best plan of each; fewest GPUs first.
 
     A choice whose plans all miss the limits at the scenario's batch may meet them at a lower one.
     """
-    best: dict[tuple[str, str, int], Candidate] = {}
-    for candidate in (*result.ranked(), *sorted(result.candidates, key=result.cost)):
-        plan = candidate.scenario.plan
-        best.setdefault((plan.draft, plan.policy, candidate.scenario.tp), candidate)
-    sized = [_fleet(candidate, result.slo, rate) for candidate in best.values()]
+    best = _best((*result.ranked(), *sorted(result.candidates, key=result.cost)))
+    sized = [_fleet(candidate, result.slo, rate) for candidate in best]
     made = [fleet for fleet in sized if fleet is not None]
     return sorted(made, key=lambda f: (f.gpus, f.capacity.candidate.parts, f.load))
 

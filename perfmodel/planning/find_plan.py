@@ -15,6 +15,7 @@ from typing import Any
 
 from perfmodel.acceptance import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError, either
+from perfmodel.planning.capacity import BATCH_STEP, at_capacity
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.search import BUDGETS, joined, search
@@ -23,7 +24,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
-from perfmodel.specs.engine_support import cut_block, named_version
+from perfmodel.specs.engine_support import EngineVersion, cut_block, named_version, profile_version
 from perfmodel.specs.workload import parse_slo
 
 POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
@@ -32,7 +33,7 @@ POLICIES_OF_MODEL = (DraftPolicy.STREAMINGLLM, DraftPolicy.FULL)
 POLICIES_OF_METHOD = (DraftPolicy.FULL,)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
-CONCURRENCIES = sorted({round(2 ** (k / 3)) for k in range(31)})
+CONCURRENCIES = sorted({round(BATCH_STEP**k) for k in range(31)})
 _NOT_PLAIN = (*SEARCHED, "ep", "dp", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 SEVERAL = ("tp", "ep", "draft", "kv_budget")  # keys that may have several values
 
@@ -82,6 +83,10 @@ def find_plan(
         )
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
+    if any(
+        key in given for key in ACCEPTANCE_KEYS
+    ):  # for one choice, so not for plans in principle
+        choices = _of_engine(choices, version or profile_version(plain.scenario().engine.name))
     _check_single_choice(given, choices)
     _check_curves(plain.scenario(), choices)
     for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
@@ -90,6 +95,7 @@ def find_plan(
     _check_draft_tp(given, plain, choices)
     budgets = _budgets(given, plain.prompt_tokens, choices)
     _check_acceptance_budget(given, choices, budgets, acceptance_budget)
+    batches = CONCURRENCIES if rate is not None and "batch" not in given else None
     searches = [
         search(
             _base(given | {"ep": ep}, choices, degrees[-1]),
@@ -97,7 +103,7 @@ def find_plan(
             slo=parse_slo(plain.slo),
             choices=choices,
             tps=degrees,
-            batches=CONCURRENCIES if rate is not None and "batch" not in given else None,
+            batches=batches,
             measured_budget=acceptance_budget,
             runs_on=version,
             **_draft_tps(given),
@@ -105,7 +111,10 @@ def find_plan(
         )
         for ep, degrees in _layouts(given, plain)
     ]
-    return recommend(joined(searches), rate=rate, price_per_hour=price_per_hour)
+    result = joined(searches)
+    if batches:
+        result = at_capacity(result)
+    return recommend(result, rate=rate, price_per_hour=price_per_hour)
 
 
 def _several(values: Mapping[str, Any], key: str) -> list[Any]:
@@ -151,6 +160,18 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
             )
         choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
     return list(dict.fromkeys(choices))
+
+
+def _of_engine(choices: list[Choice], version: EngineVersion | None) -> list[Choice]:
+    """Without policies of a draft model that a serving engine does not run, if it runs another."""
+    if version is None:
+        return choices
+    whole = {draft for draft, policy in choices if policy == DraftPolicy.FULL}
+    return [
+        (draft, policy)
+        for draft, policy in choices
+        if draft == "self" or draft not in whole or policy == DraftPolicy.FULL
+    ]
 
 
 def _check_single_choice(values: Mapping[str, Any], choices: list[Choice]) -> None:

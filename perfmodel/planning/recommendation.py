@@ -286,7 +286,20 @@ class Recommendation:
         text = f"{shown.gain:.2f}x"
         if self.interval is not None:
             text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
-        return f"{text} {what}, {format_seconds(shown.tpot_s)} per token"
+        return f"{text} {what}{self._over_plain()}, {format_seconds(shown.tpot_s)} per token"
+
+    def _over_plain(self) -> str:
+        """The gain over plain decoding at the batch that is best for it, if that is another one."""
+        over = self.advantage
+        if self.studied is None or over is None:
+            return ""
+        work, plain = self.studied.scenario.workload, self.plain.scenario
+        if work.batch == plain.workload.batch:
+            return ""
+        return (
+            f" at batch {work.batch:,}, {over.value:.2f}x ({over.low:.2f}-{over.high:.2f}) over "
+            f"plain decoding with TP {plain.tp} at its batch of {plain.workload.batch:,}"
+        )
 
     @property
     def _objective_words(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from perfmodel.catalog.method_acceptance import published_head
 from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
 from perfmodel.specs.draft_methods import METHODS, MethodKind
 from perfmodel.specs.dtypes import StoredTypes
@@ -140,9 +141,11 @@ def _head_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     if method.kind is MethodKind.LOOKUP:
         return None
     if not plan.draft_checkpoint:
+        head = published_head(plan.scenario.target.name, method.name)
+        such = f", such as {head}, whose acceptance is published" if head else ""
         return (
             f"the checkpoint of the {method.label} draft is not known; give its hub id or folder "
-            f"with --draft-checkpoint."
+            f"with --draft-checkpoint{such}."
         )
     is_known = method.name == "mtp" or plan.scenario.draft_dtype or dtype in _loaded_types(version)
     if is_known:

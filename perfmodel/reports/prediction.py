@@ -112,6 +112,7 @@ def evidence_dict(evidence: Evidence) -> dict[str, Any]:
         "acceptance": evidence.acceptance,
         "engine": evidence.engine,
         "extrapolated": list(evidence.extrapolated),
+        "outside": list(evidence.outside),
     }
 
 
@@ -245,6 +246,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "tpot_interval_90": _ends(answer.tpot),
         "tpot_limit": answer.tpot_limit,
         "gain_interval_90": _ends(answer.interval),
+        "advantage": None if answer.advantage is None else _number(answer.advantage.value),
         "advantage_interval_90": _ends(answer.advantage),
         "decode_speedup_interval_90": _ends(answer.decode_interval),
         "gain_probability": answer.gain_probability,

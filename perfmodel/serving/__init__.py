@@ -11,7 +11,7 @@ from perfmodel.serving.simulate import (
     compared_gammas,
     simulate_requests,
 )
-from perfmodel.serving.traces import assumed_unit, recorded_acceptance, trace_rows
+from perfmodel.serving.traces import assumed_unit, mean_lengths, recorded_acceptance, trace_rows
 from perfmodel.serving.traffic import RequestChunk, Traffic, TrafficShape, lengths
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "choose_for_traffic",
     "compared_gammas",
     "lengths",
+    "mean_lengths",
     "recorded_acceptance",
     "scenario_acceptance",
     "simulate_batch",

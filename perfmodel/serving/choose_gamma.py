@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,15 +33,33 @@ class TrafficChoice:
 
     @property
     def best(self) -> ServingRun:
-        """The best run, which is plain decoding unless another one is clearly better.
+        """The simplest run that no other one clearly beats: plain, a fixed γ, then the schedule.
 
-        Another run is if more requests meet the limits with it, or if its mean latency is lower
-        even at the low end of the draft's gain. A fixed γ is preferred to an equal schedule.
+        A run clearly beats a simpler one if more requests meet the limits with it, or if as many do
+        and its mean latency is lower: a schedule's than a fixed γ's by more than the standard
+        error, and that of a draft than plain decoding's even at the low end of the draft's gain.
         """
-        fastest = min((self.plain, self.best_fixed, self.scheduled), key=self.cost)
-        more_good = self.cost(fastest)[0] < self.cost(self.plain)[0]
-        is_clear = more_good or self._gain(fastest) * self.error[0] > 1.0
-        return fastest if is_clear else self.plain
+        draft = self.best_fixed
+        if self._leads(self.scheduled, draft):
+            draft = self.scheduled
+        fewer = self._fewer_missed(draft, self.plain)
+        is_faster = fewer == 0 and self._gain(draft) * self.error[0] > 1.0
+        return draft if fewer > 0 or is_faster else self.plain
+
+    def _leads(self, run: ServingRun, simpler: ServingRun) -> bool:
+        """Whether a run with the draft is better than a simpler one beyond the standard errors."""
+        if fewer := self._fewer_missed(run, simpler):
+            return fewer > 0
+        error_s = simpler.stats.latency.standard_error_s
+        lead_s = simpler.stats.latency.mean_s - run.stats.latency.mean_s
+        return lead_s > (error_s if math.isfinite(error_s) else 0.0)
+
+    def _fewer_missed(self, run: ServingRun, simpler: ServingRun) -> float:
+        """How many fewer requests a run misses than a simpler one; 0 within the standard error."""
+        missed, other = self.cost(run)[0], self.cost(simpler)[0]
+        share = other / (simpler.stats.requests + simpler.stats.refused)
+        is_chance = abs(other - missed) <= math.sqrt(other * max(1.0 - share, 0.0))
+        return 0.0 if is_chance else other - missed
 
     def _gain(self, run: ServingRun) -> float:
         """Mean latency of plain decoding over that of a run."""
@@ -64,12 +83,21 @@ class TrafficChoice:
             best.gamma, f"Use gamma {best.gamma} throughout"
         )
         others = [run for run in (plain, self.best_fixed, self.scheduled) if run is not best]
-        against = ", ".join(f"{run.stats.latency.mean_s:.3g} s with {run.label}" for run in others)
+        against = ", ".join(self._against(run) for run in others)
         mean = f"{best.stats.latency.mean_s:.3g} s per request on average with {best.label}"
         if self.objective == "goodput":
             share = best.stats.good / best.stats.requests
             mean = f"{share:.1%} of requests meet the limits, {mean}"
         return f"{what}: {mean}, compared with {against}."
+
+    def _against(self, run: ServingRun) -> str:
+        """The latency of a run that was not chosen, and whether it is less only by chance."""
+        text = f"{run.stats.latency.mean_s:.3g} s with {run.label}"
+        best = self.best
+        is_less = best is self.best_fixed and self.cost(run) < self.cost(best)
+        if is_less and run is self.scheduled:
+            text += " (within the standard error)"
+        return text
 
 
 def choose_for_traffic(

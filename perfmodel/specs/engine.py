@@ -113,6 +113,10 @@ class EngineProfile:
         """Whether the engine has kernels that were timed with it, instead of a library's."""
         return "specroof" in (self.attention_kernels, self.linear_kernels)
 
+    def is_timed_at(self, ranks: int) -> bool:
+        """Whether an engine that was timed was so with this many ranks."""
+        return not self.measured_on or ranks in self.timed_tp
+
     def kernel_origin(self, gpu: GPU) -> Origin:
         """Whether kernel times were "fitted" on this GPU or "extrapolated" from another."""
         if self.measured_on:

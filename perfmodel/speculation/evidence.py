@@ -8,6 +8,7 @@ import numpy as np
 
 from perfmodel._typing import Bools
 from perfmodel.errors import either
+from perfmodel.passes.parts import StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.labels import Origin
@@ -30,6 +31,7 @@ class Evidence:
     acceptance: str  # "" without speculation
     engine: str
     extrapolated: tuple[str, ...]  # step times, and "acceptance"
+    outside: tuple[str, ...]  # parts of these steps whose kernels were not measured at such sizes
     is_timed: bool  # whether the engine was timed on this GPU with as many ranks
     labels: Labels
 
@@ -39,6 +41,8 @@ class Evidence:
         outside = ", ".join(self.extrapolated)
         none = "nothing is extrapolated" if self.is_timed else "no kernel time is extrapolated"
         tail = f"extrapolated: {outside}" if outside else none
+        if self.outside:
+            tail += f" (kernels not measured at such sizes: {', '.join(self.outside)})"
         bases = " and ".join(filter(None, (self.acceptance, self.engine)))
         return f"Based on {bases}; {tail}."
 
@@ -54,6 +58,9 @@ def evidence(scenario: Scenario, point: RoundEstimate | None = None) -> Evidence
         acceptance=text,
         engine=_engine(scenario),
         extrapolated=tuple(outside),
+        outside=tuple(
+            dict.fromkeys(name for step in _steps(point).values() for name in step.outside)
+        ),
         is_timed=scenario.engine.measured_on == scenario.machine.gpu.name
         and not _timed_tp(scenario),
         labels=labels(scenario),
@@ -62,15 +69,19 @@ def evidence(scenario: Scenario, point: RoundEstimate | None = None) -> Evidence
 
 def weak_steps(point: RoundEstimate) -> dict[str, Bools]:
     """Where each step time of an estimate is extrapolated or assumed; T_V and T_D where γ > 0."""
+    return {
+        name: step.is_weak if name == "T_T" else step.is_weak & (point.gamma > 0)
+        for name, step in _steps(point).items()
+    }
+
+
+def _steps(point: RoundEstimate) -> dict[str, StepTime]:
     steps = {"T_T": point.target_step}
     if point.scenario.plan.kind is not DraftKind.NONE:
         steps["T_V"] = point.verify
         if point.draft_step is not None:
             steps["T_D"] = point.draft_step
-    return {
-        name: step.is_weak if name == "T_T" else step.is_weak & (point.gamma > 0)
-        for name, step in steps.items()
-    }
+    return steps
 
 
 def labels(scenario: Scenario) -> Labels:

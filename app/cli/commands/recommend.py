@@ -61,11 +61,13 @@ def recommend(
     from perfmodel.reports import skipped_notes
     from perfmodel.serving import assumed_unit, trace_rows
 
-    flags = context.obj
+    flags, means = context.obj, {}
     if traffic is None:
         refuse_flags({"requests": requests}, ["requests"], "without --traffic")
     else:
         next(trace_rows(traffic), None)  # a file that cannot be read is refused before the search
+        means = _missing_lengths(traffic, requests or MOST_REQUESTS, scenario, flags)
+        flags = flags | means
     answer, notes = find_recommendation(
         flags,
         scenario,
@@ -81,6 +83,10 @@ def recommend(
         result["traffic"] = _for_traffic(answer, traffic, requests or MOST_REQUESTS, slo)
         unit = [note] if (note := assumed_unit(traffic)) else []
         notes = [*notes, *unit, *skipped_notes(result["traffic"]["skipped"])]
+    if means:
+        listed = " and ".join(f"{name}={value}" for name, value in means.items())
+        what = "is the mean" if len(means) == 1 else "are the means"
+        notes = [f"{listed} {what} of {traffic}, as none was given", *notes]
     result["notes"] = [*result["notes"], *notes]
     if html is not None:
         from app.render.html_report import report_html
@@ -99,11 +105,23 @@ def recommend(
             from app.render.simulation_tables import print_choice
 
             work = answer.best.scenario.workload
+            mean = " (the mean of the trace)" if "prompt_tokens" in means else ""
             console().print(
                 f"\nThe answer above is for a service that always has {work.batch:,} requests of "
-                f"{work.prompt_tokens:,} prompt tokens."
+                f"{work.prompt_tokens:,} prompt tokens{mean}."
             )
             print_choice(result["traffic"], console())
+
+
+def _missing_lengths(
+    path: str, requests: int, scenario: str | None, flags: dict[str, str]
+) -> dict[str, str]:
+    """The mean lengths of recorded requests that neither flags nor the scenario state. [tokens]"""
+    from perfmodel.serving import mean_lengths
+
+    given = parse_overrides(scenario, flags)
+    means = zip(("prompt_tokens", "output_tokens"), mean_lengths(path, requests), strict=True)
+    return {name: str(mean) for name, mean in means if name not in given}
 
 
 def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> dict[str, Any]:

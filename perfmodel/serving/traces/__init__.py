@@ -4,8 +4,16 @@ from perfmodel.serving.traces.reader import (
     FAILED,
     NO_ANSWER,
     assumed_unit,
+    mean_lengths,
     recorded_acceptance,
     trace_rows,
 )
 
-__all__ = ["FAILED", "NO_ANSWER", "assumed_unit", "recorded_acceptance", "trace_rows"]
+__all__ = [
+    "FAILED",
+    "NO_ANSWER",
+    "assumed_unit",
+    "mean_lengths",
+    "recorded_acceptance",
+    "trace_rows",
+]

@@ -79,6 +79,21 @@ class Row(NamedTuple):
     block_tokens: int = 0
 
 
+def mean_lengths(path: str | Path, requests: int) -> tuple[int, int]:
+    """Mean prompt and output tokens of the first requests of a trace, of at least 1.
+
+    Raises `ConfigError` as `trace_rows` does, or if there are no requests.
+    """
+    sums, count = [0, 0], 0
+    for row in itertools.islice(trace_rows(path), requests):
+        sums = [sums[0] + row.prompt_tokens, sums[1] + row.output_tokens]
+        count += 1
+    if not count:
+        raise ConfigError(f"{path} contains no requests")
+    prompt, output = (max(1, round(total / count)) for total in sums)
+    return prompt, output
+
+
 def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterator[Row]:
     """The requests of a trace, one by one.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from strategies import ENGINES, a_scenario
 from perfmodel import catalog, estimate
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs.labels import Origin
-from perfmodel.speculation import target_rank
+from perfmodel.speculation import evidence, target_rank
 from perfmodel.units import MIB
 
 
@@ -28,10 +30,12 @@ def test_a_step_of_two_ranks_has_one_all_reduce_per_norm_and_no_other_kernels() 
 
 
 def test_an_extrapolated_all_reduce_makes_the_step_extrapolated() -> None:
-    origins = {
-        tp: estimate(a_scenario(gpu="h200", engine="specroof", tp=tp, batch=8)).target_step.origin
-        for tp in (1, 2, 4, 8)
-    }
+    """All-reduces were timed on up to four H200; the engine counts as timed on all numbers here."""
+    origins = {}
+    for tp in (1, 2, 4, 8):
+        scenario = a_scenario(gpu="h200", engine="specroof", tp=tp, batch=8)
+        timed = replace(scenario.engine, timed_tp=(1, 2, 4, 8))
+        origins[tp] = estimate(replace(scenario, engine=timed)).target_step.origin
     assert origins == {
         1: Origin.FITTED, 2: Origin.FITTED, 4: Origin.FITTED, 8: Origin.EXTRAPOLATED
     }  # fmt: skip
@@ -87,3 +91,21 @@ def test_rounds_of_several_ranks_have_more_overhead() -> None:
     borrowed = engine_profile("specroof", catalog.gpu("h100-sxm"))
     assert borrowed.rank_round_overhead_s == profile.rank_round_overhead_s
     assert borrowed.round_overhead_s != profile.round_overhead_s
+
+
+@pytest.mark.parametrize("engine", ["vllm-0.26", "specroof", "magicdec"])
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_no_step_is_fitted_at_a_tp_at_which_the_engine_was_not_timed(engine: str, tp: int) -> None:
+    scenario = a_scenario(gpu="h200", engine=engine, tp=tp, batch=8, prompt_tokens=4000)
+    point, known = estimate(scenario), evidence(scenario)
+    if not scenario.engine.is_timed_at(tp):
+        assert point.target_step.origin == point.verify.origin == Origin.EXTRAPOLATED
+        assert "T_T" in known.extrapolated and not known.outside
+
+
+def test_the_evidence_names_the_kernels_outside_the_measured_sizes() -> None:
+    """The LM head has more outputs than any matrix that was timed on one rank, not on two."""
+    plain = {"engine": "vllm-0.26", "gpu": "h200", "draft": "none", "batch": 8}
+    one, two = (evidence(a_scenario(**plain, prompt_tokens=4000, tp=tp)) for tp in (1, 2))
+    assert one.outside == ("lm_head",) and "lm_head" in one.sentence
+    assert two.extrapolated == ("T_T",) and not two.outside

@@ -162,6 +162,39 @@ def test_a_rate_finds_the_fewest_gpus_and_their_concurrency() -> None:
     assert large.fleet.gpus > small.fleet.gpus
 
 
+@pytest.mark.parametrize("batch", [None, 32])
+def test_the_gain_over_plain_decoding_is_the_ratio_of_the_rows(batch: int | None) -> None:
+    """At a searched batch, each plan has its own, and plain decoding's is that of its fleet."""
+    values: dict[str, Any] = {"gpu": "h200", "engine": "vllm", "target": "llama-3.1-8b", "tp": 1}
+    values |= {"prompt_tokens": 4000, "output_tokens": 1000, "slo": "tpot<20ms", "batch": batch}
+    answer = find_plan(values | {"draft": "eagle3"}, rate=6.0)
+    assert answer.advantage is not None and answer.speculates
+    ratio = answer.best.throughput_per_gpu / answer.plain.throughput_per_gpu
+    assert answer.advantage.value == pytest.approx(ratio)
+    assert recommendation_dict(answer)["advantage"] == pytest.approx(ratio)
+    best, plain = (c.scenario.workload.batch for c in (answer.best, answer.plain))
+    if batch is None:
+        assert answer.plain_fleet is not None and answer.capacity is not None
+        assert best != plain == answer.plain_fleet.capacity.concurrency
+        assert best == answer.capacity.concurrency
+        assert f"{ratio:.2f}x" in answer.answer and f"batch of {plain}" in answer.answer
+    else:
+        assert best == plain == batch and ratio == pytest.approx(answer.best.gain)
+
+
+@pytest.mark.parametrize("engine, runs_on", [("vllm", ""), ("specroof", "vllm")])
+def test_an_acceptance_applies_to_the_one_policy_that_the_engine_runs(
+    engine: str, runs_on: str
+) -> None:
+    values = {"target": "llama-3.1-8b", "gpu": "h200", "tp": 1, "batch": 8, "prompt_tokens": 4000}
+    values |= {"draft": "llama-3.2-1b", "acceptance": 0.8, "engine": engine}
+    answer = find_plan(values, runs_on=runs_on)
+    plans = [c.scenario.plan for c in (answer.best, *answer.runners_up) if c.parts]
+    assert plans and {plan.policy for plan in plans} == {"full"}
+    with pytest.raises(ConfigError, match="2 are compared"):
+        find_plan(values | {"engine": "specroof"})
+
+
 def test_the_largest_concurrency_is_the_last_that_meets_the_limits() -> None:
     answer = find_plan(SMALL | {"tp": 4, "slo": "tpot<60ms; ttft<8s"})
     found = answer.capacity

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 from perfmodel.acceptance.tokens import tokens_per_round
+from perfmodel.catalog.method_acceptance import published_head
 from perfmodel.errors import ConfigError
 from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
+from perfmodel.reports.engine_limits import obstacle
 from perfmodel.reports.export import ExportPlan
 from perfmodel.scenario_input import parse_scenario
+from perfmodel.specs.engine_support import engine_version
 from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.evidence import evidence
 
@@ -432,3 +435,13 @@ def test_expert_parallelism_is_exported_as_engines_divide_experts() -> None:
     divided = plan_of(target="qwen3-30b-a3b", tp=4, ep=4, dp=2, prefill="disaggregated", batch=8)
     reasons = exportability(divided)
     assert all("dp=1" in str(reasons[engine]) for engine in reasons if engine != "specroof")
+
+
+def test_a_missing_checkpoint_is_suggested_where_its_acceptance_is_published() -> None:
+    for target in ("llama-3.1-8b", "qwen2.5-7b"):
+        values = {"target": target, "draft": "eagle3", "gamma": 3, "engine": "vllm", "gpu": "h200"}
+        scenario = parse_scenario({**values, "batch": 1}).scenario()
+        reason = obstacle(engine_version("vllm"), ExportPlan(scenario=scenario)) or ""
+        head = published_head(target, "eagle3")
+        assert "--draft-checkpoint" in reason and head in reason
+        assert bool(head) == ("such as" in reason) == (target == "llama-3.1-8b")
