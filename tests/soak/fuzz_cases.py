@@ -312,7 +312,7 @@ def _reports() -> Iterator[Case]:
     trace = f"{SIMULATE} --batch 2 --output-tokens 20 --acceptance-trace FILE"
     yield Case("acceptance trace", trace.replace(" --acceptance 0.8", ""), "t.txt", "3\n0\n2\n1\n")
     yield Case("chosen gamma", "recommend --json --tp 8 --draft self:streamingllm --kv-budget 256 "
-               "--traffic FILE --prompt-tokens 2000", "trace.csv", TRACES["own.csv"], 2)  # fmt: skip
+               "--prompt-tokens 999 --traffic FILE", "trace.csv", TRACES["own.csv"], 2)  # fmt: skip
 
 
 def _tables() -> Iterator[Case]:
