@@ -288,6 +288,8 @@ def empty_table(head_dim: int) -> DecodeTable:
 def catalog_text(gpu: str, curve: LibraryAttention, residuals: Mapping[str, Any]) -> str:
     """The catalog file of a fitted curve; `residuals` are the figures of its errors."""
     names = [name for name in curve.__dataclass_fields__ if name not in _TABLES]
+    if not curve.tensor_core_error:  # only of rates that were assumed
+        names.remove("tensor_core_error")
     values: dict[str, Any] = {"source": curve.source}
     values |= {name: compact(getattr(curve, name)) for name in names}
     values |= {"origin": curve.origin, "residuals": residuals}

@@ -208,6 +208,8 @@ def test_a_click_on_the_map_shows_the_cell_and_a_button_uses_it(watched: Watched
     plot = watched.page.locator(".js-plotly-plot")
     plot.wait_for()
     watched.page.wait_for_function(FINAL_WIDTH)
+    watched.settle()  # the caption above the map moves it
+    plot.scroll_into_view_if_needed()
     cell = plot.evaluate(
         """p => { const m = p._fullData.find(t => t.name === 'cells'), l = p._fullLayout;
         const i = Math.floor(m.x.length / 3), box = p.getBoundingClientRect();

@@ -146,7 +146,7 @@ def test_assumed_layers_have_a_note_and_measured_ones_have_none(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(NARROW))
     folder = {"target": str(tmp_path)} if values["target"] == "narrow" else {}
-    point = estimate(parse_scenario({"tp": 4, "gpu": "h100-sxm"} | values | folder).scenario())
+    point = estimate(parse_scenario({"tp": 1, "gpu": "h100-sxm"} | values | folder).scenario())
     steps = [step for step in (point.target_step, point.draft_step) if step is not None]
     origins = [one.origin for step in steps for one in step.parts if part in one.name]
     assert origins
