@@ -150,6 +150,7 @@ def base_profile(records: EngineRecords) -> EngineProfile:
         streamingllm_is_view=False,
         draft_reads_round=True,
         default_graphs=True,
+        gathers_logits=records.engine == "vllm",
         graph_tokens=float(plain.get("graph_tokens", 0)),
         prefill_chunk_tokens=int(plain.get("max_num_batched_tokens", 8192)),
         reserved_bytes=reserved_bytes(records),

@@ -68,7 +68,8 @@ def refitted_text(rows: Sequence[PublishedRow], *, name: str) -> str:
 
 def speedup_error(report: EngineReport) -> float:
     """Standard error of a predicted speedup, which combines the errors of a step and a round."""
-    errors = [np.log(e.predicted_s / e.record.seconds) for e in report.held_back or report.fitted]
+    judged = report.deployable or report.held_back or report.fitted
+    errors = [np.log(e.predicted_s / e.record.seconds) for e in judged]
     each = float(np.sqrt(np.mean(np.square(errors))))
     return significant(max(LEAST_SPEEDUP_ERROR, np.sqrt(2.0) * each), 3)
 

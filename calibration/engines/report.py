@@ -3,6 +3,10 @@
 Besides times, decisions are validated for a few values of α: whether a draft method is faster than
 plain decoding, and how much slower the method with the best prediction is than the method with
 the best measurement (regret). Both use the workloads that were timed under several setups.
+
+Predictions assume the CUDA graphs that `specroof export` lists. Rounds that miss the default ones
+are fitted, too, but no exported plan has them, so the standard error of the profile leaves them
+out, and decisions are also judged without them.
 """
 
 from __future__ import annotations
@@ -72,6 +76,9 @@ class EngineReport:
     held_back: tuple[PointError, ...]
     decisions: tuple[Decision, ...]
     regrets: tuple[float, ...]  # per held-back workload and α; 0 if the best setup was chosen
+    deployable: tuple[PointError, ...]  # held-back points with the CUDA graphs of an exported plan
+    deployable_decisions: tuple[Decision, ...]
+    deployable_regrets: tuple[float, ...]
 
     @property
     def figures(self) -> dict[str, float]:
@@ -107,6 +114,8 @@ def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
     fitted = _errors([r for r in of_fit if not r.point.held_back], fit, records.gpu)
     held_back = _errors([r for r in of_fit if r.point.held_back], fit, records.gpu)
     decisions, regrets = _judged(held_back)
+    deployable = [e for e in held_back if not _misses_graph(e, fit.profile)]
+    deployable_decisions, deployable_regrets = _judged(deployable)
     return EngineReport(
         name=records.name,
         gpu=records.gpu,
@@ -116,6 +125,9 @@ def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
         held_back=tuple(held_back),
         decisions=tuple(decisions),
         regrets=tuple(regrets),
+        deployable=tuple(deployable),
+        deployable_decisions=tuple(deployable_decisions),
+        deployable_regrets=tuple(deployable_regrets),
     )
 
 
@@ -144,14 +156,26 @@ def report_lines(report: EngineReport) -> list[str]:
             f"held back {name}: {len(rows)} points, median {_median(rows):.1f} %; half the range "
             f"of their repeats {50.0 * float(np.median([e.record.spread for e in rows])):.1f} %"
         )
-    judged = [d for d in report.decisions if not d.is_near_tie]
+    lines += _decision_lines("", report.decisions, report.regrets)
+    if len(report.deployable) < len(report.held_back):
+        lines += _decision_lines(
+            "without rounds that miss a default graph: ",
+            report.deployable_decisions,
+            report.deployable_regrets,
+        )
+    return lines
+
+
+def _decision_lines(of: str, decisions: Sequence[Decision], regrets: Sequence[float]) -> list[str]:
+    """The share of right signs, and the worst regret."""
+    judged, lines = [d for d in decisions if not d.is_near_tie], []
     if judged:
-        right = sum(d.sign_right for d in judged)
-        lines.append(f"speedups predicted on the right side of 1: {right} of {len(judged)}")
-    if report.regrets:
-        worst_regret = 100.0 * max(report.regrets)
+        right = _right(judged)
+        lines.append(f"{of}speedups predicted on the right side of 1: {right} of {len(judged)}")
+    if regrets:
         lines.append(
-            f"regret of choosing the method and γ by prediction: worst {worst_regret:.1f} %"
+            f"{of}regret of choosing the method and γ by prediction: worst "
+            f"{100.0 * max(regrets):.1f} %, median {100.0 * float(np.median(regrets)):.1f} %"
         )
     return lines
 
@@ -174,10 +198,20 @@ def report_dict(report: EngineReport) -> dict[str, Any]:
         "fitted": [_error_dict(e) for e in report.fitted],
         "held_back": [_error_dict(e) for e in report.held_back],
         "figures_percent": report.figures,
-        "signs_right": sum(d.sign_right for d in report.decisions if not d.is_near_tie),
+        "signs_right": _right(report.decisions),
         "signs": sum(not d.is_near_tie for d in report.decisions),
+        "deployable": {
+            "points": len(report.deployable),
+            "signs_right": _right(report.deployable_decisions),
+            "signs": sum(not d.is_near_tie for d in report.deployable_decisions),
+            "worst_regret_percent": 100.0 * max(report.deployable_regrets, default=0.0),
+        },
         "outside_tolerance": report.outside,
     }
+
+
+def _right(decisions: Sequence[Decision]) -> int:
+    return sum(d.sign_right for d in decisions if not d.is_near_tie)
 
 
 def _errors(records: Sequence[PointRecord], fit: EngineFit, gpu: str) -> list[PointError]:
@@ -232,17 +266,24 @@ def _by_method(errors: Sequence[PointError]) -> Mapping[str, list[PointError]]:
 def _by_launch(
     errors: Sequence[PointError], profile: EngineProfile
 ) -> Mapping[str, list[PointError]]:
-    """The errors by who paces the passes: full graphs, or the host that launches their layers."""
+    """The errors by what launches the passes."""
     by_launch: dict[str, list[PointError]] = {}
     for error in errors:
-        setup, batch = error.record.point.setup, error.record.point.batch
-        costs = profile.host_costs(setup.method)
-        launch_s = profile.default_launch_s(setup.method, batch, setup.gamma)
-        in_pieces = not setup.exported_graphs and float(launch_s) > 0.0
-        by_host = in_pieces or (costs is not None and costs.draft_layer_s > 0.0)
-        name = "launched layer by layer" if by_host else "in full graphs"
+        costs = profile.host_costs(error.record.point.setup.method)
+        name = "in full graphs"
+        if costs is not None and costs.draft_layer_s > 0.0:
+            name = "with a draft launched layer by layer"
+        elif _misses_graph(error, profile):
+            name = "that miss a default graph"
         by_launch.setdefault(name, []).append(error)
     return by_launch
+
+
+def _misses_graph(error: PointError, profile: EngineProfile) -> bool:
+    """Whether the host launches each layer of the target, for want of a default graph."""
+    setup, batch = error.record.point.setup, error.record.point.batch
+    launch_s = profile.default_launch_s(setup.method, batch, setup.gamma)
+    return not setup.exported_graphs and float(launch_s) > 0.0
 
 
 def _median(errors: Sequence[PointError]) -> float:

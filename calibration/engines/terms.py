@@ -11,6 +11,7 @@ from perfmodel.specs import replays_full_graph
 
 COMPUTE_TOKENS = 256  # tokens of a pass at which its GEMMs begin to depend on the clock
 TARGET_LAUNCHES = ("eager_layer_s", "piecewise_layer_s")
+COMMON_HOST = (*TARGET_LAUNCHES, "rank_step_s")  # not of a single method
 LAUNCHES = ("draft_step_s", "draft_layer_s", *TARGET_LAUNCHES)
 
 
@@ -29,7 +30,7 @@ class Term:
     @property
     def is_host(self) -> bool:
         """Whether it is host time, which GPU time may hide."""
-        return bool(self.method) or self.field in TARGET_LAUNCHES
+        return bool(self.method) or self.field in COMMON_HOST
 
 
 def _factor(field: str) -> Term:
@@ -46,6 +47,8 @@ LAYER_OVERHEAD = Term(field="layer_overhead_s", prior=4e-6, width=4e-6, high=100
 TAIL = Term(field="attention_tail_share", prior=0.4, width=0.15, high=1.0, start=0.4)
 # Small kernels between the draft steps: page tables, sampling, the attention's schedule.
 DRAFT_GAP = Term(field="draft_step_overhead_s", prior=0.0, width=2e-4, high=4e-3, start=5e-5)
+# Between a layer's kernels and each of its all-reduces, which are kernels of their own.
+RANK_GAP = Term(field="sum_gap_s", prior=2e-6, width=2e-6, high=50e-6, start=2e-6)
 # Share of the peak FLOP/s at clocks under load; fits of the runtime gave 0.86 and 0.91.
 SUSTAINED_CLOCK = Term(field="compute_factor", prior=0.9, width=0.06, low=0.5, high=1.0, start=0.9)
 
@@ -55,6 +58,10 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
     terms = [_factor("linear_factor"), _factor("attention_factor"), TAIL, LAYER_OVERHEAD]
     if any(r.point.setup.gamma for r in points):
         terms.append(_factor("verify_attention_factor"))
+    if any(r.point.setup.tp > 1 for r in points):
+        terms.append(RANK_GAP)
+    if {r.point.setup.tp > 1 for r in points} == {False, True}:
+        terms.append(_host("rank_step_s", "", 1e-3, 1e-4))
     tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
     if max(tokens) >= COMPUTE_TOKENS:
         terms.append(SUSTAINED_CLOCK)

@@ -14,7 +14,7 @@ from perfmodel.units import Z90
 
 
 def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats, all_rows: Floats) -> list[Part]:
-    """Two all-reduces per layer, and the gather of each rank's best token if the head is split.
+    """Two all-reduces per layer, and the gather of a split head's logits or best tokens.
 
     With expert parallelism, a layer has one all-reduce, split into a reduce-scatter before the
     experts and an all-gather after them, and two all-to-alls that move tokens between the ranks.
@@ -22,7 +22,6 @@ def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats, all_rows: Floats)
     """
     if rank.tp == 1:
         return all_to_all(rank, all_rows)
-    curve, link = rank.curves.collectives, rank.machine.link
     message = _message(rank, rows)
     passes = 2 * rank.spec.layers + (rank.exchange is not None)  # and one after the embedding
     if rank.spec.experts is not None and rank.ep > 1:
@@ -31,14 +30,27 @@ def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats, all_rows: Floats)
     seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
     parts = [_link_part(rank, "all_reduce", seconds, passes * traffic), *all_to_all(rank, all_rows)]
     if rank.engine.vocab_parallel:
-        best = 8.0 * rank.tp * head_rows  # a value and an index per row and rank
-        gather_s = curve.all_gather_seconds(
-            message_bytes=best, ranks=rank.tp, link_bandwidth=link.bandwidth
-        )
-        if rank.exchange is not None:
-            gather_s = np.asarray(rank.exchange.gather_s)
-        parts.append(_link_part(rank, "gather", gather_s, best))
+        parts.append(_gather(rank, head_rows))
     return parts
+
+
+def _gather(rank: Rank, rows: Floats) -> Part:
+    """Each rank receives the best token of the others (a value and an index), or all logits.
+
+    Logits of the ranks arrive one after the other, so another kernel joins those of each row.
+    """
+    curve, link, engine = rank.curves.collectives, rank.machine.link, rank.engine
+    row_bytes, joined_s = 8.0 * rank.tp, np.zeros(())
+    if engine.gathers_logits:
+        row_bytes = float(ACTIVATION_BYTES * rank.tp * rank.spec.padded_vocab_per_rank(rank.tp))
+        joined_s = 2.0 * row_bytes * rows / rank.machine.gpu.hbm_bandwidth
+    gathered = row_bytes * rows
+    seconds = curve.all_gather_seconds(
+        message_bytes=gathered, ranks=rank.tp, link_bandwidth=link.bandwidth
+    )
+    if rank.exchange is not None:
+        seconds = np.asarray(rank.exchange.gather_s)
+    return _link_part(rank, "gather", seconds + joined_s, gathered)
 
 
 def _sum_seconds(rank: Rank, message: Floats) -> Floats:

@@ -165,6 +165,8 @@ def _elementwise_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[P
     """Small fused kernels, each of which moves its activations once and has a fixed latency."""
     spec, layers = rank.spec, rank.spec.layers
     vocab, norms = linear_shapes(rank)["lm_head"][0], spec.norms_per_layer * layers + 1
+    if rank.engine.gathers_logits:
+        vocab = spec.vocab
     widths = {  # elements moved per row, kernels, rows
         "embedding": (2 * spec.hidden, 1, rows),
         "norm": (4 * spec.hidden * norms, norms, rows),

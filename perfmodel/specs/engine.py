@@ -93,9 +93,11 @@ class EngineProfile:
     plain_runs_ahead: bool = False
     is_bound: bool = False  # parts take their time at the peaks of the datasheet
     vocab_parallel: bool = True
+    gathers_logits: bool = False  # every rank receives all logits, not each rank's best token
     streamingllm_is_view: bool = True  # a self-draft reads the pages of the target
     draft_refeeds: bool = False  # the first step of a standalone draft processes two tokens
     draft_reads_round: bool = False  # it processes as many tokens as a padded round
+    rank_step_s: float = 0.0  # host time per step for messages to the processes of several ranks
     host: tuple[HostCosts, ...] = ()  # host time by method; () if the fields above include it
     # Whether graphs have the engine's default sizes, as when it was measured; otherwise, they hold
     # every round, as in a configuration written by `specroof export`.

@@ -45,7 +45,7 @@ def host_wait_s(
     costs = scenario.engine.host_costs(method)
     if costs is None:
         return np.zeros(())
-    before = costs.step_s + costs.sequence_s * batch
+    before = _step_s(scenario, costs, batch)
     if costs.lookup_token_s:
         before = before + costs.lookup_token_s * batch * prompt_tokens
     launches = _launches_s(scenario, costs, batch, gamma)
@@ -53,7 +53,7 @@ def host_wait_s(
     plain = scenario.engine.host_costs("plain")
     if plain is None:
         return wait
-    scheduling = plain.step_s + plain.sequence_s * batch
+    scheduling = _step_s(scenario, plain, batch)
     return np.maximum(wait, _wait_s(plain, scheduling, np.zeros(()), passes_s))
 
 
@@ -78,7 +78,7 @@ def mixed_pass_host_s(
     steps = np.where(running > 0, gamma, 0)  # of drafts; those of a new sequence come later
     launches = layers * scenario.engine.mixed_launch_s(tokens)
     launches = launches + _drafts_launch_s(scenario, costs, steps)
-    return np.asarray(costs.step_s + costs.sequence_s * running + launches)
+    return np.asarray(_step_s(scenario, costs, running) + launches)
 
 
 def schedules_ahead(scenario: Scenario) -> bool:
@@ -93,6 +93,12 @@ def method_of(scenario: Scenario) -> str:
     if plan.method is not None:
         return plan.draft
     return "plain" if plan.draft == "none" else "draft"
+
+
+def _step_s(scenario: Scenario, costs: HostCosts, batch: Floats) -> Floats:
+    """Host seconds of a step or round before its first launch."""
+    of_ranks = scenario.engine.rank_step_s if scenario.group_tp > 1 else 0.0
+    return np.asarray(costs.step_s + of_ranks + costs.sequence_s * batch)
 
 
 def _wait_s(costs: HostCosts, before: Floats, launches: Floats, passes_s: Floats) -> Floats:

@@ -20,15 +20,20 @@ TRUE_HOSTS = (
 )
 
 
-def a_plan(minutes: float = 19.0, seed: int = 0) -> Plan:
+def a_plan(minutes: float = 19.0, seed: int = 0, tp: int = 1) -> Plan:
     targets = ("llama-3.1-8b",)
-    return plan_run(PlanOptions(gpu="h200", minutes=minutes, seed=seed, targets=targets))
+    return plan_run(PlanOptions(gpu="h200", minutes=minutes, seed=seed, targets=targets, tp=tp))
 
 
 def records_of(
-    plan: Plan, noise: Callable[[int], float] = lambda index: 1.0
+    plan: Plan,
+    noise: Callable[[int], float] = lambda index: 1.0,
+    **more: float,
 ) -> tuple[EngineRecords, EngineProfile]:
-    """Records with times predicted by a known profile, multiplied by `noise`; and the profile."""
+    """Records with times predicted by a known profile, multiplied by `noise`; and the profile.
+
+    `more` has further coefficients of the profile.
+    """
     points = [
         PointRecord(
             point=point,
@@ -64,6 +69,7 @@ def records_of(
         layer_overhead_s=6e-6,
         compute_factor=0.87,
         host=TRUE_HOSTS,
+        **more,  # type: ignore[arg-type]
     )
     groups = grouped(blank.points, "h200")
     rows = [record for group in groups for record in group.records]

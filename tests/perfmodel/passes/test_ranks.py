@@ -29,6 +29,26 @@ def test_a_step_of_two_ranks_has_one_all_reduce_per_norm_and_no_other_kernels() 
     assert point.target_step.part("launch").seconds == alone.part("launch").seconds
 
 
+@pytest.mark.parametrize("tp", [1, 2, 4])
+def test_ranks_that_gather_logits_move_and_sample_all_of_them(tp: int) -> None:
+    """Each rank receives (n-1)/n of 2 bytes per row and token of the vocabulary."""
+    scenario = a_scenario(gpu="h200", engine="kernels", tp=tp, batch=64, prompt_tokens=1000)
+    gathering = replace(scenario.engine, gathers_logits=True)
+    best, logits = (
+        estimate(each).target_step for each in (scenario, replace(scenario, engine=gathering))
+    )
+    if tp == 1:
+        assert logits.total_s == best.total_s
+        return
+    size = 2.0 * 64 * scenario.target.vocab
+    gpu, link = scenario.machine.gpu, scenario.machine.link
+    least = size * (tp - 1) / tp / link.bandwidth + 2.0 * size / gpu.hbm_bandwidth
+    assert float(logits.part("gather").seconds) >= least
+    assert float(logits.part("gather").seconds) > 5.0 * float(best.part("gather").seconds)
+    alone = estimate(replace(scenario, tp=1)).target_step.part("sampling").memory_s
+    assert logits.part("sampling").memory_s == pytest.approx(alone)
+
+
 def test_an_extrapolated_all_reduce_makes_the_step_extrapolated() -> None:
     """All-reduces were timed on up to four H200; the engine counts as timed on all numbers here."""
     origins = {}
@@ -106,6 +126,7 @@ def test_no_step_is_fitted_at_a_tp_at_which_the_engine_was_not_timed(engine: str
 def test_the_evidence_names_the_kernels_outside_the_measured_sizes() -> None:
     """The LM head has more outputs than any matrix that was timed on one rank, not on two."""
     plain = {"engine": "vllm-0.26", "gpu": "h200", "draft": "none", "batch": 8}
-    one, two = (evidence(a_scenario(**plain, prompt_tokens=4000, tp=tp)) for tp in (1, 2))
+    one, two, four = (evidence(a_scenario(**plain, prompt_tokens=4000, tp=tp)) for tp in (1, 2, 4))
     assert one.outside == ("lm_head",) and "lm_head" in one.sentence
-    assert two.extrapolated == ("T_T",) and not two.outside
+    assert not two.extrapolated and not two.outside  # vLLM was timed on two
+    assert four.extrapolated == ("T_T",) and not four.outside

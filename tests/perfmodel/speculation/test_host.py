@@ -14,7 +14,9 @@ from strategies import a_scenario
 from perfmodel import RoundEstimate, Scenario, estimate
 from perfmodel.specs import HostCosts, replays_full_graph
 
-OF_PROFILE = ("default_graphs", "graph_tokens", "eager_layer_s", "piecewise_layer_s")
+OF_PROFILE = (
+    "default_graphs", "graph_tokens", "eager_layer_s", "piecewise_layer_s", "rank_step_s"
+)  # fmt: skip
 
 
 def with_host(*costs: HostCosts, **values: Any) -> Scenario:
@@ -41,6 +43,15 @@ def test_without_overlap_host_and_gpu_time_add_up(step_s: float, sequence_s: flo
     costs = HostCosts(method="draft", step_s=step_s, sequence_s=sequence_s)
     point = estimate(with_host(costs, **DRAFT, **WORK))
     assert float(point.round_s) == pytest.approx(passes_s(point) + step_s + 8 * sequence_s)
+
+
+@given(st.floats(0, 2e-3), st.sampled_from([1, 2, 4]))
+def test_several_ranks_add_host_time_to_a_step(rank_step_s: float, tp: int) -> None:
+    costs, work = HostCosts(method="draft", step_s=1e-3), {**DRAFT, **WORK, "tp": tp}
+    apart = estimate(with_host(costs, **work))
+    point = estimate(with_host(costs, **work, rank_step_s=rank_step_s))
+    added = rank_step_s if tp > 1 else 0.0
+    assert float(point.round_s) == pytest.approx(float(apart.round_s) + added)
 
 
 @given(st.floats(0, 50e-3))
