@@ -121,7 +121,9 @@ def _graph_notes(scenario: Scenario) -> list[str]:
     if scenario.target.experts is not None:  # run by another path, which was not measured
         return []
     method = plan.draft if plan.method else "draft" if plan.speculates else "plain"
-    layer_s = float(scenario.engine.default_launch_s(method, batch, plan.gamma))
+    layer_s = float(
+        scenario.engine.default_launch_s(method, batch, plan.gamma, tp=scenario.group_tp)
+    )
     return default_graph_notes(layer_s * scenario.target.layers, batch * (plan.gamma + 1))
 
 

@@ -282,7 +282,7 @@ def _by_launch(
 def _misses_graph(error: PointError, profile: EngineProfile) -> bool:
     """Whether the host launches each layer of the target, for want of a default graph."""
     setup, batch = error.record.point.setup, error.record.point.batch
-    launch_s = profile.default_launch_s(setup.method, batch, setup.gamma)
+    launch_s = profile.default_launch_s(setup.method, batch, setup.gamma, tp=setup.tp)
     return not setup.exported_graphs and float(launch_s) > 0.0
 
 

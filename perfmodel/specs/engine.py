@@ -104,6 +104,8 @@ class EngineProfile:
     default_graphs: bool = False
     graph_tokens: float = 0.0  # most tokens of a default CUDA graph; 0: no limit
     eager_layer_s: float = 0.0  # host time to launch one layer without a graph
+    # The same in the processes of several ranks, which do nothing but launch; 0: the same.
+    rank_eager_layer_s: float = 0.0
     piecewise_layer_s: float = 0.0  # the same with a piecewise graph, which leaves attention out
     prefill_chunk_tokens: int = 8192  # rows of one prefill pass (vLLM's usual budget)
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
@@ -147,11 +149,18 @@ class EngineProfile:
         similar = {"suffix": "ngram", "plain": "plain", "draft": "plain"}.get(method, "eagle3")
         return by_method.get(method) or by_method.get(similar) or by_method.get("plain")
 
-    def default_launch_s(self, method: str, batch: ArrayLike, gamma: ArrayLike) -> Floats:
+    def eager_launch_s(self, tp: int) -> float:
+        """Host seconds to launch one layer without a graph, on each of `tp` ranks."""
+        return self.rank_eager_layer_s if tp > 1 and self.rank_eager_layer_s else self.eager_layer_s
+
+    def default_launch_s(
+        self, method: str, batch: ArrayLike, gamma: ArrayLike, *, tp: int
+    ) -> Floats:
         """Host seconds to launch one layer of the target with the engine's default CUDA graphs.
 
         0 for rounds that replay a full graph. The arguments are a method of `HostCosts.method`,
-        sequences, and drafts per round; the arrays must be mutually broadcastable.
+        sequences, and drafts per round; the arrays must be mutually broadcastable. `tp` is the
+        number of ranks.
         """
         tokens = np.asarray(batch) * (np.asarray(gamma) + 1.0)
         if not self.graph_tokens:
@@ -159,18 +168,18 @@ class EngineProfile:
         costs = self.host_costs(method)
         if costs is None or costs.graph_sizes == "multiples":
             most = largest_multiple(gamma, most=self.graph_tokens)
-            return np.where(tokens > most, self.eager_layer_s, 0.0)
+            return np.where(tokens > most, self.eager_launch_s(tp), 0.0)
         full = replays_full_graph(batch, gamma, most=self.graph_tokens)
         piecewise = np.where(full, 0.0, self.piecewise_layer_s)
-        return np.where(tokens > self.graph_tokens, self.eager_layer_s, piecewise)
+        return np.where(tokens > self.graph_tokens, self.eager_launch_s(tp), piecewise)
 
-    def mixed_launch_s(self, tokens: ArrayLike) -> Floats:
+    def mixed_launch_s(self, tokens: ArrayLike, *, tp: int) -> Floats:
         """Host seconds to launch one layer of a pass with so many tokens, some of prompts.
 
         Such passes replay piecewise graphs at best, and none with more tokens than any graph.
         """
         is_eager = np.asarray(tokens) > self.graph_tokens
-        return np.where(is_eager, self.eager_layer_s, self.piecewise_layer_s)
+        return np.where(is_eager, self.eager_launch_s(tp), self.piecewise_layer_s)
 
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with some coefficients replaced, given by field name."""

@@ -76,7 +76,7 @@ def mixed_pass_host_s(
         return np.zeros(())
     layers = scenario.target.layers + (draft.layers if draft else 0)
     steps = np.where(running > 0, gamma, 0)  # of drafts; those of a new sequence come later
-    launches = layers * scenario.engine.mixed_launch_s(tokens)
+    launches = layers * scenario.engine.mixed_launch_s(tokens, tp=scenario.group_tp)
     launches = launches + _drafts_launch_s(scenario, costs, steps)
     return np.asarray(_step_s(scenario, costs, running) + launches)
 
@@ -110,7 +110,7 @@ def _wait_s(costs: HostCosts, before: Floats, launches: Floats, passes_s: Floats
 def _launches_s(scenario: Scenario, costs: HostCosts, batch: Floats, gamma: ArrayLike) -> Floats:
     engine, total = scenario.engine, _drafts_launch_s(scenario, costs, gamma)
     if engine.default_graphs:
-        launch_s = engine.default_launch_s(costs.method, batch, gamma)
+        launch_s = engine.default_launch_s(costs.method, batch, gamma, tp=scenario.group_tp)
         total = total + scenario.target.layers * launch_s
     return np.asarray(total)
 

@@ -131,9 +131,9 @@ def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
         method = record.point.setup.method
         errors.setdefault(method, []).append(100.0 * (each / record.seconds - 1.0))
     medians = {method: float(np.median(np.abs(found))) for method, found in errors.items()}
-    published = {"plain": 2.7, "eagle3": 4.6, "ngram": 4.8, "draft": 5.7}
+    published = {"plain": 2.8, "eagle3": 4.6, "ngram": 4.2, "draft": 5.6}
     assert medians == pytest.approx(published, abs=0.06)
-    assert max(errors["draft"]) == pytest.approx(48.8, abs=0.06)
+    assert max(errors["draft"]) == pytest.approx(48.7, abs=0.06)
 
 
 def test_hidden_host_time_is_reported_as_unresolved(fit: EngineFit) -> None:
