@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
@@ -40,6 +41,9 @@ SERVING_ENGINES = {
 ALL_REDUCES = ("best", "exchange", "ring", "nccl", "custom")
 
 
+_PATCH = re.compile(r"(.+-[0-9]+\.[0-9]+)\.[0-9]+(?:\.?post[0-9]+)?")
+
+
 def engine_names() -> list[str]:
     """Names of the engine profiles in the catalog."""
     return list(names("engines"))
@@ -50,8 +54,9 @@ def engine_profile(
 ) -> EngineProfile:
     """The profile `name` with its values for `gpu`, or with its general values.
 
-    `name` without a version, such as "vllm", selects the newest version in the catalog. A name that
-    ends in .toml is the path of a profile, such as one written by `specroof calibrate engine`.
+    `name` without a version, such as "vllm", selects the newest version in the catalog, and a patch
+    such as "vllm-0.7.2" the profile of its version. A name that ends in .toml is the path of a
+    profile, such as one written by `specroof calibrate engine`.
 
     If the engine was not measured on the GPU, the values and kernel curves of a measured GPU of the
     same architecture are transferred (`measured_on`): preferably the one whose kernel tables the
@@ -75,9 +80,11 @@ def _catalog_profile(name: str, gpu: GPU | None, curves_of: str | None) -> Engin
 
 
 def _newest(name: str) -> str:
-    """The catalog name of an engine, with the newest version if `name` has none."""
+    """The catalog name of an engine or patch, with the newest version if `name` has none."""
     if name in engine_names():
         return name
+    if (patch := _PATCH.fullmatch(name)) and patch[1] in engine_names():
+        return patch[1]
     versions = {
         other: tuple(int(part) for part in version.split("."))
         for other in engine_names()
