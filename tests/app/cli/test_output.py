@@ -86,6 +86,38 @@ def test_signals_end_it_quietly(tmp_path: Path, delay_s: float, number: signal.S
     assert (text == "old" and process.returncode) or text.count("\n") == 1 + 2000 * 17
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("swallows", [False, True])
+def test_a_signal_that_a_library_turns_into_an_error_ends_it_quietly(
+    number: signal.Signals, swallows: bool
+) -> None:
+    script = f"""
+import os
+import app.cli.application as application
+from app.cli.main import main
+
+class Destroyed:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        [None for _ in range(1000)]
+
+def library(*_, **__):
+    if {swallows}:  # as in a callback, whose exceptions Python prints and ignores
+        Destroyed()
+        return 0
+    try:
+        os.kill(os.getpid(), {int(number)})
+        [None for _ in range(1000)]
+    except BaseException as error:
+        raise ValueError("a fault of the library") from error
+
+application.app = library
+main()
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (128 + number, b"", b"")
+
+
 TRAFFIC = "arrival_s,prompt_tokens,output_tokens\n0,100,10\n"
 
 
