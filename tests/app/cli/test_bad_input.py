@@ -105,6 +105,15 @@ CASES = {
         ["sweep", "--tp", "8", "--where", "speedup"],
         "speedup>1.2",
     ),
+    "sweep where a number is NaN": (["sweep", "--tp", "8", "--where", "speedup>nan"], "not 'nan'"),
+    "sweep where digits are full-width": (
+        ["sweep", "--tp", "8", "--where", "speedup>\uff11"],
+        "is a number",
+    ),
+    "sweep where neither true nor false": (
+        ["sweep", "--tp", "8", "--where", "feasible=maybe"],
+        "true or false",
+    ),
     "sweep where a column is unknown": (["sweep", "--tp", "8", "--where", "speed>1"], "speedup"),
     "best rows as Parquet": (
         ["sweep", "--tp", "8", "--top", "1", "--parquet", "x.parquet"],
