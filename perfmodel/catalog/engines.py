@@ -11,7 +11,8 @@ from typing import Any
 from perfmodel import catalog
 from perfmodel.catalog._files import names, table, user_table
 from perfmodel.catalog._schema import build, build_rows, file_key
-from perfmodel.errors import ConfigError, either, unknown_name
+from perfmodel.errors import ConfigError, either, printable, unknown_name
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
@@ -30,6 +31,8 @@ _LIMITS = {
     "": (0.0, 1e8),
 }
 ATTENTION_KERNELS = ("vllm", "flashinfer", "specroof")
+HOST_METHODS = ("plain", "draft", *METHODS)
+MAX_NAME = 100
 GRAPH_SIZES = ("multiples", "mixed")
 LINEAR_KERNELS = ("library", "specroof")
 # How `specroof calibrate engine` obtains the measurements of each serving engine.
@@ -162,8 +165,17 @@ def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfil
             f"{file}: timed_tp is empty, but the engine was measured on {profile.measured_on}; "
             f"state the numbers of ranks that were timed"
         )
-    for costs in hosts:
+    if profile.name != printable(profile.name) or len(profile.name) > MAX_NAME:
+        raise ConfigError(
+            f"{file}: name={printable(profile.name[:40])!r} is not valid; use at most {MAX_NAME} "
+            f"printable characters"
+        )
+    for index, costs in enumerate(hosts):
         _check_limits(costs, file)
+        if costs.method not in HOST_METHODS:
+            raise ConfigError(f"{file}: host: {unknown_name('method', costs.method, HOST_METHODS)}")
+        if costs.method in {other.method for other in hosts[:index]}:
+            raise ConfigError(f"{file}: host: method {costs.method!r} appears twice; keep one")
         if costs.graph_sizes not in GRAPH_SIZES:
             raise ConfigError(
                 f"{file}: host: {unknown_name('graph_sizes', costs.graph_sizes, GRAPH_SIZES)}"

@@ -70,6 +70,22 @@ def test_an_engine_that_was_measured_states_the_ranks_of_its_timings(ranks: list
 
 
 @pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"host": [{"method": "plain"}, {"method": "plain"}]}, "method 'plain' appears twice"),
+        ({"host": [{"method": "plane"}]}, "unknown method 'plane'; did you mean plain"),
+        ({"name": "a\x00b"}, "name='a?b' is not valid"),
+        ({"name": "\x1b[2J"}, "is not valid; use at most 100 printable"),
+        ({"name": "x" * 101}, "is not valid; use at most 100 printable"),
+    ],
+)
+def test_what_a_profile_cannot_state_is_refused(entries: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        profile_from_table(PLAIN | entries, file="x.toml")
+    assert says in str(error.value) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
     ("name", "profile"),
     [("vllm-0.7.2", "vllm-0.7"), ("vllm-0.7.2.post1", "vllm-0.7"), ("vllm-0.26.0", "vllm-0.26")],
 )
