@@ -177,6 +177,14 @@ def _open_streams() -> None:
             output.reconfigure(errors="named")  # on an ASCII terminal
 
 
+def _check_size() -> None:
+    """Leave out sizes of a terminal that libraries could not read, or would fill with spaces."""
+    for name in ("COLUMNS", "LINES"):
+        size = os.environ.get(name, "")
+        if not (size.isascii() and size.isdecimal() and len(size) < 5 and int(size)):
+            os.environ.pop(name, None)
+
+
 def main() -> NoReturn:
     """Entry point of the `specroof` command."""
     _Signals.handle(_Signals.exit_at_once)
@@ -185,6 +193,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     codecs.register_error("named", _named)
     _open_streams()
+    _check_size()
     if sys.stdout is None:
         sys.exit(fail("stdout is closed, so there is nowhere to print", 2))
     for number in (signal.SIGTERM, signal.SIGHUP):

@@ -44,8 +44,8 @@ def has_width() -> bool:
 
 def _columns() -> int | None:
     columns = os.environ.get("COLUMNS", "")
-    if columns.isascii() and columns.isdigit() and int(columns[:9]):
-        return max(int(columns[:9]), LEAST_COLUMNS)
+    if columns.isascii() and columns.isdigit() and len(columns) < 5 and int(columns):
+        return max(int(columns), LEAST_COLUMNS)
     return None
 
 

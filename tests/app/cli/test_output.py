@@ -233,6 +233,18 @@ def test_no_cell_is_cut_at_any_width(
         assert max(map(cell_len, lines)) <= columns
 
 
+@pytest.mark.parametrize("columns", ["9" * 5000, "99999999", "0", "-5", "80.5", "\uff18\uff10", ""])
+@pytest.mark.parametrize("arguments", [["list", "machines"], ["--help"]])
+def test_a_width_that_is_none_is_ignored(columns: str, arguments: list[str]) -> None:
+    def text(**size: str) -> str:
+        env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | size
+        done = subprocess.run([*SPECROOF, *arguments], env=env, capture_output=True, text=True)
+        assert done.returncode == 0 and not done.stderr
+        return done.stdout
+
+    assert text(COLUMNS=columns, LINES=columns) == text()
+
+
 def test_an_interrupt_is_handled_before_more_modules_are_loaded() -> None:
     script = (
         "import os, sys; old = {*sys.modules}; import app.cli.main; print(*{*sys.modules} - old)"
