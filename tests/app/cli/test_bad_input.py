@@ -105,6 +105,19 @@ CASES = {
         ["sweep", "--tp", "8", "--where", "speedup"],
         "speedup>1.2",
     ),
+    "a flag twice": (
+        ["predict", "--tp", "8", "--batch", "1", "--batch=8"],
+        "--batch is given twice",
+    ),
+    "two objectives": (
+        ["recommend", "--slo", "tpot<30ms", "--slo", "ttft<1s"],
+        "--slo is given twice",
+    ),
+    "a flag as the name of a file": (
+        ["sweep", "--tp", "8", "--csv", "--json"],
+        "--csv '--json' is a flag",
+    ),
+    "dashes as the name of a file": (["sweep", "--tp", "8", "--csv=--"], "is a flag"),
     "sweep where a number is NaN": (["sweep", "--tp", "8", "--where", "speedup>nan"], "not 'nan'"),
     "sweep where digits are full-width": (
         ["sweep", "--tp", "8", "--where", "speedup>\uff11"],
