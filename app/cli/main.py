@@ -51,9 +51,11 @@ def run(arguments: list[str]) -> int:
         return 130
     except MemoryError as error:
         return fail(f"out of memory: {error}; use fewer points, requests or sequences", 2)
-    except Exception as error:
-        if _Interrupts.seen or type(error).__name__ == "Abort":  # made from a KeyboardInterrupt
-            return 130
+    except BaseException as error:
+        if _Signals.code or type(error).__name__ == "Abort":  # made from a KeyboardInterrupt
+            return _Signals.code or 130
+        if not isinstance(error, Exception):
+            raise
         if hasattr(error, "format_message"):  # a usage error found by typer
             return fail(_usage_line(error), 2)
         if isinstance(error, OSError) and error.errno in OUTPUT_FULL:
@@ -120,39 +122,37 @@ def _shortened(word: str) -> str:
     return word if len(word) <= (255 if "/" in word else 100) else f"{word[:60]}...{word[-20:]}"
 
 
-class _Interrupts:
-    """Ctrl-C ends the program with exit code 130 and without a traceback, at any time."""
+class _Signals:
+    """Ctrl-C, SIGTERM and SIGHUP end the program with their exit codes, without a traceback."""
 
-    seen = False
+    code = 0  # of the signal that was received; a library may turn its exception into another
 
     @classmethod
     def exit_at_once(cls, *_: object) -> NoReturn:
-        """While nothing has to be cleaned up: at the start and at the end."""
+        """On Ctrl-C while nothing has to be cleaned up: at the start and at the end."""
         os._exit(130)
 
     @classmethod
-    def clean_up(cls, *_: object) -> NoReturn:
-        """While a command runs. A library may turn the exception into one of its own."""
-        cls.seen = True
-        raise KeyboardInterrupt
+    def clean_up(cls, number: int, _: object) -> NoReturn:
+        """While a command runs, so that unfinished files are removed."""
+        cls.code = 128 + number
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(cls.code)
 
     @classmethod
     def unraisable(cls, event: Any) -> None:
-        """An interrupt in a destructor or callback, which Python would print and ignore."""
-        if issubclass(event.exc_type, KeyboardInterrupt):
-            cls.exit_at_once()
-        sys.__unraisablehook__(event)
+        """An exception in a destructor or callback, which Python would print and ignore."""
+        if issubclass(event.exc_type, KeyboardInterrupt | SystemExit):
+            os._exit(cls.code or 130)
+        if not cls.code:
+            sys.__unraisablehook__(event)
 
     @staticmethod
     def handle(handler: Any) -> None:
         """Set the handler, unless the parent process chose to ignore interrupts."""
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
             signal.signal(signal.SIGINT, handler)
-
-
-def _terminate(number: int, _: object) -> NoReturn:
-    """End on SIGTERM and SIGHUP with their exit code, so that unfinished files are removed."""
-    sys.exit(128 + number)
 
 
 def _named(error: UnicodeError) -> tuple[str, int]:
@@ -177,22 +177,31 @@ def _open_streams() -> None:
             output.reconfigure(errors="named")  # on an ASCII terminal
 
 
+def _check_size() -> None:
+    """Leave out sizes of a terminal that libraries could not read, or would fill with spaces."""
+    for name in ("COLUMNS", "LINES"):
+        size = os.environ.get(name, "")
+        if not (size.isascii() and size.isdecimal() and len(size) < 5 and int(size)):
+            os.environ.pop(name, None)
+
+
 def main() -> NoReturn:
     """Entry point of the `specroof` command."""
-    _Interrupts.handle(_Interrupts.exit_at_once)
-    sys.unraisablehook = _Interrupts.unraisable
+    _Signals.handle(_Signals.exit_at_once)
+    sys.unraisablehook = _Signals.unraisable
     # End without a message when the reader closes the pipe, as in `specroof sweep ... | head`.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     codecs.register_error("named", _named)
     _open_streams()
+    _check_size()
     if sys.stdout is None:
         sys.exit(fail("stdout is closed, so there is nowhere to print", 2))
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _terminate)
-    _Interrupts.handle(_Interrupts.clean_up)
+            signal.signal(number, _Signals.clean_up)
+    _Signals.handle(_Signals.clean_up)
     code = run(sys.argv[1:] or ["--help"])
-    _Interrupts.handle(_Interrupts.exit_at_once)
+    _Signals.handle(_Signals.exit_at_once)
     try:
         sys.stdout.flush()
     except OSError as error:

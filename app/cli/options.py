@@ -85,9 +85,20 @@ class Command(TyperCommand):
             if len(given) > 1:
                 ctx.fail(f"{given[1]} is the former name of {given[0]}; give only {given[0]}")
         rest: list[str] = super().parse_args(ctx, list(args))
+        self._check_repeated(ctx, args)
         _check_numbers(ctx, self.get_params(ctx), args)
         _check_files(ctx, self.get_params(ctx), args)
         return rest
+
+    def _check_repeated(self, ctx: Any, args: Sequence[str]) -> None:
+        """Refuse a flag that is given twice, of which the first value would have no effect."""
+        seen: set[str | None] = set()
+        given: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
+        for param in given:
+            valued = param.param_type_name == "option" and not (param.multiple or param.is_flag)
+            if valued and param.name in seen:
+                ctx.fail(f"{param.opts[0]} is given twice; give it once")
+            seen.add(param.name)
 
     def invoke(self, ctx: Any) -> Any:
         """Check the output files, then run the callback."""
@@ -117,7 +128,7 @@ def _check_numbers(ctx: Any, params: Iterable[Any], args: Sequence[str]) -> None
 
 
 def _check_files(ctx: Any, params: Iterable[Any], args: Sequence[str]) -> None:
-    """Refuse names of output files that are folders, or - where stdout is not meant by it."""
+    """Refuse names of output files that are folders or flags, or - where it is not stdout."""
     metavars = {name: p.metavar or "" for p in params if p.name in OUTPUTS for name in p.opts}
     for flag, value in pairwise([*args, ""]):
         if flag not in metavars:
@@ -125,6 +136,8 @@ def _check_files(ctx: Any, params: Iterable[Any], args: Sequence[str]) -> None:
         metavar = metavars.get(flag, "")
         if value == "-" and metavar == "FILE":
             ctx.fail(f"{flag} does not write to stdout; give the name of a file")
+        if value.startswith("-") and value != "-" and metavar:
+            ctx.fail(f"{flag} {value[:80]!r} is a flag; give the name of a file")
         if value.endswith("/") and metavar.startswith("FILE") and not Path(value).is_dir():
             ctx.fail(f"{flag} {value[:80]!r} is a folder; give the name of a file")
 

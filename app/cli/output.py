@@ -33,11 +33,20 @@ def console() -> Console:
     """The console that prints tables, as wide as COLUMNS, the terminal, or else 120."""
     from rich.console import Console
 
-    columns = os.environ.get("COLUMNS", "")
-    width = None if sys.stdout.isatty() else 120
-    if columns.isascii() and columns.isdigit() and int(columns):
-        width = max(int(columns), LEAST_COLUMNS)
+    width = _columns() or (None if sys.stdout.isatty() else 120)
     return Console(width=width, highlight=False, markup=False, emoji=False)
+
+
+def has_width() -> bool:
+    """Whether stdout has a width: that of a terminal, or COLUMNS."""
+    return sys.stdout.isatty() or _columns() is not None
+
+
+def _columns() -> int | None:
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and len(columns) < 5 and int(columns):
+        return max(int(columns), LEAST_COLUMNS)
+    return None
 
 
 class Progress(Protocol):

@@ -13,17 +13,24 @@ if TYPE_CHECKING:
     from perfmodel.serving import AcceptanceProcess, Serving
 
 DEFAULT_REQUESTS = 10_000
+DEFAULT_RATE = 1.0
+DRAWN = f"{{}} has no arrival times, so they are drawn at {DEFAULT_RATE:g}/s"
 
 
 def check_trace(path: str, flags: Mapping[str, object], *, drawn: str) -> None:
     """Raise a `ConfigError` for flags that contradict a trace; `drawn` names those of arrivals."""
     from perfmodel import ConfigError
-    from perfmodel.serving import trace_rows
 
     refuse_flags(flags, ["prompt_cv", "output_cv"], "on the lengths in --traffic")
-    timed = next(trace_rows(path), (None,))[0] is not None
-    if timed and drawn:
+    if drawn and has_arrivals(path):
         raise ConfigError(f"{path} already has arrival times; remove {drawn}")
+
+
+def has_arrivals(path: str) -> bool:
+    """Whether a trace states when requests arrive."""
+    from perfmodel.serving import trace_rows
+
+    return next(trace_rows(path), (None,))[0] is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +122,7 @@ class SimulationOptions:
         return Traffic(
             requests=drawn if self.traffic is None else self.requests,
             path=self.traffic,
-            rate=1.0 if self.rate is None else self.rate,
+            rate=DEFAULT_RATE if self.rate is None else self.rate,
             arrivals=self.arrivals,
             burst_factor=self.burst_factor,
             burst_s=self.burst_s,

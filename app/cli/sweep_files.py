@@ -6,7 +6,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,12 +49,18 @@ def write_sweep_parquet(path: str, pieces: Iterable[Block], where: Where) -> int
         raise ConfigError("--parquet needs pyarrow; install specroof[report]") from error
     written, writer = 0, None
     with output_file(path) as file:
-        for piece in pieces:
-            arrays = {k: _arrow(v, piece, where) for k, v in piece.columns().items()}
-            table = pyarrow.table(arrays)
-            writer = writer or parquet.ParquetWriter(file, table.schema)
-            writer.write_table(table)
-            written += table.num_rows
+        try:
+            for piece in pieces:
+                arrays = {k: _arrow(v, piece, where) for k, v in piece.columns().items()}
+                table = pyarrow.table(arrays)
+                writer = writer or parquet.ParquetWriter(file, table.schema)
+                writer.write_table(table)
+                written += table.num_rows
+        except BaseException:
+            with suppress(Exception):  # it would write to the file when it is deleted
+                if writer is not None:
+                    writer.close()
+            raise
         if writer is not None:
             writer.close()
     return written

@@ -6,27 +6,39 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from app.render.tables import plain_table, print_table, scenario_line
 from perfmodel.units import format_bytes, format_seconds
 
 
 def print_list(kind: str, entries: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print catalog entries as a table with their sources below, or each scenario as one line."""
+    """Print catalog entries as a table with their sources below, or each scenario as one line.
+
+    Flags have no sources.
+    """
     if kind == "scenarios":
         for entry in entries:
-            console.print(f"{entry['name']}: ", end="")
-            console.print(scenario_line({k: v for k, v in entry.items() if k != "name"}))
+            line = scenario_line({k: v for k, v in entry.items() if k != "name"})
+            console.print(f"{entry['name']}: {line}")
+        return
+    if kind == "flags":
+        columns = [column for column in entries[0] if column != "name"]
+        print_table(_table(columns, entries), console)
         return
     columns = [column for column in entries[0] if column not in PROSE]
-    table = plain_table(*(TITLES.get(c, c.replace("_", " ")) for c in columns), right=False)
-    for entry in entries:
-        table.add_row(*(_cell(key, entry[key]) for key in columns))
-    print_table(table, console)
+    print_table(_table(columns, entries), console)
     console.print("\nsources")
     for source in dict.fromkeys(str(entry["source"]) for entry in entries):
         names = dict.fromkeys(_entry_name(e) for e in entries if e["source"] == source)
         console.print(f"{', '.join(names)}: {source}", soft_wrap=True)
+
+
+def _table(columns: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> Table:
+    table = plain_table(*(TITLES.get(c, c.replace("_", " ")) for c in columns), right=False)
+    for entry in entries:
+        table.add_row(*(_cell(key, entry[key]) for key in columns))
+    return table
 
 
 PROSE = ("source", "text")  # too long for a column

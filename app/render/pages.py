@@ -39,7 +39,7 @@ def fit_html(report: FitReport) -> str:
     from app.charts.residuals import residual_boxes
 
     figures = [residual_boxes(errors) for errors in report.errors if errors.cells]
-    text = "\n".join(f"    {line}" for line in report.lines())
+    text = "\n".join(f"    {line}" for line in report.lines(width=120))
     return html_page("fit", f"# Fit of {plain(report.gpu)}", figures, text)
 
 

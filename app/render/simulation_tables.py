@@ -73,8 +73,10 @@ def workload_line(workload: Mapping[str, Any]) -> str:
 
     rate = workload["rate_rps"]
     when = "at once" if rate is None else f"at {format_rate(rate)}/s"
+    count = workload["requests"]
+    number = "1 request" if count == 1 else f"{count:,} requests {when}"
     return (
-        f"{workload['requests']:,} requests {when}; prompts of {tokens('prompt_tokens')}, outputs "
+        f"{number}; prompts of {tokens('prompt_tokens')}, outputs "
         f"of {tokens('output_tokens')}; {workload['prefix_hit_share']:.0%} of the prompt tokens "
         f"are in the prefix cache"
     )

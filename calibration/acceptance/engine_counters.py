@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from calibration.acceptance.engine_means import (
+    LLAMA_SERVER,
+    SGLANG,
     Imported,
     check_one_model,
     counted,
@@ -29,12 +31,20 @@ from calibration.acceptance.vllm_counters import (
     vllm_metrics,
 )
 from calibration.acceptance.vllm_text import LOG, V0_LOG, printed_result, vllm_log, vllm_v0_log
+from calibration.records.jsonl import without_colours
 from perfmodel import ConfigError
 from perfmodel.errors import os_reason
 from perfmodel.input_file import distinct, read_input
 from perfmodel.specs import MAX_GAMMA
 
 MAX_BYTES = 50_000_000
+FORMS = {
+    "lines of vLLM's log": LOG,
+    "lines of vLLM V0's log": V0_LOG,
+    "vLLM's counters": SAMPLE,
+    "SGLang's accept lengths": SGLANG,
+    "llama.cpp's lines": LLAMA_SERVER,
+}
 NAMING_KEYS = (
     "labels", "metrics", "spec_decode", "spec_decoding_stats", "server_info", "internal_states",
     "plan",
@@ -73,7 +83,9 @@ def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
 
 def parse_acceptance(text: str, name: str, *, gamma: int | None = None) -> Imported:
     """Read acceptance rates from a text; error messages start with `name`."""
-    found = _parsed(text, name, gamma)
+    if gamma is not None and not 1 <= gamma <= MAX_GAMMA:
+        raise ConfigError(f"--gamma {gamma} is not valid; use 1 to {MAX_GAMMA} drafts per round")
+    found = _parsed(without_colours(text), name, gamma)
     if found.positional and gamma not in (None, len(found.per_position)):
         raise ConfigError(
             f"{name}: the report has {len(found.per_position)} draft positions, but gamma is "
@@ -88,6 +100,8 @@ def _parsed(text: str, name: str, gamma: int | None) -> Imported:
     rounds = [row["round"] for row in values if isinstance(row, dict) and "round" in row]
     if rounds:
         return _run_records(rounds, name)
+    if not values:
+        _check_one_form(text, name)
     if not values and (printed := printed_result(text, name)):
         values = [printed]
     if (counters := vllm_json(values, name)) is not None:
@@ -106,6 +120,13 @@ def _parsed(text: str, name: str, gamma: int | None) -> Imported:
         f"{name}: no acceptance counters found; give a metrics page, log or benchmark result of "
         f"vLLM, SGLang, TensorRT-LLM or llama.cpp, or the output of `specroof run --output`"
     )
+
+
+def _check_one_form(text: str, name: str) -> None:
+    """Raise a `ConfigError` if a text has several forms, whose rounds may be the same or others."""
+    forms = [form for form, pattern in FORMS.items() if pattern.search(text)]
+    if len(forms) > 1:
+        raise ConfigError(f"{name}: has {' and '.join(forms[:2])}; keep one of them")
 
 
 def _run_records(rounds: Sequence[Any], name: str) -> Imported:
@@ -154,8 +175,12 @@ def _json_values(text: str, name: str) -> Iterator[Any]:
     except (ValueError, RecursionError) as error:
         if "twice" in str(error):
             raise ConfigError(f"{name}: {error}") from error
-    for line in stripped.splitlines():
+    lines = stripped.splitlines()
+    for number, line in enumerate(lines, 1):
         try:
             yield json.loads(line, object_pairs_hook=distinct)
-        except (ValueError, RecursionError):
-            continue
+        except (ValueError, RecursionError) as error:
+            if number == len(lines) and line.startswith('{"'):
+                raise ConfigError(
+                    f"{name}: the last line is cut off; remove it, or copy the whole file"
+                ) from error

@@ -28,10 +28,10 @@ LABELS = r'(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+)\})?'  # of a series on a Pr
 _LABEL = re.compile(r'\b(\w++)="((?:[^"\\\n]|\\.)*+)"')
 _SGLANG_PAGE = re.compile(rf"^sglang:spec_accept_length{LABELS}[ \t]+{NUMBER}", re.M | re.I)
 _V0_GAUGE = re.compile(rf"^vllm:spec_decode_draft_acceptance_rate{LABELS}[ \t]+{NUMBER}", re.M)
-_SGLANG = re.compile(
+SGLANG = re.compile(
     rf'(?:accept len(?:gth)?:|"?\b(?:avg_spec_)?accept_length"?\s*[:=])\s*{NUMBER}', re.I
 )
-_LLAMA_SERVER = re.compile(
+LLAMA_SERVER = re.compile(
     rf"draft acceptance(?: rate)? = {NUMBER}?[^(\n]{{0,80}}+"
     r"\(\s*(\d+) accepted /\s*(\d+) generated\)"
 )
@@ -124,7 +124,7 @@ def mean_acceptance(
     """
     if stats := list(_iterations(values)):
         return _tensorrt_llm(stats, name, gamma)
-    if runs := _LLAMA_SERVER.findall(text):
+    if runs := LLAMA_SERVER.findall(text):
         accepted, drafted = (sum(counted(run[i], name) for run in runs) for i in (1, 2))
         for stated, part, whole in runs:
             if stated and abs(float(stated) * float(whole) - float(part)) > SHORT_ROUNDS * float(
@@ -146,7 +146,7 @@ def mean_acceptance(
     if rates := _V0_GAUGE.findall(text):
         check_one_model((labels_of(labels) for labels, _ in rates), name)
         return share(counted(rates[-1][1], name), 1.0, "vLLM V0", name, gamma)
-    if lengths := [counted(length, name) for length in _SGLANG.findall(text)]:
+    if lengths := [counted(length, name) for length in SGLANG.findall(text)]:
         return _mean_length(lengths, name, gamma)
     return None
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from calibration.records.jsonl import Count, Line, NonNegative, Positive, RecordError, read_lines
-from calibration.records.kernels import GPU_NAMES
+from calibration.records.kernels import GPU_NAMES, check_header
 from perfmodel.errors import shown
 
 
@@ -178,6 +178,7 @@ def read_engine_records(paths: Iterable[Path], *, held_back: bool = False) -> En
     for path in paths:
         first, *lines = read_lines(path)
         header = first.header or {}
+        check_header(header, header.get("gpu_name"), first.place)
         headers.append(_same(header, headers[0] if headers else header, first.place))
         for line in lines:
             if line.header is None:

@@ -59,18 +59,42 @@ class Errors:
             for name, value in self.figures(way).items()
         }
 
-    def lines(self) -> list[str]:
-        """The figures as text, with one line per region and one column per split."""
+    def lines(self, width: int) -> list[str]:
+        """The figures as text, with one line per region and one column per split.
+
+        Splits that do not fit in `width` columns follow below.
+        """
         table = self.to_dict()
         if not table:
             return [f"{self.name}: nothing measured"]
-        head = "".join(f"{way:>24}" for way in table)
-        lines = [f"{self.name}, |error| %, median / p90 / worst", f"  {'':26}{'cells':>6}{head}"]
-        for region, first in next(iter(table.values())).items():
-            cells = [ways[region] for ways in table.values()]
-            text = "".join(f"{_three(figures):>24}" for figures in cells)
-            lines.append(f"  {region:26}{first['cells']:>6}{text}")
+        regions = next(iter(table.values()))
+        columns = [
+            _column("", regions, right=False),
+            _column("cells", [str(figures["cells"]) for figures in regions.values()]),
+            *(_column(way, map(_three, rows.values())) for way, rows in table.items()),
+        ]
+        lines = [f"{self.name}, |error| %, median / p90 / worst"]
+        for part in _parts(columns, width):
+            lines += [f"  {'  '.join(cells)}" for cells in zip(*part, strict=True)]
         return lines
+
+
+def _column(header: str, cells: Iterable[str], *, right: bool = True) -> list[str]:
+    """The cells of a column, all of the same width."""
+    texts = [header, *cells]
+    width = max(map(len, texts))
+    return [text.rjust(width) if right else text.ljust(width) for text in texts]
+
+
+def _parts(columns: Sequence[list[str]], width: int) -> list[list[list[str]]]:
+    """The columns in groups that fit in `width`, each of which begins with the first column."""
+    first, *others = columns
+    parts = [[first]]
+    for column in others:
+        if len(parts[-1]) > 1 and sum(2 + len(c[0]) for c in [*parts[-1], column]) > width:
+            parts.append([first])
+        parts[-1].append(column)
+    return parts
 
 
 def misfit_figures(log_ratio: NDArray[np.float64]) -> str:

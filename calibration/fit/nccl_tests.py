@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from calibration.records.cells import Cell
-from calibration.records.jsonl import RecordError, read_text
+from calibration.records.jsonl import (
+    RecordError,
+    read_text,
+    without_colours,
+    without_prefixes,
+)
 from calibration.records.kernels import KernelRecord, check_device, checked, gpu_of_device
 from perfmodel import GPU, catalog
 from perfmodel.errors import shown
@@ -40,7 +45,7 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
         ranks, or of a run that failed; if a time contradicts its bandwidths or is impossible; or
         if there are no rows.
     """
-    text = read_text(path)
+    text = _output(path)
     operation = re.search(r"^# Collective test starting: (\w+)", text, re.M)
     if operation and operation[1] != "all_reduce_perf":
         raise RecordError(f"{path}: this is the output of {operation[1]}; run all_reduce_perf")
@@ -75,8 +80,12 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
 
 def gpu_of_nccl_tests(path: Path) -> str | None:
     """The catalog name of the GPU in the output of nccl-tests; None if it names none or several."""
-    names = {gpu_of_device(device) for _, _, device in _RANK.findall(read_text(path))}
+    names = {gpu_of_device(device) for _, _, device in _RANK.findall(_output(path))}
     return names.pop() or None if len(names) == 1 else None
+
+
+def _output(path: Path) -> str:
+    return without_prefixes(without_colours(read_text(path)))
 
 
 def _rows(text: str, path: Path) -> Iterator[tuple[str, dict[str, str]]]:

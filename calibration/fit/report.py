@@ -20,11 +20,11 @@ class FitReport:
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def lines(self) -> list[str]:
-        """The report as terminal output."""
+    def lines(self, width: int) -> list[str]:
+        """The report as terminal output, with tables of at most `width` columns if possible."""
         lines = [f"{self.gpu}: {self.source}"]
         for errors in self.errors:
-            lines += errors.lines()
+            lines += errors.lines(width)
         lines += [f"  {name} = {value:.4g}" for name, value in self.parameters.items()]
         lines += self.notes
         return lines + [f"not fitted: {clause}" for clause in self.missing]

@@ -5,6 +5,7 @@ from .acceptance import merged as merged
 from .acceptance import read_acceptance as read_acceptance
 from .counted import read_runs as read_runs
 from .jsonl import check_log as check_log
+from .markdown import markdown_table as markdown_table
 from .published import PublishedRow as PublishedRow
 from .published import RowError as RowError
 from .published import h200_rows as h200_rows

@@ -16,6 +16,7 @@ import gzip
 import json
 import math
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -91,6 +92,33 @@ def decode(kind: type[T], text: str, place: str) -> T:
     except ValidationError as error:
         raise RecordError(f"{place}: {_fault(error)}") from error
     return cast(T, record)
+
+
+_COLOUR = re.compile(r"(?:\x1b|\\u001b)\[[0-9;?]*[ -/]*[@-~]")
+# What tools write before each line: mpirun --tag-output, srun --label, Kubernetes, docker compose.
+_PREFIXES = (
+    re.compile(r"\[\d+,\d+\](?:<std\w+>)?:[ ]?"),
+    re.compile(r"[ \t]*\d+: "),
+    re.compile(r"\d{4}-\d\d-\d\dT\S+ std(?:out|err) [FP] "),
+    re.compile(r"[\w.-]{1,80}+ +\| "),
+)
+
+
+def without_colours(text: str) -> str:
+    """A log without the terminal's escape sequences, which may also be escaped in JSON."""
+    return _COLOUR.sub("", text)
+
+
+def without_prefixes(text: str) -> str:
+    """The output of a program without what a launcher or logger wrote before each of its lines."""
+    lines = text.splitlines()
+    for prefix in _PREFIXES:
+        found = [prefix.match(line) for line in lines]
+        if lines and all(found[i] or not line.strip() for i, line in enumerate(lines)):
+            return "\n".join(
+                line[m.end() if m else 0 :] for m, line in zip(found, lines, strict=True)
+            )
+    return text
 
 
 def read_text(path: Path) -> str:

@@ -51,6 +51,13 @@ def check_device(device: str, gpu: str, place: str) -> None:
     raise RecordError(f"{place} was measured on {shown(device)}, not on {gpu}; {mend}")
 
 
+def check_header(header: Mapping[str, Any], gpu: object, place: str) -> None:
+    """Raise a `RecordError` if a header's device is known, and `gpu` another one of the catalog."""
+    device = str(header.get("gpu", ""))
+    if (name := gpu_of_device(device)) and gpu in catalog.gpu_names() and name != gpu:
+        raise RecordError(f"{place} was measured on {shown(device)}, not on {gpu}")
+
+
 def gpu_of(header: Mapping[str, Any], place: str) -> str:
     """The catalog name of the GPU in a header; a `RecordError` at `place` if it is unknown."""
     name = header.get("gpu")

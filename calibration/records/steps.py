@@ -103,7 +103,7 @@ class StepRecord:
     prefill_s: NonNegative = 0.0
     prefill_tokens: Annotated[int, Field(ge=0)] = 0
     spread: float = 0.0
-    repeats: int = 0
+    repeats: Annotated[int, Field(ge=0)] = 0
     peak_memory_bytes: Bytes = 0.0
     memory_bytes: Mapping[str, Bytes] = field(default_factory=dict)
     parts_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

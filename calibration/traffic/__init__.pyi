@@ -1,7 +1,8 @@
+from .compare import TABLE_TITLE as TABLE_TITLE
 from .compare import RunComparison as RunComparison
 from .compare import compare_runs as compare_runs
 from .compare import comparison_dict as comparison_dict
-from .compare import comparison_lines as comparison_lines
+from .compare import comparison_table as comparison_table
 from .play import TrafficRun as TrafficRun
 from .play import paired_runs as paired_runs
 from .play import play_runs as play_runs

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from calibration.records.jsonl import RecordError
-from calibration.records.markdown import markdown_table
 from calibration.traffic.records import PlacedRun, Request, RunRecord
 from perfmodel import (
     ConfigError,
@@ -87,8 +86,11 @@ def compare_runs(runs: Sequence[PlacedRun], *, engine: str = "") -> list[RunComp
     return [_placed(run, engine) for run in runs]
 
 
-def comparison_lines(compared: Sequence[RunComparison]) -> list[str]:
-    """A table: measured and simulated figures, and the error in percent, per run."""
+TABLE_TITLE = "Measured / simulated (error in percent); throughput in output tokens/s"
+
+
+def comparison_table(compared: Sequence[RunComparison]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a table: measured and simulated figures, and the error, per run."""
     names = list(compared[0].measured)
     rows = [
         [run.run, run.label, str(run.requests)]
@@ -99,10 +101,7 @@ def comparison_lines(compared: Sequence[RunComparison]) -> list[str]:
         ]
         for run in compared
     ]
-    return [
-        "Measured / simulated (error in percent); throughput in output tokens/s",
-        markdown_table(["run", "engine", "requests", *names], rows),
-    ]
+    return ["run", "engine", "requests", *names], rows
 
 
 def comparison_dict(compared: Sequence[RunComparison]) -> dict[str, Any]:

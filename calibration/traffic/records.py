@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from calibration.records.jsonl import Count, NonNegative, Positive, RecordError, read_lines
+from calibration.records.kernels import check_header
 from perfmodel.errors import shown
 
 NEEDED = ("target", "gpu", "engine", "batch")  # keys of a scenario, whose defaults would be wrong
@@ -71,16 +72,20 @@ def read_traffic_records(paths: Iterable[Path]) -> list[PlacedRun]:
     """The runs of some files.
 
     Raises `RecordError`, with the line number, for a line that is not such a record, for a run
-    without requests, for a run that appears twice, and if the files have no run.
+    without requests, from another GPU than its scenario's, or that appears twice, and if the files
+    have no run.
     """
     runs: list[PlacedRun] = []
     for path in paths:
+        header: Mapping[str, Any] = {}
         for line in read_lines(path):
             if line.header is not None:
+                header = line.header
                 continue
             if line.value.get("op") != "traffic-run":
                 raise RecordError(f"{line.place}: unknown operation {shown(line.value.get('op'))}")
             run = _checked(line.decode(RunRecord), line.place)
+            check_header(header, run.scenario["gpu"], line.place)
             for other in runs:
                 if (other.run, other.requests) == (run.run, run.requests):
                     raise RecordError(

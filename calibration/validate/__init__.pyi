@@ -9,6 +9,7 @@ from .published_report import verdict as verdict
 from .report import comparison_dict as comparison_dict
 from .report import comparison_lines as comparison_lines
 from .report import comparison_markdown as comparison_markdown
+from .report import comparison_table as comparison_table
 from .run import REPEATS as REPEATS
 from .run import by_pair as by_pair
 from .run import pair_lines as pair_lines

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from calibration.records.markdown import markdown_table
 from calibration.validate.errors import LEAST_COVERAGE
 from calibration.validate.left_out import Miss, left_out
 from perfmodel.units import Z90
@@ -107,8 +106,8 @@ class CoverageReport:
                 )
         return rows
 
-    def lines(self) -> list[str]:
-        """The rows as a Markdown table."""
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The header and the cells of the rows."""
         header = ("distance", "left out", "cases", "rms error, %", "stated 90 % width, %",
                   "coverage", "width from the others, %", "coverage")  # fmt: skip
 
@@ -118,15 +117,12 @@ class CoverageReport:
         def percent(value: float | None) -> str:
             return "" if value is None else f"{value:.1f}"
 
-        return markdown_table(
-            header,
-            [
+        return header, [
                 (row["distance"], row["left_out"], str(row["cases"]), percent(row["rms_percent"]),
                  percent(row["width_percent"]), share(row["coverage"]),
                  percent(row["others_width_percent"]), share(row["coverage_by_others"]))
                 for row in self.rows()
-            ],
-        ).splitlines()  # fmt: skip
+            ]  # fmt: skip
 
 
 # Kinds of predictions after the speedups, in the order of the table.

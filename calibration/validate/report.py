@@ -65,23 +65,23 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def comparison_lines(comparison: Comparison) -> list[str]:
-    """The comparison as terminal output: errors, peers, choices and verdict."""
+def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a table of errors: the engine's, then those of other predictors."""
     rows = [
         (_title(comparison), comparison.spreads()),
         *((f"peer: {name}", spreads) for name, spreads in comparison.peers.items()),
     ]
+    cells = [[name, *(cell(spreads.get(n)) for n in QUANTITIES)] for name, spreads in rows]
+    return ["", *(LABELS[name] for name in QUANTITIES)], cells
+
+
+def comparison_lines(comparison: Comparison) -> tuple[str, list[str]]:
+    """What stands above the table of errors, and below it: coverage, choices and verdict."""
     gpu = comparison.header.get("gpu")
-    lines = [f"{len(comparison.scenarios)} cases on {gpu}, percent: median absolute (signed worst)"]
-    width = max(len(name) for name, _ in rows) + 1
-    lines.append(" " * width + "".join(f"{LABELS[n]:>16}" for n in QUANTITIES))
-    for name, spreads in rows:
-        cells = [cell(spreads.get(n)) for n in QUANTITIES]
-        lines.append(f"{name:{width}}" + "".join(f"{text:>16}" for text in cells))
-    lines += [_coverage_line(comparison), _regret_line(comparison)]
+    title = f"{len(comparison.scenarios)} cases on {gpu}, percent: median absolute (signed worst)"
     outside = comparison.outside()
-    lines.append("within tolerance" if not outside else f"outside tolerance: {'; '.join(outside)}")
-    return lines
+    verdict = "within tolerance" if not outside else f"outside tolerance: {'; '.join(outside)}"
+    return title, [_coverage_line(comparison), _regret_line(comparison), verdict]
 
 
 def comparison_markdown(comparison: Comparison) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
@@ -10,7 +11,8 @@ from typing import Any
 from perfmodel import catalog
 from perfmodel.catalog._files import names, table, user_table
 from perfmodel.catalog._schema import build, build_rows, file_key
-from perfmodel.errors import ConfigError, either, unknown_name
+from perfmodel.errors import ConfigError, either, printable, unknown_name
+from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
@@ -29,6 +31,8 @@ _LIMITS = {
     "": (0.0, 1e8),
 }
 ATTENTION_KERNELS = ("vllm", "flashinfer", "specroof")
+HOST_METHODS = ("plain", "draft", *METHODS)
+MAX_NAME = 100
 GRAPH_SIZES = ("multiples", "mixed")
 LINEAR_KERNELS = ("library", "specroof")
 # How `specroof calibrate engine` obtains the measurements of each serving engine.
@@ -38,6 +42,9 @@ SERVING_ENGINES = {
     "tensorrt-llm": "--import REPORT --method METHOD --out tensorrt-llm.jsonl",
 }
 ALL_REDUCES = ("best", "exchange", "ring", "nccl", "custom")
+
+
+_PATCH = re.compile(r"(.+-[0-9]+\.[0-9]+)\.[0-9]+(?:\.?post[0-9]+)?")
 
 
 def engine_names() -> list[str]:
@@ -50,8 +57,9 @@ def engine_profile(
 ) -> EngineProfile:
     """The profile `name` with its values for `gpu`, or with its general values.
 
-    `name` without a version, such as "vllm", selects the newest version in the catalog. A name that
-    ends in .toml is the path of a profile, such as one written by `specroof calibrate engine`.
+    `name` without a version, such as "vllm", selects the newest version in the catalog, and a patch
+    such as "vllm-0.7.2" the profile of its version. A name that ends in .toml is the path of a
+    profile, such as one written by `specroof calibrate engine`.
 
     If the engine was not measured on the GPU, the values and kernel curves of a measured GPU of the
     same architecture are transferred (`measured_on`): preferably the one whose kernel tables the
@@ -75,9 +83,11 @@ def _catalog_profile(name: str, gpu: GPU | None, curves_of: str | None) -> Engin
 
 
 def _newest(name: str) -> str:
-    """The catalog name of an engine, with the newest version if `name` has none."""
+    """The catalog name of an engine or patch, with the newest version if `name` has none."""
     if name in engine_names():
         return name
+    if (patch := _PATCH.fullmatch(name)) and patch[1] in engine_names():
+        return patch[1]
     versions = {
         other: tuple(int(part) for part in version.split("."))
         for other in engine_names()
@@ -155,8 +165,17 @@ def profile_from_table(entries: Mapping[str, Any], *, file: str) -> EngineProfil
             f"{file}: timed_tp is empty, but the engine was measured on {profile.measured_on}; "
             f"state the numbers of ranks that were timed"
         )
-    for costs in hosts:
+    if profile.name != printable(profile.name) or len(profile.name) > MAX_NAME:
+        raise ConfigError(
+            f"{file}: name={printable(profile.name[:40])!r} is not valid; use at most {MAX_NAME} "
+            f"printable characters"
+        )
+    for index, costs in enumerate(hosts):
         _check_limits(costs, file)
+        if costs.method not in HOST_METHODS:
+            raise ConfigError(f"{file}: host: {unknown_name('method', costs.method, HOST_METHODS)}")
+        if costs.method in {other.method for other in hosts[:index]}:
+            raise ConfigError(f"{file}: host: method {costs.method!r} appears twice; keep one")
         if costs.graph_sizes not in GRAPH_SIZES:
             raise ConfigError(
                 f"{file}: host: {unknown_name('graph_sizes', costs.graph_sizes, GRAPH_SIZES)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from perfmodel._typing import Bools
 from perfmodel.errors import ConfigError, printable, unknown_name
+from perfmodel.units import parse_number
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
@@ -63,10 +65,14 @@ def _holds(values: NDArray[Any], name: str, symbol: str, text: str) -> Bools:
     if values.dtype == object or values.dtype == bool:
         if symbol not in ("=", "!="):
             raise ConfigError(f"where: {name} is a text; compare it with = or !=")
+        if values.dtype == bool and text.lower() not in ("true", "false"):
+            raise ConfigError(f"where: {name} is true or false, not {printable(text)!r}")
         words = np.vectorize(lambda value: str(value).lower(), otypes=[object])(values)
         return np.asarray(compare(words, text.lower()), bool)
     try:
-        number = float(text)
+        number = parse_number(text)
     except ValueError:
-        raise ConfigError(f"where: {name} is a number, not {printable(text)!r}") from None
+        number = math.nan
+    if math.isnan(number):
+        raise ConfigError(f"where: {name} is a number, not {printable(text)!r}")
     return np.asarray(compare(values, number) & ~np.isnan(values), bool)

@@ -52,10 +52,18 @@ class EngineVersion:
     full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
     online_fp8: bool = True  # quantises bf16 checkpoints to fp8 when it loads them
     expert_parallel: Literal["", "all", "any"] = ""  # groups of ranks: those of TP, or any divisor
+    exports: bool = True  # `specroof export` writes its options
     whole_blocks: bool = True  # refuses to divide the blocks of fp8_block among ranks
 
 
 VERSIONS = (
+    EngineVersion(  # the last one whose default engine is V0
+        engine="vllm",
+        version="0.7",
+        label="vLLM 0.7",
+        methods={"draft": "speculative_model", "ngram": "[ngram]"},
+        exports=False,
+    ),
     EngineVersion(
         engine="vllm",
         version="0.23",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.options import AsJson, default_text
-from app.cli.output import console, print_json
+from app.cli.output import console, has_width, print_json
 from app.cli.output_checks import flag_name
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def list_catalog(
     entries = LISTS[kind]()
     if as_json:
         print_json(entries)
-    elif kind == "flags":
+    elif kind == "flags" and not has_width():
         print("\n".join(_markdown(entries)))
     else:
         from app.render.catalog_tables import print_list

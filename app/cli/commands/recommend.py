@@ -15,6 +15,7 @@ from app.cli.options import (
     refuse_flags,
 )
 from app.cli.output import console, print_json, progress, write_text
+from app.cli.simulation_options import DEFAULT_RATE, DRAWN, has_arrivals
 
 if TYPE_CHECKING:
     from perfmodel import Recommendation
@@ -81,8 +82,8 @@ def recommend(
     if traffic is not None:
         slo = str(parse_overrides(scenario, flags).get("slo", ""))
         result["traffic"] = _for_traffic(answer, traffic, requests or MOST_REQUESTS, slo)
-        unit = [note] if (note := assumed_unit(traffic)) else []
-        notes = [*notes, *unit, *skipped_notes(result["traffic"]["skipped"])]
+        arrivals = assumed_unit(traffic) if has_arrivals(traffic) else DRAWN.format(traffic)
+        notes = [*notes, *[arrivals] * bool(arrivals), *skipped_notes(result["traffic"]["skipped"])]
     if means:
         listed = " and ".join(f"{name}={value}" for name, value in means.items())
         what = "is the mean" if len(means) == 1 else "are the means"
@@ -143,7 +144,10 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
             studied,
             perfmodel.Simulation(
                 traffic=perfmodel.Traffic(
-                    requests=requests, path=path, prefix_hit_rate=work.prefix_hit_rate
+                    requests=requests,
+                    path=path,
+                    rate=DEFAULT_RATE,
+                    prefix_hit_rate=work.prefix_hit_rate,
                 ),
                 serving=Serving(
                     max_batch=work.batch,

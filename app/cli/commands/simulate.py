@@ -9,7 +9,7 @@ import typer
 
 from app.cli.options import AsJson, HtmlFile, ScenarioFile, field_flags, option, parse_overrides
 from app.cli.output import console, print_json, progress, write_csv, write_text
-from app.cli.simulation_options import SimulationOptions
+from app.cli.simulation_options import DRAWN, SimulationOptions, has_arrivals
 
 if TYPE_CHECKING:
     from perfmodel import Scenario
@@ -76,8 +76,10 @@ def _trace_notes(flags: Mapping[str, str], options: SimulationOptions) -> list[s
         return []
     names = [name for name in ("prompt_tokens", "output_tokens") if name in flags]
     lengths = f"the lengths of requests are those of --traffic, not {' and '.join(names)}"
-    unit = assumed_unit(options.traffic)
-    return [lengths] * bool(names) + [unit] * bool(unit)
+    arrivals = assumed_unit(options.traffic)
+    if options.rate is None and options.arrivals != "at-once" and not has_arrivals(options.traffic):
+        arrivals = f"{DRAWN.format(options.traffic)}; state --rate, or --arrivals at-once"
+    return [lengths] * bool(names) + [arrivals] * bool(arrivals)
 
 
 def _play_requests(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from app.cli.engine_errors import engine_errors
 from app.cli.options import App, AsJson, HtmlFile, option, switch
-from app.cli.output import console, print_json, write_text
+from app.cli.output import console, has_width, print_json, write_text
 
 validate_app = App(
     help="Compare predictions with measurements.",
@@ -61,7 +62,7 @@ def validate_coverage_of_intervals(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"groups": report.rows(), "outside": report.outside()})
     else:
-        print("\n".join(report.lines()))
+        _print_table(*report.table())
     if outside := report.outside():
         raise OutsideTolerance(f"90 % intervals contain too few: {', '.join(outside)}")
 
@@ -172,12 +173,14 @@ def validate_records(
     as_json: AsJson = False,
 ) -> None:
     """Compare predictions with timed cases; exit 4 if an error exceeds its tolerance."""
+    from app.render.tables import print_table, rows_table
     from calibration.records import read_steps
     from calibration.validate import (
         compare,
         comparison_dict,
         comparison_lines,
         comparison_markdown,
+        comparison_table,
         read_peers,
     )
     from perfmodel import OutsideTolerance
@@ -194,7 +197,11 @@ def validate_records(
     if as_json:
         print_json(comparison_dict(comparison))
     else:
-        print("\n".join(comparison_lines(comparison)))
+        title, lines = comparison_lines(comparison)
+        console().print(title)
+        print_table(rows_table(*comparison_table(comparison)), console())
+        for line in lines:
+            console().print(line)
     if outside := comparison.outside():
         raise OutsideTolerance("; ".join(outside))
 
@@ -211,9 +218,10 @@ def validate_traffic(
 ) -> None:
     """Compare served requests with their simulation; exit 4 if an error exceeds 10 %."""
     from calibration.traffic import (
+        TABLE_TITLE,
         compare_runs,
         comparison_dict,
-        comparison_lines,
+        comparison_table,
         read_traffic_records,
     )
     from perfmodel import OutsideTolerance
@@ -222,6 +230,19 @@ def validate_traffic(
     if as_json:
         print_json(comparison_dict(compared))
     else:
-        print("\n".join(comparison_lines(compared)))
+        console().print(TABLE_TITLE)
+        _print_table(*comparison_table(compared))
     if outside := [clause for run in compared for clause in run.outside]:
         raise OutsideTolerance("; ".join(outside))
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first two columns name a row; in a pipe as Markdown, to be copied."""
+    from app.render.tables import print_table, rows_table
+    from calibration.records import markdown_table
+
+    if not has_width():
+        print(markdown_table(header, rows))
+        return
+    named = [(f"{first}; {second}", *cells) for first, second, *cells in rows]
+    print_table(rows_table(header[1:], named), console())

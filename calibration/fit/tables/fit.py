@@ -28,6 +28,7 @@ from calibration.fit.tables.gpus import (
     GPUS,
     MeasuredGpu,
     check_table,
+    data_folder,
     has_table,
     read_table,
     table_path,
@@ -42,7 +43,8 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
     Parameters
     ----------
     folder : Path
-        aiconfigurator's folder of the GPU, or with `gpu` the folder that contains it.
+        aiconfigurator's folder of the GPU, or with `gpu` the folder that contains it, or the
+        package or its parent.
     gpu : str, optional
         Catalog name of the GPU.
 
@@ -58,12 +60,14 @@ def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
             f"{folder} has no tables of {gpu or 'a supported GPU'}; use --gpu with one of "
             f"{', '.join(GPUS)}"
         )
-    data = folder.parent if folder.name == measured.folder else folder
-    for table in TABLES:
-        table_path(data, measured, table)
+    data = data_folder(folder, measured)
+    paths = [table_path(data, measured, table) for table in TABLES]
     for table in TABLES:
         check_table(data, measured, table)
     report = FitReport(gpu=measured.name, source=f"aiconfigurator's tables, {measured.folder}")
+    versions = [path.parent.relative_to(data / measured.folder) for path in paths]
+    if any(version.parts for version in versions):
+        report.notes.append(f"read {', '.join(dict.fromkeys(map(str, versions)))}")
     _gemm(data, measured, report)
     _attention(data, measured, report)
     _collectives(data, measured, report)

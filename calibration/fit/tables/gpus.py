@@ -94,8 +94,36 @@ TEXT_COLUMNS = (*_SOURCE[:4], "gemm_dtype", "kv_cache_dtype", "backend", "op_nam
 ZERO_COLUMNS = ("step",)  # columns that may be 0
 
 
+# Where packages keep the folders of GPUs, relative to what a user may name.
+_DATA = ("data", "systems/data", "*_core/systems/data")
+
+
+def data_folder(folder: Path, gpu: MeasuredGpu) -> Path:
+    """The folder that contains the GPU's: `folder`, its parent, or one in a package below it.
+
+    Raises `RecordError` if there is none, or if there are several packages.
+    """
+    if folder.name == gpu.folder:
+        return folder.parent
+    places = [folder, *(data for where in _DATA for data in folder.glob(where))]
+    found = [data for data in places if (data / gpu.folder).is_dir()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " and ".join(str(data.relative_to(folder)) for data in found)
+        raise RecordError(f"{folder} has several folders of tables, {names}; give one of them")
+    raise RecordError(
+        f"{folder} has no folder {gpu.folder}; give the folder that contains it, such as "
+        f"aiconfigurator_core/systems/data, or download the tables with `specroof calibrate "
+        f"fit-tables DIR`"
+    )
+
+
 def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
-    """The file of a table: `<gpu>/<table>.parquet`, or else the latest one for vLLM."""
+    """The file of a table: `<gpu>/<table>.parquet`, or else the latest one for vLLM.
+
+    Tables without a column of devices are passed over if another one has it.
+    """
     folder = data / gpu.folder
     flat = folder / f"{table}.parquet"
     if flat.is_file():
@@ -112,7 +140,15 @@ def table_path(data: Path, gpu: MeasuredGpu, table: str) -> Path:
             f"{folder}: has neither {table}.parquet nor {table}_perf.parquet; download the tables "
             f"with `specroof calibrate fit-tables DIR`"
         )
+    nested = [path for path in nested if _states_device(path)] or nested
     return max(nested, key=lambda path: _version(path.parent.name))
+
+
+def _states_device(path: Path) -> bool:
+    try:
+        return "device" in pq.read_schema(path).names
+    except (OSError, ValueError, pa.ArrowException):  # `read_table` says what is wrong
+        return True
 
 
 def _version(name: str) -> list[int]:

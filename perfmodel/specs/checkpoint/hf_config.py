@@ -9,6 +9,7 @@ follows the same rules; `tests/test_config_truth.py` checks both against transfo
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
@@ -249,12 +250,13 @@ def _family(config: Mapping[str, Any], name: str, supported: Sequence[str]) -> t
 
 
 def _listed(model_type: object, supported: Sequence[str]) -> str:
-    """The supported model types with the nearest names, or else all of them by their first word."""
+    """The supported model types with the nearest names, or else the first makers of all."""
     near = get_close_matches(model_type, supported, 4, 0.5) if isinstance(model_type, str) else []
     if near or len(supported) <= len(_FAMILIES):
         return f"one of {', '.join(near or supported)}"
     makers = dict.fromkeys(re.split(r"[\d_]", one)[0] for one in supported)
-    return f"one of {', '.join(makers)} (docs/results/architectures.md lists their versions)"
+    first = textwrap.shorten(", ".join(makers), 60, placeholder=" ...")
+    return f"one of {first} (docs/results/architectures.md lists them)"
 
 
 def first_fault(error: ValidationError) -> str:

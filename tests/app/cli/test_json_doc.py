@@ -17,6 +17,9 @@ from app.cli.main import run
 DOC = Path(__file__).parents[3] / "docs/reference/json.md"
 SPECULATING = ["--draft", "self", "--tp", "8", "--acceptance", "0.8"]
 TRAFFIC = ["--traffic", str(Path(__file__).parent / "traffic.csv")]
+RECORDS = "traffic.jsonl"  # two runs that `served` copies there
+VALIDATED = ["validate", "traffic", RECORDS]
+MEASURED = Path("calibration/measured/traffic-vllm-0.26-h200-seed161.jsonl").resolve()
 # Section of the document: a command line, and where in its output the object lies.
 SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "predict": (["predict", *SPECULATING], []),
@@ -54,7 +57,17 @@ SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
     "validate": (["validate", "published", "--tolerance", "100"], []),
     "validate: coverage": (["validate", "coverage"], []),
     "validate: group": (["validate", "published", "--tolerance", "100"], ["groups", 0]),
+    "validate: traffic": (VALIDATED, []),
+    "validate: traffic run": (VALIDATED, ["runs", 0]),
+    "validate: traffic figures": (VALIDATED, ["runs", 0, "measured"]),
 }
+
+
+@pytest.fixture(autouse=True)
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of two runs in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Path(RECORDS).write_text("".join(MEASURED.read_text().splitlines(keepends=True)[:3]))
 
 
 def documented(section: str) -> list[str]:
@@ -78,3 +91,11 @@ def test_documented_keys_match_the_output(section: str) -> None:
     for step in path:
         value = value[step]
     assert documented(section) == list(value)
+
+
+@pytest.mark.parametrize("figures", ["measured", "simulated", "error_percent"])
+def test_every_run_of_traffic_has_the_documented_figures(figures: str) -> None:
+    result = printed(*VALIDATED)
+    names = documented("validate: traffic figures")
+    assert [list(run[figures]) for run in result["runs"]] == [names, names]
+    assert set(result["tolerances_percent"]) <= set(names)

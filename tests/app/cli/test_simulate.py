@@ -45,6 +45,27 @@ def test_all_requests_of_a_trace_are_simulated(capsys: pytest.CaptureFixture[str
         assert (played["requests"], played["output_tokens"]) == (3, 620)
 
 
+@pytest.mark.parametrize(
+    ("command", "drawn"),
+    [
+        (["simulate"], True),
+        (["simulate", "--rate", "2"], False),
+        (["simulate", "--arrivals", "at-once"], False),
+        (["recommend", "--draft-policy", "streamingllm", "--kv-budget", "64"], True),
+    ],
+)
+def test_arrivals_that_a_trace_does_not_have_are_said_to_be_drawn(
+    command: list[str], drawn: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text in ("", '"arrival_s": 0, '):
+        path = tmp_path / "trace.jsonl"
+        path.write_text(f'{{{text}"prompt_tokens": 90, "output_tokens": 9}}\n')
+        if text and {"--rate", "--arrivals"} & {*command}:
+            continue  # --rate and --arrivals contradict recorded arrivals
+        notes = result_of(capsys, *command, *SPECULATING, "--traffic", str(path))["notes"]
+        assert any("no arrival times" in note for note in notes) == (drawn and not text)
+
+
 def test_the_requests_are_described_and_the_prefixes_that_they_share_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.cli.main import run
-from app.cli.sweep_files import number_texts
-from perfmodel import sweep
-from perfmodel.planning import Where
+from app.cli.sweep_files import number_texts, write_sweep_csv, write_sweep_parquet
+from perfmodel import ConfigError, sweep
+from perfmodel.planning import Block, Where
 
 AXES: dict[str, list[Any]] = {
     "gpu": ["a100-sxm-80gb", "l40"],
@@ -73,3 +76,24 @@ def test_the_top_rows_are_the_fastest(capsys: pytest.CaptureFixture[str]) -> Non
 @given(st.lists(st.floats() | st.floats(1e-6, 1e12) | st.integers(-9, 1 << 60).map(float)))
 def test_numbers_are_written_as_by_repr(values: list[float]) -> None:
     assert number_texts(np.array(values, float)) == list(map(repr, values))
+
+
+@pytest.mark.parametrize("write", [write_sweep_csv, write_sweep_parquet])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError(28, "full")])
+def test_a_file_that_is_interrupted_leaves_nothing(
+    write: Any, error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+
+    def pieces() -> Iterator[Block]:
+        yield from sweep({"tp": 8}, {"batch": [1, 2]}).pieces()
+        raise error
+
+    path = tmp_path / "x"
+    path.write_text("earlier")
+    with pytest.raises((KeyboardInterrupt, SystemExit, ConfigError)):
+        write(str(path), pieces(), Where())
+    gc.collect()
+    assert not printed
+    assert [f.name for f in tmp_path.iterdir()] == ["x"] and path.read_text() == "earlier"

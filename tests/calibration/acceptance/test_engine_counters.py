@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from calibration.acceptance.engine_counters import import_acceptance, parse_acceptance
 from perfmodel import Acceptance, ConfigError
 from perfmodel.acceptance.tokens import tokens_per_round
+from perfmodel.specs import MAX_GAMMA
 
 METRICS = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 600.0
@@ -76,6 +77,50 @@ LINE = (
     "Drafted: {} tokens, Per-position acceptance rate: {}, Avg Draft acceptance rate: {}%\n"
 )
 RIGHT = ("2.40", 420, 600, "0.800, 0.600", "70.0")  # 300 rounds
+
+
+@pytest.mark.parametrize(
+    "colour",
+    ["\x1b[36m{}\x1b[0m", "\x1b[1;32m{}\x1b[39;49m", "\x1b[38;5;208m{}\x1b[m", "\\u001b[2m{}"],
+)
+def test_colours_inside_lines_are_left_out(colour: str) -> None:
+    values = [colour.format(value) for value in RIGHT]
+    plain = parse_acceptance(LINE.format(*RIGHT), "f")
+    assert parse_acceptance(LINE.format(*values), "f") == plain
+    sglang = "Decode batch. accept len: {}, cuda graph: True"
+    found = parse_acceptance(sglang.format(colour.format("3.05")), "f", gamma=4)
+    assert found == parse_acceptance(sglang.format("3.05"), "f", gamma=4)
+
+
+@pytest.mark.parametrize(
+    ("more", "form"),
+    [
+        ("Decode batch. accept len: 3.05, cuda graph: True", "SGLang's"),
+        ("draft acceptance rate = 0.57 ( 57 accepted / 100 generated)", "llama.cpp's"),
+        ('vllm:spec_decode_num_drafts_total{model_name="m"} 300', "vLLM's counters"),
+    ],
+)
+def test_a_text_of_two_forms_is_refused(more: str, form: str) -> None:
+    line = LINE.format(*RIGHT)
+    for text in (line + more, f"{more}\n{line}"):
+        with pytest.raises(ConfigError, match=f"vLLM's log and {form}.*; keep one of them"):
+            parse_acceptance(text, "f", gamma=2)
+
+
+def test_json_whose_end_is_missing_is_refused() -> None:
+    stats = SPEC_DECODING_STATS.rstrip("\n")
+    whole = parse_acceptance(stats, "f")
+    for cut in (1, 5, 60):
+        with pytest.raises(ConfigError, match="the last line is cut off"):
+            parse_acceptance(stats[:-cut], "f")
+    mixed = stats.replace("\n", "\n{'a': 1} is not JSON\n", 1)  # but not the end of a file
+    assert parse_acceptance(mixed, "f") == whole
+
+
+@pytest.mark.parametrize("gamma", [-1, 0, MAX_GAMMA + 1])
+def test_a_gamma_that_no_command_takes_is_refused(gamma: int) -> None:
+    with pytest.raises(ConfigError, match=f"--gamma {gamma} is not valid; use 1 to"):
+        parse_acceptance("accept len: 3.05,", "f", gamma=gamma)
 
 
 def test_vllm_log_lines_are_weighted_by_their_rounds() -> None:
@@ -317,11 +362,14 @@ def test_counters_without_positions_suggest_an_accepted_fraction() -> None:
 
 
 def test_an_idle_rank_of_sglang_is_left_out() -> None:
+    """A mean of 3 tokens at γ 3 is α 0.8105: 1 + α + α² + α³, with the target's token, is 3."""
     text = 'sglang:spec_accept_length{dp_rank="%d"} %s\n'
     ranks = text % (0, "3.05") + text % (1, "0.0")
     assert parse_acceptance(ranks, "f", gamma=4) == parse_acceptance(
         text % (0, "3.05"), "f", gamma=4
     )
+    (alpha,) = parse_acceptance(text % (0, "3.0") + text % (1, "0.0"), "f", gamma=3).per_position
+    assert 1 + alpha + alpha**2 + alpha**3 == pytest.approx(3.0)
 
 
 def test_rounds_of_specroof_run_are_counted() -> None:

@@ -89,3 +89,12 @@ def test_a_file_without_a_timed_point_is_refused(tmp_path: Path) -> None:
     write_records(path, HEADER, [])
     with pytest.raises(RecordError, match="no timed point"):
         read_engine_records([path])
+
+
+def test_a_device_that_contradicts_the_name_of_the_gpu_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for name, refused in (("h200", False), ("b200", True), ("my-gpu.toml", False)):
+        write_records(path, HEADER | {"gpu": "NVIDIA H200", "gpu_name": name}, [])
+        with pytest.raises(RecordError) as error:
+            read_engine_records([path])
+        assert ("line 1 was measured on 'NVIDIA H200', not on b200" in str(error.value)) == refused

@@ -52,6 +52,17 @@ def read(tmp_path: Path, text: str, gpu: str = "h100-sxm") -> dict[int, float]:
     return {r["message_bytes"]: r.seconds for r in read_nccl_tests(path, catalog.gpu(gpu))}
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["[1,0]<stdout>:{}", "[1,12]<stdout>: {}", "0: {}", " 3: {}", "\x1b[32m{}\x1b[0m",
+     "2026-11-28T12:00:00.123Z stdout F {}", "nccl-1  | {}", "nccl-1  | \x1b[2m{}\x1b[0m"],
+)  # fmt: skip
+def test_what_a_launcher_writes_before_lines_is_left_out(tmp_path: Path, line: str) -> None:
+    text = output()
+    wrapped = "\n".join(line.format(one) for one in text.splitlines())
+    assert read(tmp_path, wrapped) == read(tmp_path, text)
+
+
 @pytest.mark.parametrize("root", ["-1", None])
 @pytest.mark.parametrize("name", ["all_reduce_perf", None])
 @pytest.mark.parametrize("ranks", [2, 4, 8])

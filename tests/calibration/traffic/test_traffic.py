@@ -178,3 +178,14 @@ def test_records_without_runs_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
     with pytest.raises(RecordError, match="calibrate traffic"):
         read_traffic_records([path])
+
+
+@pytest.mark.parametrize("device", ["NVIDIA B200", "NVIDIA H100 80GB HBM3"])
+def test_requests_of_another_gpu_than_the_scenarios_are_refused(
+    tmp_path: Path, device: str
+) -> None:
+    lines = MEASURED.read_text().splitlines(keepends=True)[:2]
+    path = tmp_path / "served.jsonl"
+    path.write_text(lines[0].replace("NVIDIA H200", device) + lines[1])
+    with pytest.raises(RecordError, match=f"line 2 was measured on '{device}', not on h200"):
+        read_traffic_records([path])

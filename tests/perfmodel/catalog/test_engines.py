@@ -69,6 +69,37 @@ def test_an_engine_that_was_measured_states_the_ranks_of_its_timings(ranks: list
         profile_from_table(entries | {"timed_tp": ranks}, file="x.toml")
 
 
+@pytest.mark.parametrize(
+    ("entries", "says"),
+    [
+        ({"host": [{"method": "plain"}, {"method": "plain"}]}, "method 'plain' appears twice"),
+        ({"host": [{"method": "plane"}]}, "unknown method 'plane'; did you mean plain"),
+        ({"name": "a\x00b"}, "name='a?b' is not valid"),
+        ({"name": "\x1b[2J"}, "is not valid; use at most 100 printable"),
+        ({"name": "x" * 101}, "is not valid; use at most 100 printable"),
+    ],
+)
+def test_what_a_profile_cannot_state_is_refused(entries: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        profile_from_table(PLAIN | entries, file="x.toml")
+    assert says in str(error.value) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "profile"),
+    [("vllm-0.7.2", "vllm-0.7"), ("vllm-0.7.2.post1", "vllm-0.7"), ("vllm-0.26.0", "vllm-0.26")],
+)
+def test_a_patch_has_the_profile_of_its_version(name: str, profile: str) -> None:
+    assert engine_profile(name) == engine_profile(profile)
+    assert engine_profile("vllm").name == "vllm-0.26"  # the newest, although older ones are listed
+
+
+@pytest.mark.parametrize("name", ["vllm-0.8.1", "vllm-0.7.2.3", "vllm-0.7.x", "vllm-0.7.", "vllm-"])
+def test_a_version_without_a_profile_does_not_take_another(name: str) -> None:
+    with pytest.raises(ConfigError, match="has no profile of"):
+        engine_profile(name)
+
+
 def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown engine 'magic'; did you mean magicdec"):
         engine_profile("magic", catalog.gpu("h200"))

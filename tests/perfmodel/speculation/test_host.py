@@ -13,6 +13,7 @@ from strategies import a_scenario
 
 from perfmodel import RoundEstimate, Scenario, estimate
 from perfmodel.specs import HostCosts, replays_full_graph
+from perfmodel.speculation import tpot_interval
 
 OF_PROFILE = (
     "default_graphs", "graph_tokens", "eager_layer_s", "piecewise_layer_s", "rank_step_s"
@@ -142,6 +143,22 @@ def test_a_grid_equals_its_points() -> None:
         for j, g in enumerate(gamma):
             one = estimate(scenario, batch=b, gamma=g, prompt_tokens=4096)
             assert grid.round_s[i, j] == pytest.approx(float(one.round_s))
+
+
+@pytest.mark.parametrize(
+    ("tp", "batch", "measured_ms"),
+    [(2, 1, 27.6), (4, 1, 20.0), (8, 1, 15.9), (2, 16, 30.3), (4, 16, 24.2), (8, 16, 21.1)],
+)
+def test_steps_of_vllms_first_engine_lie_in_their_intervals(
+    tp: int, batch: int, measured_ms: float
+) -> None:
+    """QwQ-32B on A100 80 GB with vLLM 0.7.2, vllm-project/vllm#16300 (docs/results/accuracy.md)."""
+    work = {"target": "qwen2.5-32b", "gpu": "a100-sxm-80gb", "batch": batch, "tp": tp}
+    work |= {"prompt_tokens": 1, "output_tokens": 200, "draft": "none"}
+    old, new = (a_scenario(engine=name, **work) for name in ("vllm-0.7.2", "vllm-0.26"))
+    interval = tpot_interval(old)
+    assert interval.low < 1e-3 * measured_ms < interval.high
+    assert float(estimate(old).plain_overhead_s) > float(estimate(new).plain_overhead_s) == 0.0
 
 
 @pytest.mark.parametrize("engine", ["specroof", "magicdec", "vllm", "sglang", "tensorrt-llm"])

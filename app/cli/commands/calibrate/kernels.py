@@ -11,7 +11,7 @@ import typer
 
 from app.cli.engine_errors import engine_errors
 from app.cli.options import App, AsJson, option, switch
-from app.cli.output import print_json, write_files, write_text
+from app.cli.output import console, print_json, write_files, write_text
 
 calibrate_app = App(
     help="Measure kernels and acceptance, and fit the curves that predictions use.",
@@ -122,7 +122,7 @@ def fit(
     if as_json:
         print_json(report.to_dict() | {"written": [str(path) for path in written]})
     else:
-        print("\n".join([*report.lines(), *(f"wrote {path}" for path in written)]))
+        print("\n".join([*report.lines(console().width), *(f"wrote {path}" for path in written)]))
 
 
 @calibrate_app.command("fit-tables")
@@ -140,7 +140,10 @@ def fit_tables(
 
     for report in fit_public_tables(tables, gpu or ()):
         written = write_files(report.files, output)
-        print("\n".join([*report.lines(), *(f"wrote {path}" for path in written)]), flush=True)
+        print(
+            "\n".join([*report.lines(console().width), *(f"wrote {path}" for path in written)]),
+            flush=True,
+        )
 
 
 @calibrate_app.command("fit-published")

@@ -242,8 +242,16 @@ def test_leave_out_errors_are_reported_by_region(fitted: FitReport) -> None:
     assert set(table["GEMMs"]) == {"in sample", "matrix out", "cell out"}
     assert {"in sample", "a fifth out"} == set(table["attention"])
     assert any(region.startswith("KV ") for region in table["attention"]["in sample"])
-    text = "\n".join(fitted.lines())
+    text = "\n".join(fitted.lines(width=120))
     assert "GEMMs, |error| %" in text and "rows 17-64" in text
+
+
+@pytest.mark.parametrize("width", [45, 60, 80])
+def test_tables_of_errors_fit_the_width_and_lose_no_figure(fitted: FitReport, width: int) -> None:
+    for errors in fitted.errors:
+        lines, wide = errors.lines(width), errors.lines(500)
+        assert max(map(len, lines)) <= width
+        assert set(" ".join(lines).split()) == set(" ".join(wide).split())
 
 
 @pytest.mark.parametrize(

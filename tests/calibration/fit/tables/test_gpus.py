@@ -7,7 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from calibration.fit.tables.gpus import COLUMNS, GPUS, TEXT_COLUMNS, check_table, read_table
+from calibration.fit.tables.gpus import (
+    COLUMNS,
+    GPUS,
+    TEXT_COLUMNS,
+    check_table,
+    data_folder,
+    read_table,
+    table_path,
+)
 from calibration.records.jsonl import RecordError
 
 GPU = GPUS["h200"]
@@ -37,6 +45,38 @@ def test_a_release_follows_its_candidates(tmp_path: Path) -> None:
         path = data / GPU.folder / engine / version / "gemm_perf.parquet"
         write(path, version=f"{engine} {version}")
     assert read_table(data, GPU, "gemm").version.tolist() == ["vllm 1.0.0"]
+
+
+def test_a_later_table_without_devices_is_passed_over_if_another_has_them(tmp_path: Path) -> None:
+    folder = tmp_path / GPU.folder / "comm/nccl"
+    write(folder / "2.29.2/nccl_perf.parquet", version="2.29.2")
+    later = folder / "2.30.7/nccl_perf.parquet"  # as in AISimulate
+    later.parent.mkdir()
+    pd.DataFrame({"latency": [1.0]}).to_parquet(later)
+    assert read_table(tmp_path, GPU, "nccl").version.tolist() == ["2.29.2"]
+    (folder / "2.29.2/nccl_perf.parquet").unlink()
+    assert table_path(tmp_path, GPU, "nccl") == later
+    later.write_bytes(b"PAR1")
+    with pytest.raises(RecordError, match="cannot be read as Parquet"):
+        read_table(tmp_path, GPU, "nccl")
+
+
+@pytest.mark.parametrize(
+    "given", ["data/h200_sxm", "data", "", "..", "../..", "../../aisimulate_core/systems"]
+)
+def test_tables_are_found_in_an_installed_package(tmp_path: Path, given: str) -> None:
+    data = tmp_path / "aisimulate_core/systems/data"
+    (data / GPU.folder).mkdir(parents=True)
+    assert data_folder((data.parent / given).resolve(), GPU) == data
+
+
+def test_two_packages_and_a_folder_without_tables_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="has no folder h200_sxm; give"):
+        data_folder(tmp_path, GPU)
+    for package in ("aisimulate_core", "aiconfigurator_core"):
+        (tmp_path / package / "systems/data" / GPU.folder).mkdir(parents=True)
+    with pytest.raises(RecordError, match=r"aisimulate_core/systems/data.*; give one of them"):
+        data_folder(tmp_path, GPU)
 
 
 def test_text_tables_of_old_versions_are_named(tmp_path: Path) -> None:
