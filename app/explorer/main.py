@@ -16,6 +16,7 @@ from app.explorer.plan_line import show_plan_line
 from app.explorer.show import plain, show_error
 from app.explorer.state import VIEWS
 from app.explorer.tray import show_tray
+from perfmodel import ConfigError
 
 STYLE = """<style>
 .stMainBlockContainer { padding: 3.5rem max(1rem, min(3rem, 4vw)) 4rem; max-width: 1440px }
@@ -91,7 +92,10 @@ def main() -> None:
     show_tray(values)
     if missing:
         st.caption(plain(f"The link is partial: it leaves out {' and '.join(missing)}."))
-    import_module(f"app.explorer.views.{view.lower()}").show()
+    try:
+        import_module(f"app.explorer.views.{view.lower()}").show()
+    except ConfigError as error:  # of what this view varies; the scenario is valid
+        show_error(error)
 
 
 def _dismiss() -> None:

@@ -15,6 +15,7 @@ from app.charts.cells import add_marker
 from app.explorer.cached import (
     at_gamma,
     bundled_rows,
+    most_ranks,
     prediction,
     scenario_of,
 )
@@ -24,7 +25,7 @@ from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
-from perfmodel import DraftPlan, Scenario, speculation
+from perfmodel import DraftPlan, Scenario, catalog, speculation
 from perfmodel.planning import draft_choices, plan_label
 from perfmodel.specs import Prefill, Workload, named_version, profile_version
 from perfmodel.speculation import GAMMAS
@@ -168,6 +169,8 @@ def _rivals(values: Values, scenario: Scenario) -> dict[str, Values]:
     for choice in considered:
         draft, _, policy = choice.partition(":")
         stated = base | {"draft": draft, "draft_policy": policy}
+        if draft in catalog.model_names():
+            stated["draft_tp"] = most_ranks(catalog.model(draft), scenario.tp)
         if _same_choice(scenario.plan, draft, policy):
             stated = dict(values)
         result = tuple(stated.items())

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("streamlit")
@@ -41,7 +42,8 @@ from app.explorer.state import (
     toml_text,
     widget_state,
 )
-from app.explorer.views.frontier import machine_curves, point_curve
+from app.explorer.views.frontier import machine_curves, own_curves, point_curve
+from app.explorer.views.map import KINDS
 from perfmodel import ConfigError, find_plan, parse_scenario, speculation
 from perfmodel.reports import ENGINES
 from perfmodel.specs import parse_slo, profile_version
@@ -100,8 +102,10 @@ def test_every_view_of(name: str) -> None:
         assert texts(at) and at.title == [] and at.header[0].value == VIEWS[view]
         if name in PRESETS:
             assert len(at.get("plotly_chart")) == charts, view
-        for part in WHY_PARTS if view == "Why" else ():
-            at.segmented_control(key="why_part").set_value(part).run()
+        parts = {"Why": ("why_part", WHY_PARTS), "Map": ("map_kind", KINDS)}
+        key, kinds = parts.get(view, ("", {}))
+        for part in kinds:
+            at.segmented_control(key=key).set_value(part).run()
             assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
 
 
@@ -454,6 +458,16 @@ def test_the_star_of_the_frontier_is_the_recommended_service() -> None:
     beside = machine_curves(stated, "hgx-h200")
     assert [c.speculates for c in beside] == [False, True] and len(set(beside[0].tp)) > 1
     assert_fine(opened("Frontier", frontier_machines=["hgx-h200"], price=2.0, slo="ttft<9s"), 1)
+
+
+def test_a_draft_has_as_many_ranks_on_another_machine() -> None:
+    stated = stated_values(widget_state(PRESETS[TINYLLAMA]))
+    slo, here = parse_slo(""), str(dict(stated)["machine"])
+    fastest = [
+        max(float(np.max(curve.user_speed)) for curve in curves if curve.speculates)
+        for curves in (own_curves(stated, slo), machine_curves(stated, here))
+    ]
+    assert fastest[0] == pytest.approx(fastest[1])
 
 
 LOG = """\
