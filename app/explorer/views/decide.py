@@ -288,7 +288,9 @@ def _nothing(message: str) -> None:
     """Show that no plan meets the limits: the nearest miss, and the memory if it is too small."""
     title = "No plan meets the limits"
     detail = message.removeprefix(f"{title.lower()} ")
-    verdict(title, detail[:1].upper() + detail[1:], kind="nothing")
+    where, nearest, *changes = detail.split("; ")
+    lines = (line[:1].upper() + line[1:] for line in (f"{where}; {nearest}", *changes))
+    verdict(title, *lines, kind="nothing")
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
     if reason:
@@ -296,10 +298,6 @@ def _nothing(message: str) -> None:
 
         st.markdown(f"The plan of this page: {plain(reason)}.")
         show_chart(charts.memory_bars(point), "memory")
-    st.markdown(
-        "What could help: more GPUs, a smaller batch, a shorter prompt, fp8 weights or KV cache, "
-        "or looser limits."
-    )
 
 
 def _lengths() -> None:
