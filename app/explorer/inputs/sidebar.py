@@ -114,7 +114,7 @@ def _engine() -> None:
         CHOICES["runs_on"],
         key="runs_on",
         format_func=lambda name: ENGINES.get(name, "any"),
-        help="Other plans are then not recommended. Times stay those of the engine profile below.",
+        help="Other plans are then not recommended. Times stay those of the engine profile above.",
     )
 
 

@@ -125,7 +125,9 @@ def _evidence(answer: Recommendation) -> None:
         engine, gpu = scenario.engine, scenario.machine.gpu.name
         measured = engine.measured_on == gpu
         text = f"engine {engine.name} {'measured' if measured else 'not measured'} on {gpu}"
-        _chip(text, answer.evidence.engine, sure=measured)
+        timed = answer.evidence.is_timed
+        text += ", at another TP" if measured and not timed else ""
+        _chip(text, answer.evidence.engine, sure=timed)
         _limits(answer)
         what = "this draft" if scenario.plan.speculates else "it"
         for name, why in _engines(shown).items():

@@ -9,7 +9,7 @@ import streamlit as st
 
 from app.explorer.cached import most_ranks, scenario_of
 from app.explorer.drawing import charts
-from app.explorer.figures import GAIN, RATE, TPOT, TTFT, of_plan
+from app.explorer.figures import GAIN, RATE, SERVICE, TPOT, TTFT, of_plan
 from app.explorer.inputs.sidebar import TP_DEGREES
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart, show_table
@@ -63,7 +63,7 @@ def _batches() -> None:
         named = (f"{name}: **{plain(of_page[name])}**" for name in (RATE, TPOT, TTFT, GAIN))
         batch = f"{scenario.workload.batch:,}"
         st.markdown(f"The plan of this page, at batch {batch}: {' · '.join(named)}")
-    st.markdown("### The highest throughput of each plan, and its largest batch")
+    st.markdown(f"### The highest throughput of each plan ({SERVICE}), and its largest batch")
     show_table([_row(curve, slo) for curve in curves])
 
 
@@ -120,16 +120,16 @@ def point_curve(scenario: Scenario, slo: SLO) -> charts.ServingCurve | None:
 
 
 def _row(curve: charts.ServingCurve, slo: SLO) -> dict[str, object]:
-    """The largest batches of a plan, and its point of highest throughput within the limits."""
-    row: dict[str, object] = {"plan": curve.label, "largest batch": curve.largest_batch}
+    """A plan's point of highest throughput within the limits, and its largest batches."""
+    row: dict[str, object] = {"plan": curve.label}
+    if np.any(curve.meets):
+        best = int(np.argmax(np.where(curve.meets, curve.per_gpu, -np.inf)))
+        row |= {
+            "tokens/s per GPU": round(float(curve.per_gpu[best])),
+            "at batch": int(curve.batch[best]),
+            "ms per token": round(1e3 * float(curve.tpot_s[best]), 1),
+            "first token (s)": round(float(curve.ttft_s[best]), 2),
+        }
     if slo != SLO():
-        row["largest drawn within the SLO"] = curve.largest_within
-    if not np.any(curve.meets):
-        return row
-    best = int(np.argmax(np.where(curve.meets, curve.per_gpu, -np.inf)))
-    return row | {
-        RATE: round(float(curve.per_gpu[best])),
-        "at batch": int(curve.batch[best]),
-        f"{TPOT} (ms)": round(1e3 * float(curve.tpot_s[best]), 1),
-        f"{TTFT} (s)": round(float(curve.ttft_s[best]), 2),
-    }
+        row["largest within SLO"] = curve.largest_within
+    return row | {"largest batch": curve.largest_batch}
