@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from app.explorer.inputs.uploads import (
     MAX_UPLOAD_BYTES,
@@ -61,6 +62,7 @@ PACKED = {
 LEFT_OUT = "left_out"  # parameter of the link that names them, each with a digest
 MAX_KEPT = 20  # of them that the server keeps, for Back and reloads
 PLACEHOLDER = "/path/to"  # for the folder of an uploaded file in what is shown
+PAGE = "page_shown"  # hidden input, by which the browser says how often it has shown Back's inputs
 LIMITS = ("slo",)  # of a scenario, but not of a pinned one
 
 
@@ -266,14 +268,16 @@ def shown_paths(text: str) -> str:
 def restore() -> None:
     """Set the page's state at the start of a run, from the URL if the user has gone to it.
 
-    The URL counts only if no input has changed since it was written: a fast click can reach the
-    server before the URL of the previous run has reached the browser.
+    The URL counts if the browser says that the user has gone back or forward, or if no input has
+    changed since it was written: a fast click can reach the server before the URL of the previous
+    run has reached the browser. A click that interrupts the run of Back is applied to its inputs.
     """
     state, query = st.session_state, st.query_params.to_dict()
     first = "link_query" not in state
     now = {key: state[key] for key in DEFAULTS if key in state}
     now |= {key: as_count(now[key]) for key in COUNTS if key in now}
-    if first or (query != state["link_query"] and _is_shown(now)):
+    moved = not first and query != state["link_query"]
+    if first or (moved and (_is_back() or _is_shown(now))):
         loaded, state["link_notes"] = state_of(query, _left_out())
         state["former_note"] = former_note(query)
         for read, key, keys in (
@@ -293,12 +297,26 @@ def restore() -> None:
             # The browser shows the link, and may go back further before it shows its inputs.
             left = [state["link_state"], *state.get("left_by_back", [])]
             state["left_by_back"] = left[:MAX_UNDO]
+            state["page_number"] = state.get("page_number", 0) + 1
             state["link_query"] = query
             state["link_state"] = {key: now.get(key, default) for key, default in DEFAULTS.items()}
-    elif now == state["link_state"]:
-        state["left_by_back"] = []  # it has caught up
+    elif state.get(PAGE, 0) != state.get("page_number", 0):  # clicked before Back was shown
+        here = state["link_state"]
+        now = {key: here[key] if _was_left(key, value) else value for key, value in now.items()}
+    else:
+        state["left_by_back"] = []
+    state[PAGE] = state.get("page_number", 0)
     for key, default in DEFAULTS.items():
         state[key] = now.get(key, default)  # also keeps the value of a widget that is not drawn
+
+
+def _is_back() -> bool:
+    """Whether the browser asked for this run because the user went back or forward."""
+    return bool(getattr(get_script_run_ctx(), "is_history_navigation", False))
+
+
+def _was_left(key: str, value: Any) -> bool:
+    return any(value == inputs[key] for inputs in st.session_state["left_by_back"])
 
 
 def _is_shown(now: Mapping[str, Any]) -> bool:

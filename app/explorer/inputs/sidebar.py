@@ -10,7 +10,7 @@ from app.explorer.inputs.acceptance import acceptance_inputs
 from app.explorer.inputs.begin import begin
 from app.explorer.inputs.files import UPLOAD_MB, open_model, show_files
 from app.explorer.inputs.gpu_form import gpu_form
-from app.explorer.link import uploaded_engine, uploaded_gpu, uploaded_path, uploaded_paths
+from app.explorer.link import PAGE, uploaded_engine, uploaded_gpu, uploaded_path, uploaded_paths
 from app.explorer.show import plain
 from app.explorer.state import CHOICES, CUSTOM, DEFAULTS, REFITTED, UPLOADED, Values, stated_values
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
@@ -50,6 +50,8 @@ def sidebar() -> Values | None:
         _plan(uploaded)
         acceptance_inputs()
         _limits()
+        with st.container(key=f"hidden_{PAGE}"):  # after the inputs that it confirms
+            st.number_input("Page", key=PAGE, step=1, label_visibility="collapsed")
         return _outcome()
 
 
