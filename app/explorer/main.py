@@ -10,8 +10,8 @@ from importlib import import_module
 
 import streamlit as st
 
+from app.explorer.address import publish, restore
 from app.explorer.inputs.sidebar import sidebar
-from app.explorer.link import publish, restore
 from app.explorer.plan_line import show_plan_line
 from app.explorer.show import plain, show_error
 from app.explorer.state import VIEWS

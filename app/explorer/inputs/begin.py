@@ -9,7 +9,7 @@ import streamlit as st
 from app.explorer.inputs.files import apply_values
 from app.explorer.inputs.serve_line import checkpoint_values, serve_values
 from app.explorer.inputs.serve_words import MAX_LINE
-from app.explorer.link import uploaded_paths
+from app.explorer.inputs.session_files import uploaded_paths
 from app.explorer.show import plain
 from app.explorer.state import PLAN_KEYS, PRESETS, stated_values, widget_state
 from perfmodel import ConfigError, parse_scenario

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app.explorer.address import PAGE
 from app.explorer.cached import scenario_of
 from app.explorer.inputs import widgets
 from app.explorer.inputs.acceptance import acceptance_inputs
 from app.explorer.inputs.begin import begin
 from app.explorer.inputs.files import UPLOAD_MB, open_model, show_files
 from app.explorer.inputs.gpu_form import gpu_form
-from app.explorer.link import PAGE, uploaded_engine, uploaded_gpu, uploaded_path, uploaded_paths
+from app.explorer.inputs.session_files import (
+    uploaded_engine,
+    uploaded_gpu,
+    uploaded_path,
+    uploaded_paths,
+)
 from app.explorer.show import plain
 from app.explorer.state import CHOICES, CUSTOM, DEFAULTS, REFITTED, UPLOADED, Values, stated_values
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario

@@ -24,6 +24,7 @@ from app.explorer.figures import (
     seconds,
 )
 from app.explorer.inputs.prompt_mix import prompt_mix
+from app.explorer.scenario_text import search_flags
 from app.explorer.show import (
     plain,
     show_chart,
@@ -33,7 +34,7 @@ from app.explorer.show import (
     text_rows,
     verdict,
 )
-from app.explorer.state import Values, search_flags
+from app.explorer.state import Values
 from app.explorer.tray import adopt
 from app.explorer.views import export, pinned
 from app.render.recommendation_tables import UNMEASURED_HEADER, facts, unmeasured_rows

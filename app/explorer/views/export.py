@@ -7,8 +7,8 @@ from dataclasses import replace
 import streamlit as st
 
 from app.explorer.cached import point_of
+from app.explorer.inputs.session_files import shown_paths
 from app.explorer.inputs.widgets import segmented, text, value_of
-from app.explorer.link import shown_paths
 from app.explorer.show import plain, show_chart, show_error
 from perfmodel import ConfigError, Recommendation, RoundEstimate, estimate
 from perfmodel.planning import plan_label

@@ -17,7 +17,7 @@ from app.cli.main import run
 from app.explorer.cached import scenario_of
 from app.explorer.inputs.begin import USE_CASES
 from app.explorer.inputs.serve_line import serve_values
-from app.explorer.state import command_text
+from app.explorer.scenario_text import command_text
 from perfmodel import ConfigError, parse_scenario
 from perfmodel.reports import ExportPlan, export_plan, exportability
 

@@ -17,8 +17,10 @@ import streamlit as st
 from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
+from app.explorer.address import MAX_LINK
 from app.explorer.inputs.uploads import NEEDED
-from app.explorer.link import MAX_LINK, former_note, pack, pack_files, query_of, state_of, unpack
+from app.explorer.link import former_note, query_of, state_of
+from app.explorer.packing import pack, pack_files, unpack
 from app.explorer.state import (
     CHOICES,
     CUSTOM,

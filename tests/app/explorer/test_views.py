@@ -33,15 +33,8 @@ from app.explorer.figures import (
 )
 from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.plan_line import plan_line
-from app.explorer.state import (
-    PRESETS,
-    VIEWS,
-    WHY_PARTS,
-    command_text,
-    stated_values,
-    toml_text,
-    widget_state,
-)
+from app.explorer.scenario_text import command_text, toml_text
+from app.explorer.state import PRESETS, VIEWS, WHY_PARTS, stated_values, widget_state
 from app.explorer.views.frontier import machine_curves, own_curves, point_curve
 from app.explorer.views.map import KINDS
 from perfmodel import ConfigError, find_plan, parse_scenario, speculation
