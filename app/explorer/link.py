@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,10 @@ from app.explorer.state import (
     REFITTED,
     UPLOADED,
 )
+from perfmodel import ConfigError, catalog
+from perfmodel.catalog.checkpoint_ids import checkpoint_id
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.specs import METHODS
 
 # Left out of a link that would be too long, in this order; and what they are.
 PACKED = {
@@ -59,6 +64,7 @@ def state_of(
     have = {part.partition(":")[0]: (kept or {}).get(part) for part in left_out}
     notes += [_lacks(key) for key in have if have[key] is None and key in _UPLOADS]
     query = {k: v for k, v in query.items() if k != LEFT_OUT} | {k: v for k, v in have.items() if v}
+    query = _in_own_words(query)
     for name, text in query.items():
         key = FORMER_KEYS.get(name, name)
         if key in FORMER_INPUTS:
@@ -86,6 +92,26 @@ def state_of(
     return state, notes
 
 
+def _in_own_words(query: Mapping[str, str]) -> dict[str, str]:
+    """The query with the words of the command line, as someone may write them, as the page's."""
+    words = dict(query)
+    own: dict[str, tuple[str, Callable[[str], str]]] = {
+        "gpu": ("machine", lambda text: catalog.default_machine(text).name),
+        "engine": ("engine", lambda text: engine_profile(text).name),
+        "target": ("target", lambda text: checkpoint_id(text).model),
+    }
+    for name, (key, read) in own.items():
+        if name in words and words[name] not in CHOICES[key] and ".toml" not in words[name]:
+            with suppress(ConfigError):
+                words[key] = read(words[name])
+                words = {k: v for k, v in words.items() if k == key or k != name}
+    draft = words.get("draft", "")
+    if draft in ("self", *METHODS, *catalog.model_names()):
+        usual = "full" if draft in METHODS else "streamingllm"
+        words["draft"] = f"{draft}:{words.pop('draft_policy', usual)}"
+    return words
+
+
 def former_note(query: Mapping[str, str]) -> str:
     """What the reader of a link of an earlier version must know; empty for another link.
 
@@ -95,11 +121,12 @@ def former_note(query: Mapping[str, str]) -> str:
     if not query or keys >= {*FORMER_DEFAULTS}:
         return ""
     state, _ = state_of(query)
+    keys |= {"machine"} if "gpu" in keys else set()
     asked = ("target", "machine", "tp", "engine", "draft", "gamma")
     used = [f"{key}={_text(key, state[key])}" for key in asked if key not in keys]
     return (
-        "This link is of an earlier version, and what it does not state may have had another "
-        f"value there. Check {', '.join(used)} and the other inputs."
+        "This link is of an earlier version or written by hand, and what it does not state may "
+        f"have another value here. Check {', '.join(used)} and the other inputs."
     )
 
 

@@ -16,7 +16,7 @@ from perfmodel.catalog.engines import engine_names
 from perfmodel.catalog.scenarios import FORMER_NAMES, scenario_names, scenario_values
 from perfmodel.reports import ENGINES
 from perfmodel.serving import TrafficShape
-from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS
+from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS, profile_version
 from perfmodel.speculation import OBJECTIVES
 
 Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable as keys of caches
@@ -179,6 +179,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
 def as_count(value: Any) -> Any:
     """A real number without a fraction as a whole one; anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def deployed_on(engine: str) -> dict[str, str]:
+    """The engine to export to, given the name of a profile; empty if none has its overheads."""
+    version = profile_version(engine)
+    name = engine if version is None else version.engine
+    return {"deploy_engine": name} if name in ENGINES else {}
 
 
 # ---- state to values --------------------------------------------------------------------------

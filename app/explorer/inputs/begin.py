@@ -11,7 +11,7 @@ from app.explorer.inputs.serve_line import checkpoint_values, serve_values
 from app.explorer.inputs.serve_words import MAX_LINE
 from app.explorer.inputs.session_files import uploaded_paths
 from app.explorer.show import plain
-from app.explorer.state import PLAN_KEYS, PRESETS, stated_values, widget_state
+from app.explorer.state import PLAN_KEYS, PRESETS, deployed_on, stated_values, widget_state
 from perfmodel import ConfigError, parse_scenario
 from perfmodel.catalog.engines import engine_names, engine_profile
 from perfmodel.planning import draft_choices
@@ -65,7 +65,8 @@ def _start(name: str) -> dict[str, Any]:
 def _apply_preset() -> None:
     name = st.session_state["preset"]
     if name is not None:
-        st.session_state.update(_start(name))
+        start = _start(name)
+        st.session_state.update(start | deployed_on(start.get("engine", "")))
 
 
 def _apply_pasted() -> None:
@@ -92,7 +93,7 @@ def _apply_pasted() -> None:
     stored = " and ".join(f"{given[key]} {what}" for key, what in types.items() if key in given)
     state["pasted_note"] = f"{given['target']} is the target{stored and f', with {stored}'}."
     if is_line:
-        state["runs_on"] = engine
+        state.update({"runs_on": engine, "deploy_engine": engine})
         state["pasted_note"] += f" The engine is {given['engine']}." if "engine" in given else ""
         left_out = f" Without effect here: {', '.join(ignored)}." if ignored else ""
         state["pasted_note"] += (

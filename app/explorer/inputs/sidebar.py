@@ -18,7 +18,16 @@ from app.explorer.inputs.session_files import (
     uploaded_paths,
 )
 from app.explorer.show import plain
-from app.explorer.state import CHOICES, CUSTOM, DEFAULTS, REFITTED, UPLOADED, Values, stated_values
+from app.explorer.state import (
+    CHOICES,
+    CUSTOM,
+    DEFAULTS,
+    REFITTED,
+    UPLOADED,
+    Values,
+    deployed_on,
+    stated_values,
+)
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
@@ -115,6 +124,7 @@ def _engine() -> None:
         "Engine profile",
         list(names),
         format_func=names.__getitem__,
+        on_change=_export_to_it,
         help="Whose overheads are added to the kernels' times; `ideal` has none.",
     )
     st.selectbox(
@@ -124,6 +134,10 @@ def _engine() -> None:
         format_func=lambda name: ENGINES.get(name, "any"),
         help="Other plans are then not recommended. Times stay those of the engine profile above.",
     )
+
+
+def _export_to_it() -> None:
+    st.session_state.update(deployed_on(widgets.value_of("engine")))
 
 
 def _workload() -> None:

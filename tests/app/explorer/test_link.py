@@ -435,6 +435,31 @@ def test_an_invalid_input_of_a_link_is_reported(key: str, value: str) -> None:
     assert key not in link(at) or link(at)[key] == "Check"
 
 
+@pytest.mark.parametrize(
+    ("written", "own"),
+    [
+        ({"engine": "vllm"}, {"engine": "vllm-0.26"}),
+        ({"gpu": "h200"}, {"machine": "hgx-h200"}),
+        ({"target": "Qwen/Qwen3-32B"}, {"target": "qwen3-32b"}),
+        ({"draft": "eagle3"}, {"draft": "eagle3:full"}),
+        ({"draft": "self"}, {"draft": "self:streamingllm"}),
+        ({"draft": "self", "draft_policy": "snapkv"}, {"draft": "self:snapkv"}),
+    ],
+)
+def test_a_link_in_the_words_of_the_command_line_is_read(
+    written: dict[str, str], own: dict[str, str]
+) -> None:
+    state, notes = state_of(written)
+    assert notes == [] and state == state_of(own)[0]
+    assert {key: state[key] for key in own} == own
+
+
+@pytest.mark.parametrize("written", [{"gpu": "tpu"}, {"engine": "x.toml"}, {"target": "/etc/x"}])
+def test_a_word_of_a_link_that_names_nothing_is_reported(written: dict[str, str]) -> None:
+    state, notes = state_of(written)
+    assert len(notes) == 1 and state["machine"] == DEFAULTS["machine"]
+
+
 def test_a_link_of_an_earlier_version_keeps_its_engine_and_draft() -> None:
     assert page({"view": "Check"}).session_state["engine"] == "specroof"
     at = page({"batch": "8"}, view="Check")

@@ -508,6 +508,25 @@ def test_decide_exports_a_standalone_draft_to_every_engine_as_shell_commands() -
         assert ("Benchmark" in texts(at)) == (engine != "specroof")
 
 
+@pytest.mark.parametrize(
+    ("target", "draft", "checkpoint"),
+    [
+        ("llama-3.1-8b", "eagle3", "lmsys/SGLang-EAGLE3-Llama-3.1-8B-Instruct-SpecForge"),
+        ("deepseek-v3", "mtp", "deepseek-ai/DeepSeek-V3"),
+    ],
+)
+def test_decide_exports_the_head_whose_acceptance_it_uses(
+    target: str, draft: str, checkpoint: str
+) -> None:
+    at = opened("Check", target=target, machine="hgx-b200", draft=f"{draft}:full", batch=8)
+    at.session_state["export_plan"] = "page"
+    at.selectbox(key="engine").select("sglang-0.5").run()
+    at.segmented_control(key="view").set_value("Decide").run()
+    assert at.session_state["deploy_engine"] == "sglang" and not at.error
+    codes = [code.value for code in at.main.code]
+    assert any("sglang.launch_server" in code and checkpoint in code for code in codes)
+
+
 def test_a_checkpoint_that_cannot_be_exported_is_one_message() -> None:
     at = opened(export_plan="page", draft="eagle3:full", draft_checkpoint="\u202eabc")
     assert len(at.error) == 1 and not at.exception
