@@ -200,7 +200,7 @@ def frontier(
         f"GPU with {escape(most.label)}; fastest user: "
         f"{np.max(fastest.user_speed):.0f} tokens/s with {escape(fastest.label)}.",
     )
-    return figure.update_layout(height=560)
+    return figure.update_layout(height=560 + 16 * max(0, len(curves) - 8))  # for the legend
 
 
 def _heights(curve: ServingCurve, price_per_gpu_hour: float) -> Array:

@@ -130,6 +130,6 @@ def _row(curve: charts.ServingCurve, slo: SLO) -> dict[str, object]:
             "ms per token": round(1e3 * float(curve.tpot_s[best]), 1),
             "first token (s)": round(float(curve.ttft_s[best]), 2),
         }
-    if slo != SLO():
-        row["largest within SLO"] = curve.largest_within
-    return row | {"largest batch": curve.largest_batch}
+    if slo == SLO():
+        return row | {"largest batch": curve.largest_batch}
+    return row | {"largest batch (in SLO)": f"{curve.largest_batch:,} ({curve.largest_within:,})"}
