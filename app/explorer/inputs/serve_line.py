@@ -114,7 +114,10 @@ def _checkpoint(name: str) -> CheckpointId:
     try:
         return checkpoint_id(name)
     except ConfigError as error:
-        raise ConfigError(f"{error.args[0].rstrip('?')}, or upload its config.json below") from None
+        reason = str(error)
+        if reason.startswith("unknown"):
+            reason = f"{reason.rstrip('?')}, or upload its config.json below"
+        raise ConfigError(reason) from None
 
 
 def _is_known(name: str) -> bool:
