@@ -112,7 +112,7 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
     if start < len(lines):
         command = lines[-1].removeprefix("# ").replace(" --", " \\\n  --")
         st.markdown("Benchmark it with this plan's acceptance, whatever the weights:")
-        st.code(command, language="bash")
+        st.code(command, language="bash", wrap_lines=True)
     elif engine == "specroof":
         st.markdown("Check the prediction:")
         st.code("specroof predict --scenario plan.toml", language="bash")

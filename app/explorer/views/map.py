@@ -51,7 +51,7 @@ def show() -> None:
     chart, panel = st.columns([3, 1])
     with chart:
         st.caption(plain(_with_prompts(values)))
-        figure.update_layout(height=560)
+        figure.update_layout(height=560 if kind == "speedup" else 640)  # with a longer legend
         show_chart(figure, "speedup_map", on_select=_choose_cell)
     with panel:
         _cell_inputs(np.asarray(figure.data[0].customdata, dtype=object), scenario.workload)
