@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 # Purple to green is distinct for colour-blind readers; greys are legible on light and dark pages.
 GAIN, LOSS, NEUTRAL = "#1b7837", "#762a83", "#f7f7f7"
 EDGE = "#b35806"  # lines across a map; legible on light and dark pages
-WALL, HATCH, LINE = "#d0d0d0", "#777777", "#888888"
+WALL, HATCH, LINE = "rgba(136, 136, 136, 0.3)", "#777777", "#888888"  # on any background
 # Pale, for parts of a pass: the colours below are those of drafts.
 PART_COLOURS = {
     "linear": "#77aadd",

@@ -32,6 +32,7 @@ SYMBOLS = (
 )
 TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 3, 5, 7)]
 FEW_TICKS = [n * 10.0**k for k in range(-6, 8) for n in (1, 2, 5)]
+MANY_TICKS = [float(f"{n}e{k}") for k in range(-6, 8) for n in (1, 1.2, 1.5, 2, 2.5, *range(3, 10))]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -181,7 +182,10 @@ def frontier(
     if here is not None:
         (y,) = _heights(here, price_per_gpu_hour)
         add_marker(figure, float(here.user_speed[0]), float(y), "the plan of this page")
-    figure.update_yaxes(type="log", tickvals=TICKS, tickformat="~g")
+    heights = np.concatenate([_heights(curve, price_per_gpu_hour) for curve in curves])
+    narrow = np.max(heights) < 4.0 * np.min(heights)
+    ticks = MANY_TICKS if narrow else TICKS
+    figure.update_yaxes(type="log", tickvals=ticks, tickformat="~g")
     figure.update_xaxes(type="log", tickvals=FEW_TICKS, tickformat="~g", tickangle=0)
     unit = "cost per million tokens" if cost else "tokens/s per GPU"
     most = max(curves, key=lambda c: float(np.max(c.per_gpu)))
@@ -196,7 +200,7 @@ def frontier(
         f"GPU with {escape(most.label)}; fastest user: "
         f"{np.max(fastest.user_speed):.0f} tokens/s with {escape(fastest.label)}.",
     )
-    return figure.update_layout(height=560)
+    return figure.update_layout(height=560 + 16 * max(0, len(curves) - 8))  # for the legend
 
 
 def _heights(curve: ServingCurve, price_per_gpu_hour: float) -> Array:

@@ -44,14 +44,16 @@ def round_waterfall(point: RoundEstimate) -> go.Figure:
             base=[1e3 * b for b in base],
             name="round",
             marker_color=colours,
-            text=text,
+            text=[words.replace(" ", "<br>") for words in text],  # as narrow as a bar on a phone
+            hovertext=text,
             textposition="outside",
+            constraintext="none",
             textangle=0,
             textfont={"size": 12},
             cliponaxis=False,
             customdata=columns(names, seconds),
             meta=("phase", "seconds"),
-            hovertemplate="%{x}: %{text}<extra></extra>",
+            hovertemplate="%{x}: %{hovertext}<extra></extra>",
         )
     )
     figure.add_hline(y=1e3 * seconds[0], line_dash="dot", line_color=LINE)

@@ -18,6 +18,7 @@ from calibration.records import (
 from perfmodel import (
     ConfigError,
     Interval,
+    ModelSpec,
     Recommendation,
     RoundEstimate,
     Scenario,
@@ -49,6 +50,11 @@ def at_gamma(values: Values, gamma: int) -> Values:
         stated["acceptance"] = acceptance.per_position[0]
         del stated[observed[0]]
     return tuple((stated | {"gamma": gamma}).items())
+
+
+def most_ranks(model: ModelSpec, limit: int) -> int:
+    """The most ranks, up to a limit, over which a model splits."""
+    return next(n for n in range(limit, 0, -1) if model.splits_over(n))
 
 
 def point_of(values: Values) -> RoundEstimate:

@@ -10,17 +10,20 @@ from importlib import import_module
 
 import streamlit as st
 
+from app.explorer.address import publish, restore
 from app.explorer.inputs.sidebar import sidebar
-from app.explorer.link import publish, restore
 from app.explorer.plan_line import show_plan_line
 from app.explorer.show import plain, show_error
 from app.explorer.state import VIEWS
 from app.explorer.tray import show_tray
+from perfmodel import ConfigError
 
 STYLE = """<style>
 .stMainBlockContainer { padding: 3.5rem max(1rem, min(3rem, 4vw)) 4rem; max-width: 1440px }
 .stApp[data-test-script-state="running"] .stMain { opacity: 0.6; transition: opacity 0.1s 0.4s }
 [data-testid="stMetricValue"] { font-size: 1.5rem }
+.st-key-hidden_page_shown { display: none }
+[data-testid="stButtonGroup"] [aria-checked="true"] { color: inherit !important }
 .product { font-size: 1rem; font-weight: 600; padding: 0; margin: 0 }
 .product span { font-weight: 400 }
 .stMainBlockContainer h2 { font-size: 1.4rem; padding: 0.2rem 0 }
@@ -91,7 +94,10 @@ def main() -> None:
     show_tray(values)
     if missing:
         st.caption(plain(f"The link is partial: it leaves out {' and '.join(missing)}."))
-    import_module(f"app.explorer.views.{view.lower()}").show()
+    try:
+        import_module(f"app.explorer.views.{view.lower()}").show()
+    except ConfigError as error:  # of what this view varies; the scenario is valid
+        show_error(error)
 
 
 def _dismiss() -> None:

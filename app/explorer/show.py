@@ -93,7 +93,9 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return plain(f"{value:,}" if isinstance(value, int | float) else str(value))
+    if isinstance(value, float):  # four digits, and no more than are significant
+        return plain(f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}")
+    return plain(f"{value:,}" if isinstance(value, int) else str(value))
 
 
 def show_metrics(figures: Sequence[tuple[str, str, str | None]]) -> None:

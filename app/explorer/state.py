@@ -7,9 +7,7 @@ here, as in `specroof sweep`: `self:snapkv`.
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
@@ -18,7 +16,7 @@ from perfmodel.catalog.engines import engine_names
 from perfmodel.catalog.scenarios import FORMER_NAMES, scenario_names, scenario_values
 from perfmodel.reports import ENGINES
 from perfmodel.serving import TrafficShape
-from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS
+from perfmodel.specs import DTYPES, MAX_GAMMA, METHODS, VERSIONS, profile_version
 from perfmodel.speculation import OBJECTIVES
 
 Values = tuple[tuple[str, Any], ...]  # flat scenario values, hashable as keys of caches
@@ -183,6 +181,13 @@ def as_count(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def deployed_on(engine: str) -> dict[str, str]:
+    """The engine to export to, given the name of a profile; empty if none has its overheads."""
+    version = profile_version(engine)
+    name = engine if version is None else version.engine
+    return {"deploy_engine": name} if name in ENGINES else {}
+
+
 # ---- state to values --------------------------------------------------------------------------
 
 
@@ -327,49 +332,3 @@ def _preset(name: str) -> dict[str, Any]:
 PRESETS = {name: _preset(name) for name in scenario_names()}
 # Initial value of every widget; the URL omits these values.
 DEFAULTS = PAGE_DEFAULTS | INPUT_DEFAULTS | _scenario_state(parse_scenario(PRESETS["default"]))
-
-
-# ---- values as text ---------------------------------------------------------------------------
-
-
-def toml_text(values: Values) -> str:
-    """The scenario as a TOML file that `--scenario` and the explorer can read."""
-    lines = ["# specroof scenario, from the explorer"]
-    return "\n".join([*lines, *(f"{key} = {_toml(key, value)}" for key, value in values)]) + "\n"
-
-
-def command_text(values: Values, command: str = "predict") -> str:
-    """The command line that predicts the same scenario."""
-    words = ["specroof", command]
-    for key, value in values:
-        text = str(value) if key == "acceptance_curve" else str(value).replace(" ", "")
-        words += [f"--{key.replace('_', '-')}", text]
-    return shlex.join(words)
-
-
-def search_flags(values: Values, drafts: Iterable[str], *, all_tps: bool) -> dict[str, str]:
-    """Flags of `specroof recommend` for the same target, machine, workload and limits.
-
-    If an acceptance is given, only its draft and KV budget are searched.
-    """
-    stated = dict(values)
-    flags = {key: str(value) for key, value in stated.items() if key not in PLAN_KEYS}
-    acceptance = next((key for key in ACCEPTANCE_KEYS if key in stated), None)
-    chosen = list(drafts)
-    if acceptance and stated["draft"] != "none":
-        chosen = [f"{stated['draft']}:{stated['draft_policy']}"]
-        flags |= {"kv_budget": str(stated["kv_budget"])} if "kv_budget" in stated else {}
-    if chosen:
-        flags["draft"] = ",".join(chosen)
-    if acceptance:
-        flags[acceptance] = str(stated[acceptance]).replace(" ", "")
-        flags |= {} if acceptance.startswith("acceptance") else {"gamma": str(stated["gamma"])}
-    if all_tps:
-        del flags["tp"]
-    return flags
-
-
-def _toml(key: str, value: Any) -> str:
-    if key == "acceptance_per_position":
-        return json.dumps([float(part) for part in str(value).split(",") if part.strip()])
-    return json.dumps(value, ensure_ascii=False)

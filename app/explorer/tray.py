@@ -7,7 +7,8 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer.link import LIMITS, pin_of, state_of, uploaded_paths
+from app.explorer.inputs.session_files import uploaded_paths
+from app.explorer.link import LIMITS, pin_of, state_of
 from app.explorer.plan_line import plan_line
 from app.explorer.show import plain
 from app.explorer.state import PAGE_DEFAULTS, Values, stated_values, widget_state

@@ -94,12 +94,22 @@ def _more_tables(result: Mapping[str, Any]) -> list[str]:
     return parts
 
 
+ORIGINS = {  # keys of `predict --json` in words
+    "target_step_s": "T_T, a plain step",
+    "verify_s": "T_V, verification",
+    "draft_step_s": "T_D, a step of the draft",
+    "overhead_s": "overhead of a round",
+    "tokens_per_round": "tokens per round",
+    "memory_bytes_per_gpu": "memory",
+}
+
+
 def origin_lines(scenario: Scenario) -> list[str]:
     """The origin of each predicted number, and the sources of the inputs."""
     prediction = prediction_dict(estimate(scenario))
     gpu, acceptance = scenario.machine.gpu, prediction["acceptance"]
     return [
-        *(f"{name}: {origin}" for name, origin in prediction["origin"].items()),
+        *(f"{ORIGINS[name]}: {origin}" for name, origin in prediction["origin"].items()),
         f"kernel efficiencies of {gpu.efficiency}, {gpu.efficiency_reason}",
         f"datasheet of {gpu.name}: {gpu.source}",
         f"acceptance: {acceptance['source']}",

@@ -226,8 +226,8 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
     wanted = name_or_hub_id_or_path
     if wanted.lower() in model_names():
         return _model(wanted.lower())
-    if "/" in wanted and wanted.lower() in _hub_ids():
-        name, hub_id = _hub_ids()[wanted.lower()]
+    if "/" in wanted and wanted.lower() in hub_ids():
+        name, hub_id = hub_ids()[wanted.lower()]
         return replace(_model(name), hub_id=hub_id)
     if _is_path(wanted):
         path = Path(wanted)
@@ -319,7 +319,7 @@ def _model(name: str) -> ModelSpec:
 
 
 @cache
-def _hub_ids() -> dict[str, tuple[str, str]]:
+def hub_ids() -> dict[str, tuple[str, str]]:
     """For every hub id in lower case, the catalog name of its model, and the id as published."""
     owners: dict[str, tuple[str, str]] = {}
     for name in model_names():

@@ -65,7 +65,8 @@ def method_acceptance(target: str, method: str) -> Acceptance | None:
     if group := _published(target, method):
         head = f"{group[0].draft}, " if group[0].draft else ""
         tasks = ", ".join(c.task for c in group)
-        return _pooled(group, Origin.MEASURED, f"{group[0].source}: {head}{tasks}")
+        project = group[0].source.partition(" ")[0]  # without its file, which the catalog names
+        return _pooled(group, Origin.MEASURED, f"published by {project}: {head}{tasks}")
     targets = ", ".join(dict.fromkeys(c.target for c in curves))
     return _pooled(
         [_group_mean(group) for group in _by_group(curves).values()],

@@ -31,6 +31,7 @@ from perfmodel.planning.recommendation import (
     Recommendation,
     Verdict,
 )
+from perfmodel.planning.relief import reliefs
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO, Prefill
@@ -308,10 +309,6 @@ def _nearest_miss(result: Search) -> str:
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
     misses += near
     work = nearest.scenario.workload
-    sized = [capacity(c, result.slo) for c in result.candidates if c.parts == 0]
-    most = max((c for c in sized if c), key=lambda c: c.concurrency, default=None)
-    plain = f"No speculation, TP {most.candidate.scenario.tp}" if most else ""
-    fewer = f"; {plain}, meets them at up to {most.concurrency} requests" if most else ""
     ideal = ""
     for other in replace(result, candidates=result.not_runnable).ranked()[:1]:
         scenario = other.scenario
@@ -319,7 +316,8 @@ def _nearest_miss(result: Search) -> str:
         ideal += f"{scenario.obstacle_on(result.version)}"
     return (
         f"no plan meets the limits at batch {work.batch} and {work.prompt_tokens:,} tokens; the "
-        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{fewer}{ideal}"
+        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{ideal}"
+        f"{reliefs(result)}"
         f"{_groups_hint(nearest) if 'memory' in broken else ''}"
     )
 

@@ -1,4 +1,4 @@
-"""Begin from what one has: a catalog scenario, a use case, a `vllm serve` line, or a hub id."""
+"""Begin from what one has: a catalog scenario, a use case, a line that serves, or a hub id."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.inputs.files import apply_values
-from app.explorer.inputs.serve_line import MAX_LINE, hub_model, serve_values
-from app.explorer.link import uploaded_paths
+from app.explorer.inputs.serve_line import checkpoint_values, serve_values
+from app.explorer.inputs.serve_words import MAX_LINE
+from app.explorer.inputs.session_files import uploaded_paths
 from app.explorer.show import plain
-from app.explorer.state import DEFAULTS, PLAN_KEYS, PRESETS, stated_values, widget_state
+from app.explorer.state import PLAN_KEYS, PRESETS, deployed_on, stated_values, widget_state
 from perfmodel import ConfigError, parse_scenario
+from perfmodel.catalog.engines import engine_names, engine_profile
 from perfmodel.planning import draft_choices
 from perfmodel.specs import named_version, profile_version
 
@@ -40,10 +42,13 @@ def begin() -> None:
         on_change=_apply_preset,
     )
     st.text_input(
-        "or paste a vllm serve line or a hub id",
+        "or paste a serve command or a hub id",
         key="pasted",
         max_chars=MAX_LINE,
         placeholder="vllm serve Qwen/Qwen3-32B -tp 4 ...",
+        help="A command of vLLM, SGLang or TensorRT-LLM, also within a script. Only names are "
+        "read: the suffix of a quantised checkpoint, such as -FP8 or -AWQ, sets the type of the "
+        "weights.",
         on_change=_apply_pasted,
     )
     if "pasted_note" in state:
@@ -60,7 +65,8 @@ def _start(name: str) -> dict[str, Any]:
 def _apply_preset() -> None:
     name = st.session_state["preset"]
     if name is not None:
-        st.session_state.update(_start(name))
+        start = _start(name)
+        st.session_state.update(start | deployed_on(start.get("engine", "")))
 
 
 def _apply_pasted() -> None:
@@ -72,20 +78,22 @@ def _apply_pasted() -> None:
     is_line = any(character.isspace() for character in text)
     try:
         if is_line:
-            given, ignored = serve_values(text)
+            given, ignored, engine = serve_values(text)
         else:
-            given, ignored = {"target": hub_model(text)}, []
+            given, ignored, engine = checkpoint_values(text), [], ""
         here = stated_values(state.to_dict(), **uploaded_paths(state))
         kept = {k: v for k, v in here if k not in _REPLACED}
-        given |= _vllm_profile(kept) if is_line else _draft(kept | given, state["runs_on"])
+        given |= _profile(kept, engine) if engine else _draft(kept | given, state["runs_on"])
         apply_values(kept | given)
     except ConfigError as error:
         state["upload_error"] = str(error)
         return
     state["pasted"] = ""
-    state["pasted_note"] = f"{given['target']} is the target."
+    types = {"weight_dtype": "weights", "kv_dtype": "KV cache"}
+    stored = " and ".join(f"{given[key]} {what}" for key, what in types.items() if key in given)
+    state["pasted_note"] = f"{given['target']} is the target{stored and f', with {stored}'}."
     if is_line:
-        state["runs_on"] = "vllm"
+        state.update({"runs_on": engine, "deploy_engine": engine})
         state["pasted_note"] += f" The engine is {given['engine']}." if "engine" in given else ""
         left_out = f" Without effect here: {', '.join(ignored)}." if ignored else ""
         state["pasted_note"] += (
@@ -94,11 +102,12 @@ def _apply_pasted() -> None:
         )
 
 
-def _vllm_profile(kept: dict[str, Any]) -> dict[str, Any]:
-    """The engine of a line for vLLM, if that of the page is another server."""
+def _profile(kept: dict[str, Any], engine: str) -> dict[str, Any]:
+    """The profile of a line's engine, if that of the page is of another one."""
     version = profile_version(parse_scenario({"engine": kept["engine"]}).scenario().engine.name)
-    is_other = version is not None and version.engine != "vllm"
-    return {"engine": DEFAULTS["engine"]} if is_other else {}
+    is_same = version is not None and version.engine == engine
+    fitted = kept["engine"] not in engine_names()  # to the step times of this page's user
+    return {} if is_same or fitted else {"engine": engine_profile(engine).name}
 
 
 def _draft(values: dict[str, Any], runs_on: str) -> dict[str, Any]:

@@ -7,17 +7,12 @@ from typing import Any
 
 import streamlit as st
 
+from app.explorer.inputs.session_files import shown_paths, uploaded_path, uploaded_paths
 from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, scenario_upload, text_of
-from app.explorer.link import (
-    pack,
-    pack_files,
-    shown_paths,
-    unpack_files,
-    uploaded_path,
-    uploaded_paths,
-)
+from app.explorer.packing import pack, pack_files, unpack_files
+from app.explorer.scenario_text import command_text, toml_text
 from app.explorer.show import plain, show_error
-from app.explorer.state import UPLOADED, Values, command_text, toml_text, widget_state
+from app.explorer.state import UPLOADED, Values, widget_state
 from perfmodel import ConfigError
 
 UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)

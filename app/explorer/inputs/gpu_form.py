@@ -10,8 +10,9 @@ from typing import Any
 
 import streamlit as st
 
+from app.explorer.inputs.session_files import uploaded_gpu
 from app.explorer.inputs.widgets import number
-from app.explorer.link import pack, uploaded_gpu
+from app.explorer.packing import pack
 from app.explorer.state import CUSTOM, as_count
 from perfmodel import ConfigError, catalog
 from perfmodel.specs import Machine

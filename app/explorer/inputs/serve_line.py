@@ -1,65 +1,64 @@
-"""Read a `vllm serve` command line as scenario values."""
+"""Read the command line of a serving engine, or the id of a checkpoint, as scenario values."""
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
-from typing import Any
+from typing import Any, NamedTuple
 
+from app.explorer.inputs.serve_words import serve_words
 from perfmodel import ConfigError, catalog
+from perfmodel.catalog.checkpoint_ids import CheckpointId, checkpoint_id
 from perfmodel.errors import printable
-from perfmodel.specs import METHODS
+from perfmodel.specs import METHODS, named_version
 
-MAX_LINE = 10_000
-_COUNTS = {"tensor-parallel-size": "tp", "tp": "tp", "max-num-seqs": "batch"}
+_COUNTS = {
+    "tensor-parallel-size": "tp",
+    "expert-parallel-size": "ep",
+    "max-num-seqs": "batch",
+}
 _DTYPES = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16"}
 _QUANTISED = {
     **dict.fromkeys(("fp8", "fbgemm_fp8", "ptpc_fp8", "modelopt", "modelopt_fp8"), "fp8"),
+    **dict.fromkeys(("w8a8_fp8", "blockwise_fp8"), "fp8"),
     **dict.fromkeys(("awq", "awq_marlin", "gptq", "gptq_marlin", "bitsandbytes"), "int4"),
     **dict.fromkeys(("modelopt_fp4", "petit_nvfp4"), "nvfp4"),
     "mxfp4": "mxfp4",
 }
 _SPECULATIVE = "speculative-config"
-# Flags of vLLM before 0.9, as keys of today's --speculative-config.
-_FORMER = {
+# Flags of vLLM before 0.9, and those of SGLang, as keys of vLLM's --speculative-config.
+_KEYS = {
     "speculative-model": "model",
     "num-speculative-tokens": "num_speculative_tokens",
     "speculative-draft-tensor-parallel-size": "draft_tensor_parallel_size",
+    "speculative-algorithm": "method",
+    "speculative-draft-model-path": "model",
+    "speculative-num-steps": "num_speculative_tokens",
 }
-_SHORT = {
-    "tp": "tensor-parallel-size",
-    "pp": "pipeline-parallel-size",
-    "dp": "data-parallel-size",
-    "dcp": "decode-context-parallel-size",
-    "q": "quantization",
-    "sc": _SPECULATIVE,
-}
+_WITH_TARGET = "speculative-num-draft-tokens"  # of SGLang: the drafts and one token of the target
+_WIDTH = "speculative-eagle-topk"
+_FILES = ("config", "extra-llm-api-options", "extra-llm-api-config")
 # Ways to divide a model that are not modelled. Without experts, data-parallel engines are replicas.
 _NOT_MODELLED = ("pipeline-parallel-size", "decode-context-parallel-size")
 _OF_REPLICAS = "data-parallel-size"
-# Flags without a value, beside all that begin with enable, disable or no.
-_SWITCHES = (
-    "trust-remote-code",
-    "enforce-eager",
-    "async-scheduling",
-    "headless",
-    "skip-tokenizer-init",
-    "language-model-only",
-    "calculate-kv-scales",
-    "data-parallel-external-lb",
-    "data-parallel-hybrid-lb",
-    "return-tokens-as-token-ids",
-    "use-v2-block-manager",
-)
 _METHOD_NAMES = {"deepseek_mtp": "mtp", "ngram_gpu": "ngram", "[ngram]": "ngram"}
 _METHOD_NAMES |= {name: name for name in METHODS}
+_METHOD_NAMES |= {
+    word: "" if name == "draft" else name for name, word in named_version("sglang").methods.items()
+}
 
 
-def serve_values(line: str) -> tuple[dict[str, Any], list[str]]:
-    """Scenario values of a command line, and the flags that do not matter to a prediction.
+class Served(NamedTuple):
+    """The scenario values of a line, its flags that do not matter, and its engine."""
 
-    As in vLLM, TP is 1 if it is not stated. A line without speculative decoding gives
+    values: dict[str, Any]
+    ignored: list[str]
+    engine: str
+
+
+def serve_values(line: str) -> Served:
+    """Read a command line of vLLM, SGLang or TensorRT-LLM.
+
+    As in these engines, TP is 1 if it is not stated. A line without speculative decoding gives
     `draft = "none"`.
 
     Raises
@@ -68,8 +67,8 @@ def serve_values(line: str) -> tuple[dict[str, Any], list[str]]:
         If the line is not such a command, names a model that is not in the catalog, or splits the
         layers of the model over GPUs.
     """
-    flags, model = _flags(line)
-    values: dict[str, Any] = {"target": _catalog_name(flags.pop("model", "") or model), "tp": 1}
+    engine, flags, model = serve_words(line, _is_known)
+    values: dict[str, Any] = checkpoint_values(model) | {"tp": 1}
     _check_modelled(flags, str(values["target"]))
     ignored = []
     spec: dict[str, Any] = {}
@@ -80,19 +79,52 @@ def serve_values(line: str) -> tuple[dict[str, Any], list[str]]:
             spec |= _config(text)
         elif name.startswith(f"{_SPECULATIVE}."):
             spec[name.partition(".")[2].replace("-", "_")] = text
-        elif name in _FORMER:
-            spec[_FORMER[name]] = text
+        elif name in _KEYS:
+            spec[_KEYS[name]] = text
+        elif name == _WITH_TARGET:
+            spec.setdefault("num_speculative_tokens", str(max(1, _count(name, text) - 1)))
         elif name == "kv-cache-dtype" and text.startswith("fp8"):
             values["kv_dtype"] = "fp8"
-        elif name == "dtype" and text in _DTYPES:
-            values["weight_dtype"] = _DTYPES[text]
+        elif name == "dtype" and text in _DTYPES:  # of activations, if the weights are quantised
+            values.setdefault("weight_dtype", _DTYPES[text])
         elif name != "quantization" or text not in _QUANTISED:
             ignored += _ignored(name, text)
     if "enable-expert-parallel" in flags:
         values["ep"] = values["tp"]
-    if flags.get("quantization") in _QUANTISED:  # --dtype is then the type of activations
+    if flags.get("quantization") in _QUANTISED:
         values["weight_dtype"] = _QUANTISED[flags["quantization"]]
-    return values | (_plan(spec, values["tp"]) if spec else {"draft": "none"}), ignored
+    plan = _plan(spec, values) if spec else {"draft": "none"}
+    return Served(values | plan, ignored, engine)
+
+
+def checkpoint_values(name: str) -> dict[str, Any]:
+    """The target that a hub id or a folder names, and the types that its name states.
+
+    Raises `ConfigError` if the catalog has no such model, or its format is not modelled. No file
+    is read.
+    """
+    found = _checkpoint(name)
+    types = {"weight_dtype": found.weight_dtype, "kv_dtype": found.kv_dtype}
+    return {"target": found.model} | {key: dtype for key, dtype in types.items() if dtype}
+
+
+def _checkpoint(name: str) -> CheckpointId:
+    if not name:
+        raise ConfigError("no model named; paste a line such as `vllm serve MODEL -tp 4`")
+    try:
+        return checkpoint_id(name)
+    except ConfigError as error:
+        reason = str(error)
+        if reason.startswith("unknown"):
+            reason = f"{reason.rstrip('?')}, or upload its config.json below"
+        raise ConfigError(reason) from None
+
+
+def _is_known(name: str) -> bool:
+    try:
+        return bool(checkpoint_id(name))
+    except ConfigError:
+        return False
 
 
 def _ignored(name: str, text: str) -> list[str]:
@@ -104,79 +136,19 @@ def _ignored(name: str, text: str) -> list[str]:
     if name in (*_NOT_MODELLED, _OF_REPLICAS):
         count = _count(name, text)
         return [] if count == 1 else [f"--{name} (one of the {count} replicas is predicted)"]
+    if name == _WIDTH:
+        is_chain = _count(name, text) == 1
+        return [] if is_chain else [f"--{name} {text} (chains are predicted, not trees)"]
+    if name in _FILES:
+        return [f"--{name} (the file is not read: choose the draft and types below)"]
     return [f"--{name}"]
 
 
-def _flags(line: str) -> tuple[dict[str, str], str]:
-    """Flags without their dashes, and the model that is given without a flag."""
-    if len(line) > MAX_LINE:
-        raise ConfigError(f"the line exceeds {MAX_LINE:,} characters; paste only the command")
-    # A box of one line joins a command's lines, and keeps their backslashes.
-    joined = re.sub(r" ?\\\s*\n| \\(?=\s)|\\\s*$", " ", line.replace("\r\n", "\n"))
-    words = shlex.shlex(joined, posix=True, punctuation_chars=_BETWEEN)
-    words.whitespace, words.whitespace_split = " \t\r", True
-    try:
-        return _pairs(_arguments(list(words)))
-    except ValueError as error:
-        raise ConfigError(f"the line is not a shell command: {error}") from error
-
-
-_BETWEEN = "();<>|&\n"  # characters between the commands of a line
-_SERVERS = re.compile(r"(^|[/.])(api_server(\.py)?|vllm-openai(:\S*)?)$")
-
-
-def _arguments(words: list[str]) -> list[str]:
-    """The arguments of the command that serves; of the first command with flags if none does."""
-    commands: list[list[str]] = [[]]
-    for word in words:
-        if word and set(word) <= set(_BETWEEN):
-            commands.append([])
-        else:
-            commands[-1].append(word)
-    for command in commands:
-        for place, word in enumerate(command):
-            client = place > 0 and command[place - 1] == "bench"
-            if (word == "serve" and not client) or _SERVERS.search(word):
-                return command[place + 1 :]
-    flagged = (c[i:] for c in commands for i, word in enumerate(c) if word.startswith("--"))
-    return next(flagged, [])
-
-
-def _pairs(words: list[str]) -> tuple[dict[str, str], str]:
-    flags: dict[str, str] = {}
-    models, unsure = [], []
-    last, known = "", False
-    for word in words:
-        if word.startswith("-") and not word.lstrip("-")[:1].isdigit():
-            name, has_value, text = word.lstrip("-").partition("=")
-            name = _SHORT.get(name, name).replace("_", "-")
-            flags[name] = text
-            switch = name in _SWITCHES or name.startswith(("enable-", "disable-", "no-"))
-            last, known = "" if has_value or switch else name, name in _VALUED
-        elif last:
-            unsure += [] if known else [last]
-            flags[last], last = word, ""
-        else:
-            models.append(word)
-    if not models and "model" not in flags:  # it may follow a flag that takes no value
-        models = [flags[name] for name in unsure if _is_known(flags[name])]
-        flags |= {name: "" for name in unsure if flags[name] in models}
-    return flags, next(iter(models), "")
-
-
-_VALUED = {*_COUNTS, *_SHORT.values(), *_FORMER, "model", "dtype", "tokenizer"}
-
-
-def _is_known(name: str) -> bool:
-    try:
-        return bool(_catalog_name(name))
-    except ConfigError:
-        return False
-
-
-def _plan(spec: dict[str, Any], tp: int) -> dict[str, Any]:
-    """The draft of a --speculative-config."""
+def _plan(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The draft of a --speculative-config, or of flags of SGLang."""
     method, model = str(spec.get("method", "")), str(spec.get("model", ""))
+    if method == "EAGLE":  # SGLang's name for MTP, too
+        method = "mtp" if catalog.model(values["target"]).mtp_layers else method
     name = _METHOD_NAMES.get(method or model, "")
     if spec.get("parallel_drafting") and name == "eagle3":
         name = "p-eagle"
@@ -184,13 +156,14 @@ def _plan(spec: dict[str, Any], tp: int) -> dict[str, Any]:
         name = "eagle3"
     plan: dict[str, Any] = {"draft": name, "draft_policy": "full"}
     if not name:
-        if method not in ("", "draft_model") or not model:
+        if method not in ("", "draft_model", "STANDALONE") or not model:
             raise ConfigError(
                 f"the speculative method {printable(method)!r} is not known here; use draft_model, "
                 f"{', '.join(METHODS)}"
             )
-        own = spec.get("draft_tensor_parallel_size", tp)
-        plan |= {"draft": _catalog_name(model), "draft_tp": _count("draft TP", str(own))}
+        draft, ranks = _checkpoint(model), spec.get("draft_tensor_parallel_size", values["tp"])
+        plan |= {"draft": draft.model, "draft_tp": _count("draft TP", str(ranks))}
+        plan |= {"draft_dtype": draft.weight_dtype} if draft.weight_dtype else {}
     drafts = spec.get("num_speculative_tokens")
     return plan | ({} if drafts is None else {"gamma": _count("gamma", str(drafts))})
 
@@ -220,24 +193,3 @@ def _count(name: str, text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) < 1 << 40:
         raise ConfigError(f"{name} {printable(text[:40])!r} is not a whole number of at least 1")
     return int(text)
-
-
-def _catalog_name(name: str) -> str:
-    """The catalog's name of a hub id; never a path of this machine."""
-    if not name:
-        raise ConfigError("no model named; paste a line such as `vllm serve MODEL -tp 4`")
-    if not name.startswith((".", "/", "~")):
-        try:
-            spec = catalog.model(name)
-        except ConfigError:
-            spec = None
-        if spec is not None and spec.name in catalog.model_names():
-            return spec.name
-    raise ConfigError(
-        f"{printable(name[:80])} is not a model of the catalog; upload its config.json below"
-    )
-
-
-def hub_model(name: str) -> str:
-    """The catalog's name of a model, given a hub id; `ConfigError` if the catalog lacks it."""
-    return _catalog_name(name.strip())

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import streamlit as st
 
+from app.explorer.address import PAGE
 from app.explorer.cached import scenario_of
 from app.explorer.inputs import widgets
 from app.explorer.inputs.acceptance import acceptance_inputs
 from app.explorer.inputs.begin import begin
 from app.explorer.inputs.files import UPLOAD_MB, open_model, show_files
 from app.explorer.inputs.gpu_form import gpu_form
-from app.explorer.link import uploaded_engine, uploaded_gpu, uploaded_path, uploaded_paths
+from app.explorer.inputs.session_files import (
+    uploaded_engine,
+    uploaded_gpu,
+    uploaded_path,
+    uploaded_paths,
+)
 from app.explorer.show import plain
-from app.explorer.state import CHOICES, CUSTOM, DEFAULTS, REFITTED, UPLOADED, Values, stated_values
+from app.explorer.state import (
+    CHOICES,
+    CUSTOM,
+    DEFAULTS,
+    REFITTED,
+    UPLOADED,
+    Values,
+    deployed_on,
+    stated_values,
+)
 from perfmodel import ConfigError, ModelSpec, Scenario, catalog, parse_scenario
 from perfmodel.catalog.engines import engine_names
 from perfmodel.planning import draft_choices
@@ -50,6 +65,8 @@ def sidebar() -> Values | None:
         _plan(uploaded)
         acceptance_inputs()
         _limits()
+        with st.container(key=f"hidden_{PAGE}"):  # after the inputs that it confirms
+            st.number_input("Page", key=PAGE, step=1, label_visibility="collapsed")
         return _outcome()
 
 
@@ -107,6 +124,7 @@ def _engine() -> None:
         "Engine profile",
         list(names),
         format_func=names.__getitem__,
+        on_change=_export_to_it,
         help="Whose overheads are added to the kernels' times; `ideal` has none.",
     )
     st.selectbox(
@@ -114,8 +132,12 @@ def _engine() -> None:
         CHOICES["runs_on"],
         key="runs_on",
         format_func=lambda name: ENGINES.get(name, "any"),
-        help="Other plans are then not recommended. Times stay those of the engine profile below.",
+        help="Other plans are then not recommended. Times stay those of the engine profile above.",
     )
+
+
+def _export_to_it() -> None:
+    st.session_state.update(deployed_on(widgets.value_of("engine")))
 
 
 def _workload() -> None:

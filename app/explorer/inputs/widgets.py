@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from app.explorer.link import MAX_TEXT
+from app.explorer.packing import MAX_TEXT
 from app.explorer.show import show_error
 
 SHORTEST = "%g"  # all digits of a number, and no more

@@ -11,10 +11,10 @@ import streamlit as st
 from app.explorer.cached import scenario_of
 from app.explorer.inputs import widgets
 from app.explorer.inputs.files import kept_files
+from app.explorer.inputs.session_files import shown_paths
 from app.explorer.inputs.uploads import MAX_UPLOAD_BYTES, observed
-from app.explorer.link import shown_paths
+from app.explorer.scenario_text import command_text
 from app.explorer.show import plain, show_error, show_table, text_rows
-from app.explorer.state import command_text
 from app.explorer.views import measurements
 from app.render.diagnosis_table import best_gamma_line, headline, term_rows
 from perfmodel import Acceptance, ConfigError, Scenario

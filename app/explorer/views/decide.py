@@ -24,6 +24,7 @@ from app.explorer.figures import (
     seconds,
 )
 from app.explorer.inputs.prompt_mix import prompt_mix
+from app.explorer.scenario_text import search_flags
 from app.explorer.show import (
     plain,
     show_chart,
@@ -33,7 +34,7 @@ from app.explorer.show import (
     text_rows,
     verdict,
 )
-from app.explorer.state import Values, search_flags
+from app.explorer.state import Values
 from app.explorer.tray import adopt
 from app.explorer.views import export, pinned
 from app.render.recommendation_tables import UNMEASURED_HEADER, facts, unmeasured_rows
@@ -125,7 +126,9 @@ def _evidence(answer: Recommendation) -> None:
         engine, gpu = scenario.engine, scenario.machine.gpu.name
         measured = engine.measured_on == gpu
         text = f"engine {engine.name} {'measured' if measured else 'not measured'} on {gpu}"
-        _chip(text, answer.evidence.engine, sure=measured)
+        timed = answer.evidence.is_timed
+        text += ", at another TP" if measured and not timed else ""
+        _chip(text, answer.evidence.engine, sure=timed)
         _limits(answer)
         what = "this draft" if scenario.plan.speculates else "it"
         for name, why in _engines(shown).items():
@@ -288,7 +291,9 @@ def _nothing(message: str) -> None:
     """Show that no plan meets the limits: the nearest miss, and the memory if it is too small."""
     title = "No plan meets the limits"
     detail = message.removeprefix(f"{title.lower()} ")
-    verdict(title, detail[:1].upper() + detail[1:], kind="nothing")
+    where, nearest, *changes = detail.split("; ")
+    lines = (line[:1].upper() + line[1:] for line in (f"{where}; {nearest}", *changes))
+    verdict(title, *lines, kind="nothing")
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
     if reason:
@@ -296,10 +301,6 @@ def _nothing(message: str) -> None:
 
         st.markdown(f"The plan of this page: {plain(reason)}.")
         show_chart(charts.memory_bars(point), "memory")
-    st.markdown(
-        "What could help: more GPUs, a smaller batch, a shorter prompt, fp8 weights or KV cache, "
-        "or looser limits."
-    )
 
 
 def _lengths() -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import streamlit as st
 
 from app.explorer.cached import point_of
+from app.explorer.inputs.session_files import shown_paths
 from app.explorer.inputs.widgets import segmented, text, value_of
-from app.explorer.link import shown_paths
 from app.explorer.show import plain, show_chart, show_error
 from perfmodel import ConfigError, Recommendation, RoundEstimate, estimate
+from perfmodel.catalog.method_acceptance import published_head
 from perfmodel.planning import plan_label
 from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, infeasible_reason
 from perfmodel.specs import MethodKind
@@ -60,6 +61,14 @@ def _show_for(engine: str) -> None:
     st.session_state["deploy_engine"] = engine
 
 
+def _usual_head(plan: ExportPlan) -> str:
+    """The head whose acceptance is used, or the target if it contains its MTP head; else ""."""
+    scenario = plan.scenario
+    if scenario.plan.draft == "mtp":
+        return plan.target_id if scenario.target.mtp_layers else ""
+    return published_head(scenario.target.name, scenario.plan.draft)
+
+
 def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None:
     """Show the configuration and its benchmark command, or why the engine cannot run the plan.
 
@@ -69,9 +78,9 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
     plan = ExportPlan.of_scenario(scenario, engine=engine)
     method = scenario.plan.method
     if method is not None and method.kind is not MethodKind.LOOKUP and engine != "specroof":
-        label = f"Checkpoint of the {method.label} draft"
-        text("draft_checkpoint", label, placeholder="hub id or folder")
-        head = value_of("draft_checkpoint").strip()
+        label, usual = f"Checkpoint of the {method.label} draft", _usual_head(plan)
+        text("draft_checkpoint", label, placeholder=usual or "hub id or folder")
+        head = value_of("draft_checkpoint").strip() or usual
         if not head:
             st.info("Name the checkpoint of the trained draft to get the command.")
             return
@@ -103,7 +112,7 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
     if start < len(lines):
         command = lines[-1].removeprefix("# ").replace(" --", " \\\n  --")
         st.markdown("Benchmark it with this plan's acceptance, whatever the weights:")
-        st.code(command, language="bash")
+        st.code(command, language="bash", wrap_lines=True)
     elif engine == "specroof":
         st.markdown("Check the prediction:")
         st.code("specroof predict --scenario plan.toml", language="bash")

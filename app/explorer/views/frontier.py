@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import streamlit as st
 
-from app.explorer.cached import scenario_of
+from app.explorer.cached import most_ranks, scenario_of
 from app.explorer.drawing import charts
-from app.explorer.figures import GAIN, RATE, TPOT, TTFT, of_plan
+from app.explorer.figures import GAIN, RATE, SERVICE, TPOT, TTFT, of_plan
 from app.explorer.inputs.sidebar import TP_DEGREES
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart, show_table
@@ -63,20 +63,22 @@ def _batches() -> None:
         named = (f"{name}: **{plain(of_page[name])}**" for name in (RATE, TPOT, TTFT, GAIN))
         batch = f"{scenario.workload.batch:,}"
         st.markdown(f"The plan of this page, at batch {batch}: {' · '.join(named)}")
-    st.markdown("### The highest throughput of each plan, and its largest batch")
+    st.markdown(f"### The highest throughput of each plan ({SERVICE}), and its largest batch")
     show_table([_row(curve, slo) for curve in curves])
 
 
 def own_curves(values: Values, slo: SLO) -> list[charts.ServingCurve]:
     """Plain decoding and the plan at each TP of the page's machine."""
-    curves = [charts.serving_curve(one, slo) for one in _scenarios(values)]
+    scenarios = _scenarios(values, scenario_of(values).draft_tp)
+    curves = [charts.serving_curve(one, slo) for one in scenarios]
     return [curve for curve in curves if curve is not None]
 
 
 def machine_curves(values: Values, machine: str) -> list[charts.ServingCurve]:
     """Plain decoding and the plan on another machine, each at the best TP."""
     stated = {k: v for k, v in values if k != "gpu" and not k.startswith("ring_")}
-    scenarios = _scenarios(tuple((stated | {"machine": machine, "tp": 1, "draft_tp": 1}).items()))
+    elsewhere = tuple((stated | {"machine": machine, "tp": 1, "draft_tp": 1}).items())
+    scenarios = _scenarios(elsewhere, scenario_of(values).draft_tp)
     slo, result = parse_slo(str(stated.get("slo", ""))), []
     for speculates in (False, True):
         of_kind = [one for one in scenarios if one.plan.speculates is speculates]
@@ -87,8 +89,11 @@ def machine_curves(values: Values, machine: str) -> list[charts.ServingCurve]:
     return result
 
 
-def _scenarios(values: Values) -> list[Scenario]:
-    """The scenario without and with its draft at every TP that splits the target."""
+def _scenarios(values: Values, draft_tp: int) -> list[Scenario]:
+    """The scenario without and with its draft at every TP that splits the target.
+
+    A draft model has `draft_tp` ranks, or as many as a smaller TP allows.
+    """
     scenario = scenario_of(values)
     most = scenario.machine.gpus_per_node
     experts, scenarios = scenario.target.experts, []
@@ -98,7 +103,8 @@ def _scenarios(values: Values) -> list[Scenario]:
             continue
         plan = scenario.plan
         if plan.draft != "none" and not plan.is_self and plan.method is None:
-            plan = replace(plan, draft_tp=min(scenario.draft_tp, tp))
+            assert scenario.draft is not None
+            plan = replace(plan, draft_tp=most_ranks(scenario.draft, min(draft_tp, tp)))
         elif plan.is_self:
             plan = replace(plan, draft_tp=None)
         scenarios.append(replace(without_speculation(scenario), tp=tp))
@@ -114,16 +120,16 @@ def point_curve(scenario: Scenario, slo: SLO) -> charts.ServingCurve | None:
 
 
 def _row(curve: charts.ServingCurve, slo: SLO) -> dict[str, object]:
-    """The largest batches of a plan, and its point of highest throughput within the limits."""
-    row: dict[str, object] = {"plan": curve.label, "largest batch": curve.largest_batch}
-    if slo != SLO():
-        row["largest drawn within the SLO"] = curve.largest_within
-    if not np.any(curve.meets):
-        return row
-    best = int(np.argmax(np.where(curve.meets, curve.per_gpu, -np.inf)))
-    return row | {
-        RATE: round(float(curve.per_gpu[best])),
-        "at batch": int(curve.batch[best]),
-        f"{TPOT} (ms)": round(1e3 * float(curve.tpot_s[best]), 1),
-        f"{TTFT} (s)": round(float(curve.ttft_s[best]), 2),
-    }
+    """A plan's point of highest throughput within the limits, and its largest batches."""
+    row: dict[str, object] = {"plan": curve.label}
+    if np.any(curve.meets):
+        best = int(np.argmax(np.where(curve.meets, curve.per_gpu, -np.inf)))
+        row |= {
+            "tokens/s per GPU": round(float(curve.per_gpu[best])),
+            "at batch": int(curve.batch[best]),
+            "ms per token": round(1e3 * float(curve.tpot_s[best]), 1),
+            "first token (s)": round(float(curve.ttft_s[best]), 2),
+        }
+    if slo == SLO():
+        return row | {"largest batch": curve.largest_batch}
+    return row | {"largest batch (in SLO)": f"{curve.largest_batch:,} ({curve.largest_within:,})"}

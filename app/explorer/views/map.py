@@ -15,6 +15,7 @@ from app.charts.cells import add_marker
 from app.explorer.cached import (
     at_gamma,
     bundled_rows,
+    most_ranks,
     prediction,
     scenario_of,
 )
@@ -24,7 +25,7 @@ from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
-from perfmodel import DraftPlan, Scenario, speculation
+from perfmodel import DraftPlan, Scenario, catalog, speculation
 from perfmodel.planning import draft_choices, plan_label
 from perfmodel.specs import Prefill, Workload, named_version, profile_version
 from perfmodel.speculation import GAMMAS
@@ -50,7 +51,7 @@ def show() -> None:
     chart, panel = st.columns([3, 1])
     with chart:
         st.caption(plain(_with_prompts(values)))
-        figure.update_layout(height=560)
+        figure.update_layout(height=560 if kind == "speedup" else 640)  # with a longer legend
         show_chart(figure, "speedup_map", on_select=_choose_cell)
     with panel:
         _cell_inputs(np.asarray(figure.data[0].customdata, dtype=object), scenario.workload)
@@ -168,6 +169,8 @@ def _rivals(values: Values, scenario: Scenario) -> dict[str, Values]:
     for choice in considered:
         draft, _, policy = choice.partition(":")
         stated = base | {"draft": draft, "draft_policy": policy}
+        if draft in catalog.model_names():
+            stated["draft_tp"] = most_ranks(catalog.model(draft), scenario.tp)
         if _same_choice(scenario.plan, draft, policy):
             stated = dict(values)
         result = tuple(stated.items())

@@ -9,7 +9,7 @@ from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter
 from app.explorer.cached import row_errors
 from app.explorer.inputs.files import kept_files
 from app.explorer.inputs.uploads import measurement_upload
-from app.explorer.link import pack
+from app.explorer.packing import pack
 from app.explorer.show import show_chart, show_error, show_table
 from app.explorer.state import REFITTED
 from calibration.records import PublishedRow, RowError, predict_row, row_error, summarise

@@ -6,7 +6,8 @@ import streamlit as st
 
 from app.explorer.cached import prediction
 from app.explorer.figures import SPEEDUP, of_plan
-from app.explorer.link import pin_of, shown_paths
+from app.explorer.inputs.session_files import shown_paths
+from app.explorer.link import pin_of
 from app.explorer.show import plain, show_table
 from app.explorer.state import Values
 from app.explorer.tray import pin_names, pin_values

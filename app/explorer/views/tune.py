@@ -62,7 +62,8 @@ def _best_gamma(values: Values) -> None:
     best = int(np.nanargmax(speedup))
     gamma = int(GAMMAS[best])
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"Best for decoding at this KV budget: **γ={gamma}, {speedup[best]:.2f}x**.")
+        at_budget = "" if scenario.plan.policy == "full" else " at this KV budget"
+        st.markdown(f"Best for decoding{at_budget}: **γ={gamma}, {speedup[best]:.2f}x**.")
         if gamma != scenario.plan.gamma:
             stated = dict(at_gamma(values, gamma))
             st.button(f"Use γ={gamma}", on_click=adopt, args=(stated,), key="use_gamma")
@@ -79,7 +80,7 @@ def _take_cell() -> None:
 
 
 def _stated(acceptance: Acceptance) -> None:
-    st.markdown("### Given acceptance by position")
+    st.markdown(f"### Acceptance by position ({acceptance.origin})")
     rates = enumerate(acceptance.per_position, start=1)
     show_table([{"draft": position, "α": rate} for position, rate in rates])
 

@@ -17,9 +17,9 @@ from app.cli.main import run
 from app.explorer.cached import scenario_of
 from app.explorer.inputs.begin import USE_CASES
 from app.explorer.inputs.serve_line import serve_values
-from app.explorer.state import command_text
+from app.explorer.scenario_text import command_text
 from perfmodel import ConfigError, parse_scenario
-from perfmodel.reports import ExportPlan, export_plan
+from perfmodel.reports import ExportPlan, export_plan, exportability
 
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 LINE = (
@@ -39,17 +39,22 @@ LINE = (
         {"draft": "ngram", "gamma": 4},
     ],
 )
-def test_an_exported_line_is_read_back(plan: dict[str, Any]) -> None:
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_exported_line_is_read_back(plan: dict[str, Any], engine: str) -> None:
     stated = parse_scenario({"target": "llama-3.1-8b", "tp": 4, "batch": 16, **plan})
     head = "" if stated.draft == "llama-3.2-1b" else "me/head"
     exported = ExportPlan(scenario=stated.scenario(), draft_checkpoint=head)
-    values, _ = serve_values(export_plan(engine="vllm", plan=exported))
+    if exportability(exported)[engine] is not None:
+        assert engine == "sglang" and stated.draft == "p-eagle"
+        return
+    values, _, served = serve_values(export_plan(engine=engine, plan=exported))
+    assert served == engine
     read = parse_scenario({"gpu": "h100-sxm", "kv_dtype": stated.kv_dtype} | values)
     assert read.scenario() == stated.scenario()
 
 
 def test_other_spellings_of_a_line() -> None:
-    values, ignored = serve_values(LINE)
+    values, ignored, engine = serve_values(LINE)
     assert values == {
         "target": "qwen3-32b",
         "tp": 2,
@@ -58,16 +63,18 @@ def test_other_spellings_of_a_line() -> None:
         "weight_dtype": "fp8",
         "draft": "none",
     }
-    assert ignored == ["--trust-remote-code"]
+    assert ignored == ["--trust-remote-code"] and engine == "vllm"
     dotted = (
         "python -m vllm.entrypoints.openai.api_server --model meta-llama/Llama-3.1-70B -tp 8 "
         "--speculative-config.model meta-llama/Llama-3.2-1B "
         "--speculative-config.num_speculative_tokens 4 --enable-expert-parallel"
     )
-    values, _ = serve_values(dotted)
+    values = serve_values(dotted).values
     assert (values["draft"], values["gamma"], values["draft_tp"]) == ("llama-3.2-1b", 4, 8)
     assert values["ep"] == 8
-    replicas, ignored = serve_values("vllm serve Qwen/Qwen3-32B -tp 2 -pp 1 --data-parallel-size=4")
+    replicas, ignored, _ = serve_values(
+        "vllm serve Qwen/Qwen3-32B -tp 2 -pp 1 --data-parallel-size=4"
+    )
     assert replicas["tp"] == 2 and any("one of the 4 replicas" in one for one in ignored)
 
 
@@ -103,14 +110,84 @@ QWEN = "vllm serve Qwen/Qwen3-32B"
     ],
 )
 def test_a_line_is_read_as_vllm_and_the_shell_read_it(line: str, stated: dict[str, Any]) -> None:
-    values, _ = serve_values(line)
+    values = serve_values(line).values
     if values["draft"] != "none":
         assert values.pop("draft_policy") == "full"
     assert values == {"target": "qwen3-32b", "tp": 1, "draft": "none"} | stated
 
 
+SGLANG = "python3 -m sglang.launch_server --model-path"
+
+
+@pytest.mark.parametrize(
+    ("line", "engine", "stated"),
+    [
+        (f"{SGLANG} Qwen/Qwen3-32B --tp 2", "sglang", {"tp": 2}),
+        ("sglang serve --model-path Qwen/Qwen3-32B --tp-size=2", "sglang", {"tp": 2}),
+        (
+            f"docker run --gpus all lmsysorg/sglang:latest {SGLANG} Qwen/Qwen3-32B-FP8 --tp 4 "
+            "--max-running-requests 16 --kv-cache-dtype fp8_e5m2 --mem-fraction-static 0.9",
+            "sglang",
+            {"tp": 4, "batch": 16, "kv_dtype": "fp8", "weight_dtype": "fp8_block"},
+        ),
+        (
+            f"{SGLANG} Qwen/Qwen3-32B --speculative-algorithm EAGLE3 --speculative-num-steps 3 "
+            "--speculative-draft-model-path me/head --speculative-eagle-topk 1 "
+            "--speculative-num-draft-tokens 4 --trust-remote-code",
+            "sglang",
+            {"draft": "eagle3", "gamma": 3},
+        ),
+        (
+            f"{SGLANG} Qwen/Qwen3-32B --speculative-algorithm NGRAM "
+            "--speculative-num-draft-tokens 6",
+            "sglang",
+            {"draft": "ngram", "gamma": 5},
+        ),
+        (
+            f"{SGLANG} deepseek-ai/DeepSeek-V3 --tp 8 --ep 8 --speculative-algorithm EAGLE",
+            "sglang",
+            {"target": "deepseek-v3", "tp": 8, "ep": 8, "draft": "mtp"},
+        ),
+        (
+            f"{SGLANG} Qwen/Qwen3-32B --speculative-algorithm STANDALONE "
+            "--speculative-draft-model-path Qwen/Qwen3-8B-AWQ --speculative-num-steps 4 --tp 2",
+            "sglang",
+            {"tp": 2, "draft": "qwen3-8b", "draft_tp": 2, "gamma": 4, "draft_dtype": "int4"},
+        ),
+        (
+            "trtllm-serve Qwen/Qwen3-32B --tp_size 4 --max_batch_size 32 --backend pytorch",
+            "tensorrt-llm",
+            {"tp": 4, "batch": 32},
+        ),
+        (
+            "mpirun -n 1 trtllm-serve serve /models/Qwen3-32B --tp_size 4 --config plan.yaml",
+            "tensorrt-llm",
+            {"tp": 4},
+        ),
+        (
+            "vllm serve RedHatAI/Qwen3-32B-quantized.w4a16 --dtype half -tp 2",
+            "vllm",
+            {"tp": 2, "weight_dtype": "int4"},
+        ),
+    ],
+)
+def test_a_line_of_each_server_is_read(line: str, engine: str, stated: dict[str, Any]) -> None:
+    values, _, served = serve_values(line)
+    if values["draft"] != "none":
+        assert values.pop("draft_policy") == "full"
+    assert served == engine
+    assert values == {"target": "qwen3-32b", "tp": 1, "draft": "none"} | stated
+
+
+def test_what_a_line_of_another_server_leaves_open_is_named() -> None:
+    tree = "--speculative-algorithm EAGLE3 --speculative-num-steps 3 --speculative-eagle-topk 4"
+    assert any("not trees" in one for one in serve_values(f"{SGLANG} Qwen/Qwen3-8B {tree}").ignored)
+    file = "trtllm-serve Qwen/Qwen3-8B --extra_llm_api_options plan.yaml"
+    assert any("file is not read" in one for one in serve_values(file).ignored)
+
+
 def test_what_a_line_leaves_open_is_named() -> None:
-    _, open_flags = serve_values(f"{QWEN} -dp 4 -q gguf --enforce-eager")
+    open_flags = serve_values(f"{QWEN} -dp 4 -q gguf --enforce-eager").ignored
     assert [flag.split()[0] for flag in open_flags] == [
         "--data-parallel-size",
         "--quantization",
@@ -135,6 +212,10 @@ def test_what_a_line_leaves_open_is_named() -> None:
         "vllm serve Qwen/Qwen3-32B -tp 2 -pp 2",
         "vllm serve deepseek-ai/DeepSeek-V3 -dp 8 --enable-expert-parallel",
         "vllm serve " + "x" * 20_000,
+        "lmdeploy serve api_server Qwen/Qwen3-32B --tp 2",
+        "vllm serve bartowski/Qwen3-32B-GGUF",
+        f"{SGLANG} Qwen/Qwen3-32B --speculative-algorithm EAGLE",
+        "trtllm-serve disaggregated -c config.yaml",
     ],
 )
 def test_a_line_that_cannot_be_read_is_one_message(line: str) -> None:

@@ -203,6 +203,25 @@ def _reload_change_and_go_back(watched: Watched, shown: dict[str, Any]) -> None:
     watched.heading("Check")
 
 
+def test_a_click_right_after_back_is_applied_to_the_inputs_that_it_restored(
+    watched: Watched,
+) -> None:
+    watched.open("view=Check&engine=vllm-0.26&draft=eagle3:full")
+    page = watched.page
+    batch = page.get_by_label("Batch (sequences)")
+    before = batch.input_value()
+    batch.fill("9")
+    batch.press("Enter")
+    playwright.expect(page).to_have_url(re.compile("batch=9"))
+    watched.settle()
+    place = page.get_by_text("Search all TP degrees in Decide").bounding_box()
+    page.evaluate("new Promise(went => { addEventListener('popstate', went); history.back() })")
+    page.mouse.click(place["x"] + 5, place["y"] + 5)
+    playwright.expect(page).to_have_url(re.compile("search_tp=true"))
+    playwright.expect(batch).to_have_value(before)
+    playwright.expect(page).not_to_have_url(re.compile("batch="))
+
+
 def test_a_click_on_the_map_shows_the_cell_and_a_button_uses_it(watched: Watched) -> None:
     watched.open("view=Map")
     plot = watched.page.locator(".js-plotly-plot")

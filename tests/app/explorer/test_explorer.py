@@ -25,8 +25,8 @@ from app.explorer.inputs.uploads import (
     scenario_upload,
     vllm_acceptance,
 )
+from app.explorer.scenario_text import command_text, toml_text
 from app.explorer.show import plain
-from app.explorer.state import command_text, toml_text
 from calibration.fit import fit_rows
 from calibration.records.published import magicdec_rows
 from perfmodel import ConfigError, catalog, parse_scenario

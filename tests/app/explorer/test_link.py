@@ -17,8 +17,10 @@ import streamlit as st
 from explorer_views import CONFIG
 from streamlit.testing.v1 import AppTest
 
+from app.explorer.address import MAX_LINK
 from app.explorer.inputs.uploads import NEEDED
-from app.explorer.link import MAX_LINK, former_note, pack, pack_files, query_of, state_of, unpack
+from app.explorer.link import former_note, query_of, state_of
+from app.explorer.packing import pack, pack_files, unpack
 from app.explorer.state import (
     CHOICES,
     CUSTOM,
@@ -431,6 +433,31 @@ def test_an_invalid_input_of_a_link_is_reported(key: str, value: str) -> None:
     assert len(at.warning) == 1 and not at.error
     assert plan(at) == parse_scenario(PRESETS["default"] | FORMER_PLAN).scenario()
     assert key not in link(at) or link(at)[key] == "Check"
+
+
+@pytest.mark.parametrize(
+    ("written", "own"),
+    [
+        ({"engine": "vllm"}, {"engine": "vllm-0.26"}),
+        ({"gpu": "h200"}, {"machine": "hgx-h200"}),
+        ({"target": "Qwen/Qwen3-32B"}, {"target": "qwen3-32b"}),
+        ({"draft": "eagle3"}, {"draft": "eagle3:full"}),
+        ({"draft": "self"}, {"draft": "self:streamingllm"}),
+        ({"draft": "self", "draft_policy": "snapkv"}, {"draft": "self:snapkv"}),
+    ],
+)
+def test_a_link_in_the_words_of_the_command_line_is_read(
+    written: dict[str, str], own: dict[str, str]
+) -> None:
+    state, notes = state_of(written)
+    assert notes == [] and state == state_of(own)[0]
+    assert {key: state[key] for key in own} == own
+
+
+@pytest.mark.parametrize("written", [{"gpu": "tpu"}, {"engine": "x.toml"}, {"target": "/etc/x"}])
+def test_a_word_of_a_link_that_names_nothing_is_reported(written: dict[str, str]) -> None:
+    state, notes = state_of(written)
+    assert len(notes) == 1 and state["machine"] == DEFAULTS["machine"]
 
 
 def test_a_link_of_an_earlier_version_keeps_its_engine_and_draft() -> None:

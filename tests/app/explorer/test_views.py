@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("streamlit")
@@ -32,16 +33,10 @@ from app.explorer.figures import (
 )
 from app.explorer.inputs.prompt_mix import mean_prompt, prompt_mix
 from app.explorer.plan_line import plan_line
-from app.explorer.state import (
-    PRESETS,
-    VIEWS,
-    WHY_PARTS,
-    command_text,
-    stated_values,
-    toml_text,
-    widget_state,
-)
-from app.explorer.views.frontier import machine_curves, point_curve
+from app.explorer.scenario_text import command_text, toml_text
+from app.explorer.state import PRESETS, VIEWS, WHY_PARTS, stated_values, widget_state
+from app.explorer.views.frontier import machine_curves, own_curves, point_curve
+from app.explorer.views.map import KINDS
 from perfmodel import ConfigError, find_plan, parse_scenario, speculation
 from perfmodel.reports import ENGINES
 from perfmodel.specs import parse_slo, profile_version
@@ -100,8 +95,10 @@ def test_every_view_of(name: str) -> None:
         assert texts(at) and at.title == [] and at.header[0].value == VIEWS[view]
         if name in PRESETS:
             assert len(at.get("plotly_chart")) == charts, view
-        for part in WHY_PARTS if view == "Why" else ():
-            at.segmented_control(key="why_part").set_value(part).run()
+        parts = {"Why": ("why_part", WHY_PARTS), "Map": ("map_kind", KINDS)}
+        key, kinds = parts.get(view, ("", {}))
+        for part in kinds:
+            at.segmented_control(key=key).set_value(part).run()
             assert [e.message for e in at.exception] == [] and [e.value for e in at.error] == []
 
 
@@ -456,6 +453,16 @@ def test_the_star_of_the_frontier_is_the_recommended_service() -> None:
     assert_fine(opened("Frontier", frontier_machines=["hgx-h200"], price=2.0, slo="ttft<9s"), 1)
 
 
+def test_a_draft_has_as_many_ranks_on_another_machine() -> None:
+    stated = stated_values(widget_state(PRESETS[TINYLLAMA]))
+    slo, here = parse_slo(""), str(dict(stated)["machine"])
+    fastest = [
+        max(float(np.max(curve.user_speed)) for curve in curves if curve.speculates)
+        for curves in (own_curves(stated, slo), machine_curves(stated, here))
+    ]
+    assert fastest[0] == pytest.approx(fastest[1])
+
+
 LOG = """\
 INFO Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: 630.0 tokens/s, \
 Running: 8 reqs, Waiting: 0 reqs
@@ -499,6 +506,25 @@ def test_decide_exports_a_standalone_draft_to_every_engine_as_shell_commands() -
             if block.language == "bash":
                 subprocess.run(["bash", "-n", "-c", block.value], check=True)
         assert ("Benchmark" in texts(at)) == (engine != "specroof")
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "checkpoint"),
+    [
+        ("llama-3.1-8b", "eagle3", "lmsys/SGLang-EAGLE3-Llama-3.1-8B-Instruct-SpecForge"),
+        ("deepseek-v3", "mtp", "deepseek-ai/DeepSeek-V3"),
+    ],
+)
+def test_decide_exports_the_head_whose_acceptance_it_uses(
+    target: str, draft: str, checkpoint: str
+) -> None:
+    at = opened("Check", target=target, machine="hgx-b200", draft=f"{draft}:full", batch=8)
+    at.session_state["export_plan"] = "page"
+    at.selectbox(key="engine").select("sglang-0.5").run()
+    at.segmented_control(key="view").set_value("Decide").run()
+    assert at.session_state["deploy_engine"] == "sglang" and not at.error
+    codes = [code.value for code in at.main.code]
+    assert any("sglang.launch_server" in code and checkpoint in code for code in codes)
 
 
 def test_a_checkpoint_that_cannot_be_exported_is_one_message() -> None:

@@ -78,7 +78,16 @@ def test_a_given_acceptance_overrides_the_published_one() -> None:
     assert scenario.acceptance is not None and scenario.acceptance.alpha == 0.3
 
 
-def test_every_curve_has_a_source_and_two_targets_are_in_the_catalog() -> None:
+def test_every_curve_has_a_source_and_three_targets_are_in_the_catalog() -> None:
     known = {c.target for c in published_lengths()} & set(catalog.model_names())
-    assert known == {"llama-3.1-8b", "qwen3.5-397b-a17b"}
+    assert known == {"llama-3.1-8b", "llama-3.3-70b", "qwen3.5-397b-a17b"}
     assert all(c.source for c in published_lengths())
+
+
+def test_a_source_in_a_sentence_names_the_project_and_no_file_of_it() -> None:
+    for curve in published_lengths():
+        acceptance = method_acceptance(curve.target, curve.method)
+        projects = {c.source.partition(" ")[0] for c in published_lengths()}
+        file = curve.source.partition(" ")[2]
+        assert acceptance is not None and any(p in acceptance.source for p in projects)
+        assert not file or file not in acceptance.source

@@ -20,6 +20,7 @@ from perfmodel import (
     NoFeasiblePlan,
     Recommendation,
     estimate,
+    find_plan,
     parse_scenario,
     recommendation_dict,
 )
@@ -392,7 +393,49 @@ def test_if_no_plan_is_fast_enough_the_closest_one_states_its_miss() -> None:
     with pytest.raises(NoFeasiblePlan, match=r"the closest is .*tpot .*x the limit\)") as raised:
         answer(SLO(tpot_s=fastest.tpot_s / 2), batch=16, tp=8)
     assert "(2.00x the limit)" in str(raised.value)
-    assert re.search(r"No speculation, TP 8, meets them at up to \d+ requests", str(raised.value))
+    assert re.search(r", TP 8, meets them at up to \d+ requests", str(raised.value))
+
+
+TIGHT = {"gpu": "h200", "tp": 4, "engine": "vllm", "batch": 24, "prompt_tokens": 26_800}
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (
+            {"target": "qwen3-32b", "slo": "tpot<40ms", "draft": "eagle3", **TIGHT},
+            {"tp", "prompt_tokens", "machine"},
+        ),
+        (
+            {"target": "llama-3.1-70b", "gpu": "h100-sxm", "tp": 2, "batch": 8, "draft": "ngram"},
+            {"tp", "weight_dtype"},
+        ),
+        (
+            {"target": "glm-4.5", "gpu": "a100-sxm-80gb", "tp": 8, "batch": 256, "draft": "ngram"},
+            {"machine"},
+        ),
+    ],
+)
+def test_changes_that_would_help_do_help(values: dict[str, Any], named: set[str]) -> None:
+    """A search with one of the named changes finds a plan."""
+    with pytest.raises(NoFeasiblePlan) as raised:
+        find_plan(values)
+    text = str(raised.value)
+    changes: list[dict[str, Any]] = []
+    if requests := re.search(r"meets them at up to (\d+) requests", text):
+        changes.append({"batch": int(requests[1])})
+    machines = re.findall(r"([\w-]+) at TP (\d+)(?: \(at most (\d+) requests\))?", text)
+    for machine, tp, batch in machines:
+        changes.append({"gpu": None, "machine": machine, "tp": int(tp)})
+        changes[-1] |= {"batch": int(batch)} if batch else {}
+    changes += [{"tp": int(tp)} for tp in re.findall(r"[;,] TP (\d+)(?!\d|, meets)", text)]
+    for tokens in re.findall(r"prompts of ([\d,]+) tokens", text):
+        changes.append({"prompt_tokens": int(tokens.replace(",", ""))})
+    types = {"an fp8 KV cache": {"kv_dtype": "fp8"}, "fp8 weights": {"weight_dtype": "fp8"}}
+    changes += [change for words, change in types.items() if words in text]
+    assert named <= {key for change in changes for key in change}, text
+    for change in changes:
+        assert find_plan(values | change).best.fits, (change, text)
 
 
 def test_limits_that_only_plain_decoding_meets() -> None:

@@ -14,6 +14,7 @@ import torch
 
 from app.cli.commands import run as command
 from app.cli.main import run
+from app.cli.run_fields import NOT_EXECUTED, scenario_fields
 from perfmodel import ConfigError, ScenarioInput, catalog
 from perfmodel.specs import MAX_GAMMA
 from runtime import (
@@ -214,7 +215,7 @@ def test_run_refuses_the_scenarios_that_predict_refuses(
 def outcome(values: dict[str, Any]) -> dict[str, Any] | str:
     """The plan of a scenario, or the error message."""
     try:
-        fields = command.scenario_fields("standalone", ScenarioInput(**values), "scenario")
+        fields = scenario_fields("standalone", ScenarioInput(**values), "scenario")
         return RunPlan(mode="standalone", **fields).as_dict()
     except (ConfigError, EngineError) as error:
         return str(error)
@@ -225,7 +226,7 @@ def test_a_scenario_field_reaches_the_plan_or_is_not_executed(name: str) -> None
     plan = outcome(SCENARIO)
     assert isinstance(plan, dict)
     changed = outcome(SCENARIO | {name: CHANGES[name]})
-    assert (changed == plan) == (name in command.NOT_EXECUTED)
+    assert (changed == plan) == (name in NOT_EXECUTED)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_a_scenario_runs_a_float16_checkpoint_in_the_type_that_is_predicted(
     config = catalog.model_config("llama-68m") | {"torch_dtype": "float16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     values = ScenarioInput(target=str(tmp_path), draft="self", **stated)
-    fields = command.scenario_fields("selfspec", values, "scenario")
+    fields = scenario_fields("selfspec", values, "scenario")
     assert (fields["weight_dtype"], fields["kv_dtype"]) == (weights, kv)
     assert fields["draft_dtype"] == weights
     scenario = values.scenario()

@@ -1,0 +1,159 @@
+"""Which single changes to a scenario would let a plan meet the limits that no plan meets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from perfmodel import catalog
+from perfmodel.catalog.engines import engine_names, engine_profile
+from perfmodel.errors import ConfigError, either
+from perfmodel.planning.candidate import Candidate
+from perfmodel.planning.capacity import capacity
+from perfmodel.planning.search import Search, evaluated
+from perfmodel.scenario import Scenario
+from perfmodel.specs.dtypes import is_quantised
+from perfmodel.speculation.break_even import within
+from perfmodel.speculation.gain import GAMMAS
+from perfmodel.speculation.service import service
+
+TP_DEGREES = (1, 2, 4, 8, 16)
+MOST_MACHINES = 3  # named in a line
+SHORTEST_PROMPT = 1 / 16  # of the scenario's, tried by halves
+Change = Callable[[Scenario], Scenario]
+
+
+def reliefs(result: Search) -> str:
+    """One clause on the changes that help, each alone; plain decoding and the nearest draft count.
+
+    They are fewer requests, another TP, an fp8 type, shorter prompts, and other machines of the
+    catalog with the same engine.
+    """
+    plans = _nearest_plans(result)
+    fewer = _fewer_requests(result, plans)
+    changes = [name for name, change in _changes(plans[0], result) if _helps(result, plans, change)]
+    changes += _machines(result, plans)
+    if not changes and not fewer:
+        return _machines_for_fewer(result, plans[0])
+    return fewer + (f"; {either(changes)} would meet them" if changes else "")
+
+
+def _nearest_plans(result: Search) -> list[Scenario]:
+    """The plans with and without a draft that miss the limits by least."""
+
+    def miss(candidate: Candidate) -> float:
+        return max(candidate.violation(result.slo).values())
+
+    kinds = [
+        [c for c in result.candidates if c.scenario.plan.speculates is speculates]
+        for speculates in (False, True)
+    ]
+    return [min(kind, key=miss).scenario for kind in kinds if kind]
+
+
+def _fewer_requests(result: Search, plans: list[Scenario]) -> str:
+    """The plan that meets the limits at the most requests."""
+    tried = [c for c in result.candidates if c.parts == 0 or c.scenario in plans]
+    sized = [capacity(candidate, result.slo) for candidate in tried]
+    most = max((one for one in sized if one), key=lambda one: one.concurrency, default=None)
+    if most is None or most.concurrency >= plans[0].workload.batch:
+        return ""
+    plan = most.candidate
+    return f"; {plan.label}, TP {plan.scenario.tp}, meets them at up to {most.concurrency} requests"
+
+
+def _changes(base: Scenario, result: Search) -> Iterator[tuple[str, Change]]:
+    """Changes on the same machine, by name."""
+    searched = {candidate.scenario.tp for candidate in result.candidates}
+    for tp in TP_DEGREES:
+        if tp not in searched and tp <= base.machine.gpus_per_node:
+            yield f"TP {tp}", _at_tp(tp)
+    if not is_quantised(base.kv_dtype):
+        yield "an fp8 KV cache", lambda scenario: replace(scenario, kv_dtype="fp8")
+    if not is_quantised(base.weight_dtype) and not is_quantised(base.expert_dtype):
+        yield "fp8 weights", lambda scenario: replace(scenario, weight_dtype="fp8")
+    for length in _shorter_prompts(base):
+        if _helps(result, [base], change := _at_prompt(length)):
+            yield f"prompts of {length:,} tokens", change
+            return
+
+
+def _at_tp(tp: int) -> Change:
+    return lambda scenario: replace(scenario, tp=tp)
+
+
+def _at_prompt(tokens: int) -> Change:
+    return lambda scenario: replace(
+        scenario, workload=replace(scenario.workload, prompt_tokens=tokens)
+    )
+
+
+def _shorter_prompts(base: Scenario) -> Iterator[int]:
+    tokens = whole = base.workload.prompt_tokens
+    while (tokens := tokens // 2) >= max(1.0, whole * SHORTEST_PROMPT):
+        yield tokens
+
+
+def _machines(result: Search, plans: list[Scenario]) -> list[str]:
+    """Machines that help, each at its smallest TP; those with the smallest TP first."""
+    found: list[tuple[int, str]] = []
+    for name in catalog.machine_names():
+        if name == plans[0].machine.name:
+            continue
+        most = catalog.machine(name).gpus_per_node
+        degrees = (tp for tp in TP_DEGREES if tp <= most)
+        tp = next((tp for tp in degrees if _helps(result, plans, _on(name, tp))), None)
+        found += [] if tp is None else [(tp, name)]
+    return [f"{name} at TP {tp}" for tp, name in sorted(found)[:MOST_MACHINES]]
+
+
+def _machines_for_fewer(result: Search, plain: Scenario) -> str:
+    """The machines that take the most requests, for limits that no single change meets."""
+    found: list[tuple[int, str]] = []
+    for name in catalog.machine_names():
+        for tp in (tp for tp in TP_DEGREES if tp <= catalog.machine(name).gpus_per_node):
+            if (changed := _changed(result, plain, _on(name, tp))) is not None:
+                sized = capacity(evaluated(changed, result.objective), result.slo)
+                found += [(sized.concurrency, f"{name} at TP {tp}")] if sized else []
+    if not found:
+        return "; no machine of the catalog meets them without a draft, not even for one request"
+    best = [
+        f"{name} (at most {most} requests)"
+        for most, name in sorted(found, reverse=True)[:MOST_MACHINES]
+    ]
+    return (
+        f"; no single change meets them; fewer requests and {either(best)} would, without a draft"
+    )
+
+
+def _on(name: str, tp: int) -> Change:
+    machine = catalog.machine(name)
+
+    def change(scenario: Scenario) -> Scenario:
+        engine = scenario.engine
+        if engine.name in engine_names():  # a user's profile is used as it is
+            engine = engine_profile(engine.name, machine.gpu)
+        return replace(scenario, machine=machine, tp=tp, engine=engine)
+
+    return change
+
+
+def _helps(result: Search, plans: list[Scenario], change: Change) -> bool:
+    """Whether one of the plans meets the limits after a change, at any γ if it has a draft."""
+    for plan in plans:
+        if (changed := _changed(result, plan, change)) is not None:
+            gammas = GAMMAS if plan.plan.speculates else np.zeros(1)
+            if np.any(within(service(changed, gamma=gammas), result.slo)):
+                return True
+    return False
+
+
+def _changed(result: Search, plan: Scenario, change: Change) -> Scenario | None:
+    """The plan after a change; None if it is not possible, as with a TP that splits no head."""
+    try:
+        changed = change(plan)
+    except ConfigError:
+        return None
+    return changed if changed.obstacle_on(result.version) is None else None
