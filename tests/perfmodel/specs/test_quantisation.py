@@ -533,7 +533,7 @@ def test_each_part_takes_the_time_of_its_type(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-# ---- scales in times ------------------------------------------------------------------------------
+# ---- scales in times ----------------------------------------------------------------------------
 
 
 def step_of(stated: dict[str, Any] | None, tmp_path: Path, model: str, **values: Any) -> Any:
