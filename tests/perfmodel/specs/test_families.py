@@ -292,6 +292,31 @@ def test_sizes_of_catalog_models_are_those_of_transformers(name: str) -> None:
     assert many == pytest.approx(expected - windowed * of_layer, rel=1e-12)
 
 
+def rows_of(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file beside this one, without its comments."""
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+CACHES_OF_VLLM = rows_of("vllm_caches.csv")
+
+
+@pytest.mark.parametrize("row", CACHES_OF_VLLM, ids=lambda row: row["model"])
+def test_caches_are_those_of_vllm(row: dict[str, str]) -> None:
+    """Recorded from vLLM's own classes, which share no code with transformers' cache."""
+    spec = catalog.model(row["model"])
+    assert spec.kv_bytes_per_token_per_rank(1) == float(row["bytes_per_token"])
+    assert spec.cached_layers == int(row["layers"])
+    windowed = " ".join(f"{layers}x{window}" for layers, window in spec.attention_layers if window)
+    assert windowed == row["windowed"]
+    if spec.linear is not None and "qwen3.5" in spec.name:  # which state that these are in fp32
+        assert spec.state_bytes_per_rank(1) == float(row["state"])
+
+
+def test_the_caches_of_vllm_are_those_of_every_model() -> None:
+    assert {row["model"] for row in CACHES_OF_VLLM} == set(catalog.model_names())
+
+
 def test_every_model_type_is_compared_with_transformers() -> None:
     dense = {"llama", "mistral", "qwen2", "qwen3"}  # in tests/test_config_truth.py
     whole = {config["model_type"] for config in CASES.values()} - {"aya_vision"}
@@ -305,11 +330,7 @@ def test_every_model_type_is_compared_with_transformers() -> None:
 
 # Each row is one published figure, with its source. "all" counts every parameter, "embedded" leaves
 # out the input embedding, "layers" both vocabulary matrices; for a cache, `counted` is its tokens.
-PUBLISHED = list(
-    csv.DictReader(
-        Path(__file__).with_name("published_sizes.csv").read_text(encoding="utf-8").splitlines()
-    )
-)
+PUBLISHED = rows_of("published_sizes.csv")
 UNITS = {"million": 1e6, "billion": 1e9, "trillion": 1e12, "GB": 1e9, "GiB": 2.0**30,
          "thousand bytes": 1e3, "thousand elements": 2e3}  # fmt: skip
 
