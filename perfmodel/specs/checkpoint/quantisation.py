@@ -91,6 +91,8 @@ def without_quantisation(
         return rest, Quantisation(where)
     if not isinstance(stated, Mapping):
         raise ConfigError(f"{where}={shown(stated)} must be an object of fields")
+    if "quant_algo" in stated and "quant_method" not in stated:  # early versions of modelopt
+        stated = {"quant_method": "modelopt"} | dict(stated)
     method = stated.get("quant_method")
     reader = _READERS.get(method) if isinstance(method, str) else None
     if reader is None:
@@ -327,6 +329,8 @@ def _scheme(stated: Mapping[str, Any], where: str) -> str:
     scheme = stated.get("kv_cache_scheme")
     if scheme is None:
         return ""
+    if isinstance(scheme, str):
+        return _kv(scheme, where)
     fields = scheme if isinstance(scheme, Mapping) else {}
     kind = {"float": "FP8", "int": "INT8"}.get(str(fields.get("type")))
     return _kv(kind if fields.get("num_bits") == 8 else scheme, where)

@@ -9,6 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,60 @@ def test_every_model_type_is_compared_with_transformers() -> None:
         config["text_config"]["model_type"] for config in CASES.values() if "text_config" in config
     }
     assert compared | dense == set(MODEL_TYPES)
+
+
+# ---- configs as published -----------------------------------------------------------------------
+
+# config.json files of the Hugging Face hub, as aiconfigurator-core 0.12.0 and aisimulate 0.13.0 have
+# them (without vision_config).
+HUB_CONFIGS = [
+    json.loads(line)
+    for line in Path(__file__).with_name("hub_configs.jsonl").read_text("utf-8").splitlines()
+]
+# Later or instruction-tuned versions, whose config is that of the catalog's.
+SAME_AS = {
+    "MiniMaxAI/MiniMax-M2.5": "minimax-m2",
+    "deepseek-ai/DeepSeek-R1": "deepseek-v3",
+    "meta-llama/Meta-Llama-3.1-8B": "llama-3.1-8b",
+    "meta-llama/Meta-Llama-3.1-70B": "llama-3.1-70b",
+    "meta-llama/Meta-Llama-3.1-405B": "llama-3.1-405b",
+    "meta-llama/Llama-4-Maverick-17B-128E-Instruct": "llama-4-maverick",
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": "llama-4-scout",
+}
+
+
+def of_hub(config: Mapping[str, Any], path: Path) -> ModelSpec:
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return catalog.model(str(path))
+
+
+def catalog_name(hub_id: str) -> str:
+    """The model of the catalog with this hub id; "" if there is none."""
+    named = {catalog.model(name).hub_id: name for name in catalog.model_names()}
+    return SAME_AS.get(hub_id) or named.get(hub_id, "")
+
+
+@pytest.mark.parametrize("row", HUB_CONFIGS, ids=lambda row: row["hub_id"])
+def test_published_configs_have_the_sizes_of_transformers(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = of_hub(row["config"], tmp_path / "published.json")
+    if name := catalog_name(row["hub_id"]):
+        names = {"name": name, "tokenizer": "", "hub_id": "", "source": ""}
+        assert replace(catalog.model(name), **names) == replace(spec, **names)
+        return
+    assert sizes(spec) == sizes_of_transformers(without_quantisation(row["config"]))
+
+
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {k: v for k, v in config.items() if k != "quantization_config"}
+    if "text_config" in plain:
+        plain["text_config"] = without_quantisation(plain["text_config"])
+    return plain
+
+
+def test_many_models_of_the_catalog_were_compared_with_their_published_configs() -> None:
+    assert len({catalog_name(row["hub_id"]) for row in HUB_CONFIGS} - {""}) >= 20
 
 
 # ---- published figures --------------------------------------------------------------------------

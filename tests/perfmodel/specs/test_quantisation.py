@@ -533,6 +533,35 @@ def test_each_part_takes_the_time_of_its_type(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+# ---- files as tools wrote them -------------------------------------------------------------------
+
+
+def test_an_early_modelopt_states_no_method(tmp_path: Path) -> None:
+    """As in nvidia's Qwen3-32B in fp8, whose KV cache is in fp8, too."""
+    stated = {"quant_algo": "FP8", "kv_cache_scheme": "FP8", "ignore": ["lm_head"],
+              "producer": {"name": "modelopt", "version": "0.31.0"}}  # fmt: skip
+    assert stored_types(LLAMA, stated) == Stored("fp8", "fp8", "fp8")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"model_type": "deepseek_v4", "quantization_config": {"quant_method": "odd"}},
+            "has sparse attention",
+        ),
+        ({"quantization": {"quant_algo": "FP8"}}, "give the config.json beside it"),
+    ],
+)
+def test_the_reason_that_helps_comes_first(
+    config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConfigError, match=words):
+        catalog.model(str(path))
+
+
 # ---- scales in times ----------------------------------------------------------------------------
 
 
