@@ -329,8 +329,8 @@ def test_every_model_type_is_compared_with_transformers() -> None:
 
 # ---- configs as published -----------------------------------------------------------------------
 
-# config.json files of the Hugging Face hub, as aiconfigurator-core 0.12.0 and aisimulate 0.13.0 have
-# them (without vision_config).
+# config.json files of the Hugging Face hub, from aiconfigurator-core 0.12.0 and aisimulate 0.13.0
+# (without vision_config).
 HUB_CONFIGS = [
     json.loads(line)
     for line in Path(__file__).with_name("hub_configs.jsonl").read_text("utf-8").splitlines()
