@@ -666,7 +666,10 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("deepseek_v3", **MLA, n_group=4, topk_group=5), "topk_group"
     other = [FULL] + [SLIDING] * 5
     yield case("gemma3_text", sliding_window_pattern=6, layer_types=other), "sliding_window_pattern"
-    yield case("gemma3_text", layer_types=[FULL]), "layer_types"
+    for kind in ("gemma3_text", "mixtral", "phimoe", "seed_oss", "gpt_oss", "qwen3_next"):
+        for listed in ([FULL], [FULL] * 7, []):
+            if listed or kind != "seed_oss":  # which does not read it
+                yield case(kind, layer_types=listed), "layer_types"
     yield case("qwen3_next", layer_types=[LINEAR] * 6), "full_attention"
     yield case("gemma3_text", layer_types=[CHUNKED] * 6), "layer_types"
     yield case("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention"
