@@ -59,13 +59,14 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
         seconds = curve.seconds(tokens=rows, touched=touched, **shape, **peaks)
         inside = partial(curve.in_range, tokens=rows, touched=touched, **shape)
     weights = stored_bytes(rank.expert_dtype, scales) * 3.0 * touched * hidden * width
-    seconds = np.maximum(seconds, weights / gpu.hbm_bandwidth)  # small tables were measured in L2
     traffic = weights + ACTIVATION_BYTES * pairs * (2.0 * hidden + 3.0 * width)
+    memory_s = experts.layers * traffic / gpu.hbm_bandwidth
     return Part(
         "experts",
-        experts.layers * rank.engine.linear_factor * seconds,
+        # Small tables were measured in L2.
+        np.maximum(experts.layers * rank.engine.linear_factor * seconds, memory_s),
         experts.layers * 6.0 * pairs * hidden * width / gpu.peak_flops,
-        experts.layers * traffic / gpu.hbm_bandwidth,
+        memory_s,
         Bound.WEIGHTS,
         Origin.ASSUMED if curve is None else rank.layer_origin("experts"),
         inside,
@@ -133,12 +134,13 @@ def all_to_all(rank: Rank, rows: Floats) -> list[Part]:
         message_bytes=message, ranks=rank.gpus, link_bandwidth=link.bandwidth
     )
     calls = 2.0 * experts.layers
+    least = calls * message / link.bandwidth
     return [
         Part(
             "all_to_all",
-            calls * rank.engine.comm_factor * seconds,
+            np.maximum(calls * rank.engine.comm_factor * seconds, least),
             np.zeros(()),
-            calls * message / link.bandwidth,
+            least,
             Bound.LINK,
             Origin.ASSUMED,
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
+
 from perfmodel._typing import Floats
 from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.passes.parts import Part
@@ -95,12 +97,14 @@ def linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
         )
         stored = stored_bytes(dtype, rank.spec.scale_bytes) * n * k
         traffic_bytes = stored + ACTIVATION_BYTES * m * (n + k)
+        memory_s = count * traffic_bytes / gpu.hbm_bandwidth
         parts.append(
             Part(
                 name,
-                count * rank.engine.linear_factor * seconds,
+                # A curve of another GPU, or of other shapes, may read faster than this memory.
+                np.maximum(count * rank.engine.linear_factor * seconds, memory_s),
                 count * 2.0 * m * n * k / (peak_ratio * gpu.peak_flops),
-                count * traffic_bytes / gpu.hbm_bandwidth,
+                memory_s,
                 Bound.WEIGHTS,
                 origin,
                 partial(curve.in_range, m=m, n=n, k=k),
