@@ -543,6 +543,41 @@ def test_an_early_modelopt_states_no_method(tmp_path: Path) -> None:
     assert stored_types(LLAMA, stated) == Stored("fp8", "fp8", "fp8")
 
 
+def mixed(**kinds: Any) -> dict[str, Any]:
+    """An algorithm for each module, as in nvidia's Qwen3.6 in NVFP4; `kinds` by module."""
+    layers = {
+        f"model.layers.{i}.{module.replace('__', '.')}": fields
+        for module, fields in kinds.items()
+        for i in range(LLAMA["num_hidden_layers"])
+    }
+    return {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+
+
+def test_modelopt_may_state_an_algorithm_for_each_module() -> None:
+    fp8, fp4 = {"quant_algo": "FP8"}, {"quant_algo": "W4A16_NVFP4", "group_size": 16}
+    attention = {f"self_attn__{name}_proj": fp8 for name in "qkvo"}
+    mlp = {f"mlp__{name}_proj": fp4 for name in ("gate", "up", "down")}
+    stored = stored_types(LLAMA, mixed(**attention, **mlp))
+    assert stored.weights == "fp8" and dict(stored.parts) == {"mlp": "nvfp4"}
+    assert dict(stored_types(LLAMA, mixed(**attention)).parts) == {"mlp": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        (mixed(), "quantized_layers"),
+        (mixed(mlp__up_proj="FP8"), "mlp.up_proj"),
+        (mixed(mlp__up_proj={"quant_algo": "ODD"}), "ODD"),
+        (mixed(mlp__up_proj={"quant_algo": "NVFP4", "group_size": 32}), "group_size"),
+        (mixed(mlp__odd_proj={"quant_algo": "FP8"}), "odd_proj"),
+    ],
+)
+def test_broken_lists_of_modules_are_refused(stated: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        stored_types(LLAMA, stated)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
