@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfmodel.catalog.kernels import measured_attention
 from perfmodel.errors import either
-from perfmodel.kernels.latent import UNSPLIT_TIME
+from perfmodel.kernels.latent import PADDED_TIME, UNSPLIT_TIME
 from perfmodel.specs.cuda_graphs import default_graph_notes
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.engine_support import block_obstacle, engine_version
@@ -184,16 +184,28 @@ def _layer_notes(scenario: Scenario) -> list[str]:
 
 
 def _latent_notes(scenario: Scenario) -> list[str]:
-    """Whose kernel latent attention was timed with, if it is not the engine's."""
+    """What is not known of latent attention: of many rows, and with the engine's own kernel."""
     target, workload = scenario.target, scenario.workload
     curve = scenario.kernels.latent_curve(target, scenario.target_types.kv)
-    if curve is None or scenario.engine.name.startswith("tensorrt-llm"):
+    if curve is None:
         return []
-    slower = curve.unsplit_ratio(
-        batch=workload.batch / scenario.dp,
-        kv_tokens=workload.prompt_tokens,
-        heads=target.query_heads_per_rank(scenario.group_tp),
-    )
+    gpu, notes = scenario.machine.gpu, list[str]()
+    shape: dict[str, Any] = {
+        "batch": workload.batch / scenario.dp,
+        "kv_tokens": workload.prompt_tokens,
+        "heads": target.query_heads_per_rank(scenario.group_tp),
+    }
+    peaks: dict[str, Any] = {"peak_flops": gpu.peak_flops, "hbm_bandwidth": gpu.hbm_bandwidth}
+    rows = scenario.plan.gamma + 1
+    if curve.padded_ratio(query_tokens=rows, **shape, **peaks) >= PADDED_TIME:
+        notes.append(
+            f"latent attention with {rows} query tokens takes the measured time of {rows} times as "
+            f"many heads; the kernel is slower with some numbers of heads than with more, so T_V "
+            f"hardly grows with gamma, and the interval includes rows padded to larger numbers"
+        )
+    if scenario.engine.name.startswith("tensorrt-llm"):
+        return notes
+    slower = curve.unsplit_ratio(**shape)
     kernel = curve.source.split(": ")[-1].replace("TRTLLM", "TensorRT-LLM")
     warning = ""
     if slower >= UNSPLIT_TIME:
@@ -202,7 +214,8 @@ def _latent_notes(scenario: Scenario) -> list[str]:
             f"times slower here than at large batches, so engines that split it may be as much "
             f"faster"
         )
-    return [f"latent attention takes the time of another engine's kernel ({kernel}){warning}"]
+    notes.append(f"latent attention takes the time of another engine's kernel ({kernel}){warning}")
+    return notes
 
 
 def _type_notes(scenario: Scenario) -> list[str]:

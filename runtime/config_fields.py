@@ -23,7 +23,8 @@ class Rule(NamedTuple):
     expected: str
 
 
-MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_BYTES = 4_000_000  # some list every quantised module
+MOST_LISTED = 20  # unknown fields in one message
 FAMILIES = {  # model_type -> architecture
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -285,14 +286,24 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
 
 
 def _check_known(fields: Mapping[str, Any], known: Set[str], kind: str, name: str) -> None:
-    """Refuse a field that is neither read nor harmless, unless it is switched off."""
-    for field, value in fields.items():
-        if field in known or field in HARMLESS_FIELDS or _changes_nothing(field, value):
-            continue
-        if not field.startswith(HARMLESS_STARTS) and not field.endswith(HARMLESS_ENDS):
-            raise _refusal(
-                name, field, value, f"{kind} does not have it; remove it if it has no effect"
-            )
+    """Refuse all fields that are neither read nor harmless, unless they are switched off."""
+    unknown = [
+        f"{one_line(field)}={_printable(value)}"
+        for field, value in fields.items()
+        if field not in known
+        and field not in HARMLESS_FIELDS
+        and not _changes_nothing(field, value)
+        and not field.startswith(HARMLESS_STARTS)
+        and not field.endswith(HARMLESS_ENDS)
+    ]
+    if not unknown:
+        return
+    one, more = len(unknown) == 1, len(unknown) - MOST_LISTED
+    listed = ", ".join(unknown[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+    raise InputError(
+        f"{name}: {listed} {'is' if one else 'are'} not supported; {kind} does not have "
+        + ("it; remove it if it has no effect" if one else "them; remove those without an effect")
+    )
 
 
 def _changes_nothing(field: str, value: Any) -> bool:
@@ -330,8 +341,11 @@ def _check_rope(rope: Any, where: str) -> None:
 
 
 def _refusal(name: str, field: str, value: Any, why: str) -> InputError:
-    shown = "".join(c if c.isprintable() else "?" for c in f"{value!r:.60}")
-    return InputError(f"{name}: {one_line(field)}={shown} is not supported; {why}")
+    return InputError(f"{name}: {one_line(field)}={_printable(value)} is not supported; {why}")
+
+
+def _printable(value: Any) -> str:
+    return "".join(c if c.isprintable() else "?" for c in f"{value!r:.60}")
 
 
 def one_line(text: object) -> str:

@@ -425,10 +425,20 @@ def test_a_field_that_changes_the_mathematics_is_named(
         assert isinstance(message, str) and field in message
 
 
+def test_all_unknown_fields_are_named_at_once(tmp_path: Path) -> None:
+    odd = {f"odd_{i}": i for i in range(1, 4)}
+    for message in both(write(tmp_path / "few", case(**odd))):
+        assert isinstance(message, str)
+        assert all(f"{field}={value}" in message for field, value in odd.items())
+    many = {f"odd_{i}": i for i in range(1, 31)}
+    for message in both(write(tmp_path / "many", case(**many))):
+        assert isinstance(message, str) and "odd_20=20 and 10 more" in message
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"\x80\x81", b"[]", b'"llama"', b'{"hidden_size": NaN}', b'{"a": 1, "a": 2}',
-     b'{"a": ' + b"[" * 100_000, b'{"a": ' + b"9" * 10_000 + b"}", b" " * 1_000_001,
+     b'{"a": ' + b"[" * 100_000, b'{"a": ' + b"9" * 10_000 + b"}", b" " * 4_000_001,
      "\ufeff".encode() + json.dumps(case()).encode()],
 )  # fmt: skip
 def test_a_file_that_is_not_one_object_in_plain_utf8(content: bytes, tmp_path: Path) -> None:

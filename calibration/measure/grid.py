@@ -27,6 +27,9 @@ MEMORY_BYTES = 141e9  # of an H200; limits the KV cache of all layers of a model
 
 MODEL_NAMES = ("llama-3.1-8b", "llama-2-7b", "llama-3.2-1b", "tinyllama-1.1b", "qwen2.5-7b")
 MODELS: tuple[ModelSpec, ...] = tuple(map(catalog.model, MODEL_NAMES))
+LARGE_MODEL = catalog.model("llama-3.1-70b")
+# Models and tensor parallelism whose long verification passes are timed.
+LARGE_SHAPES = ((MODELS[0], 1), (MODELS[4], 1), (LARGE_MODEL, 1), (LARGE_MODEL, 8))
 # Both sides of the batches at which sequences with 4, 8 or 32 KV heads, in a few ranges each, fill
 # two blocks on each of 132 SMs: 34, 17, 12, 9 and so on.
 BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 17, 20, 22, 23, 24, 28, 32, 33, 34, 40,
@@ -52,6 +55,10 @@ BIASED = {
     for spec in MODELS
     if spec.qkv_bias
 }  # (N, K) of fused query, key and value projections with a bias
+# Query tokens that fill one and two of the largest tiles, by query heads per KV head, and others.
+LARGE_QUERIES = {4: (17, 33), 7: (10, 19), 8: (9, 17)}
+LARGE_CHECK_QUERIES = {4: (24, 32, 40), 7: (14, 18, 23), 8: (12, 16, 20)}
+FEW_QUERIES = (1, 2, 4, 8)
 COARSE_ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
 PREFILL_CHUNKS = ((512, 512), (2048, 2048), (2048, 4096), (2048, 8192))  # new tokens, KV tokens
 SMALL_TOKENS = (1, 8, 32, 64, 128, 256, 512, 1024, 2304)
@@ -83,6 +90,32 @@ def query_cells() -> list[Cell]:
         for batch, kv in itertools.product((1, 8, 32, 64, 128, 256), (512, 2048, 8192, 32768)):
             queries = CHECK_QUERIES[heads[0] // heads[1]]
             cells += _fitting([attention_cell(heads, batch, kv, q) for q in queries], model)
+    return cells
+
+
+def large_cells() -> list[Cell]:
+    """Passes of more than 64 packed query rows (long drafts), for head dimension 128."""
+    cells = []
+    for model, tp in LARGE_SHAPES:
+        heads, batches_of = heads_of(model, tp), COARSE_BATCHES if model is LARGE_MODEL else BATCHES
+        group, few = heads[0] // heads[1], ((1, 8, 32, 64, 128, 256), (512, 2048, 8192, 32768))
+        for op, batches, lengths, queries in (
+            ("attention", batches_of, KV_TOKENS, LARGE_QUERIES),
+            ("attention", *few, LARGE_CHECK_QUERIES),
+            ("attention_between", BETWEEN_BATCHES, BETWEEN_KV, LARGE_QUERIES),
+        ):
+            for batch, kv in itertools.product(batches, lengths):
+                new = [attention_cell(heads, batch, kv, q) for q in queries[group]]
+                cells += _fitting([cell | {"op": op} for cell in new], model)
+    return cells
+
+
+def group_cells() -> list[Cell]:
+    """Eight query heads per KV head of dimension 128, to check the curve of other groups."""
+    cells = []
+    for tp, batch, kv in itertools.product((1, 8), COARSE_BATCHES, COARSE_KV):
+        heads = heads_of(LARGE_MODEL, tp)
+        cells += _fitting([attention_cell(heads, batch, kv, q) for q in FEW_QUERIES], LARGE_MODEL)
     return cells
 
 
@@ -247,6 +280,8 @@ def groups(every: int = 1) -> list[Group]:
         ("query", 2, 1.0, query_cells()),
         ("gemm tp2", 3, 1.0, gemm_cells(2)),
         ("attention tp2", 3, 2.0, attention_cells(2)),
+        ("rows", 3, 2.0, large_cells()),
+        ("group", 3, 0.5, group_cells()),
     ]
     seen: set[str] = set()
     result = []

@@ -23,7 +23,7 @@ from calibration.measure.grid import (
     cell_seconds,
     groups,
 )
-from calibration.records.cells import key
+from calibration.records.cells import OVER_CACHE, key
 from calibration.records.jsonl import RecordLog, encode
 from perfmodel import ConfigError
 from runtime import show_status
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MAX_ATTENTION_ERROR = 1e-2  # bf16 lands between 1e-3 and 1e-2
 ROW_BUILDERS = 6
-BUILDS = ("attention:64", "attention:128", *(f"rows:{i}" for i in range(ROW_BUILDERS)))
+CHECKED_DIM = 128  # head dimension of `attention_error`
 SAME_RUN = ("gpu", "driver", "cuda", "torch", "flashinfer-python")  # must not change within a file
 MEASURED = ("seconds", "unit", "repeats", "calls", "spread")  # keys that a record adds to its cell
 FAILURES_IN_A_ROW = 20  # then the device itself is at fault
@@ -42,6 +42,16 @@ NEED_NO_BUILD = ("sustained", "gemm-large")  # cuBLAS only, so nothing has to be
 
 class BenchError(ConfigError):
     """A run that cannot continue, with a message of one line."""
+
+
+def builds(plan: Iterable[Group]) -> list[str]:
+    """The parts that `build` compiles for the cells of some groups."""
+    cells = [cell for group in plan for cell in group.cells]
+    dims = {CHECKED_DIM} | {cell["head_dim"] for cell in cells if "head_dim" in cell}
+    parts = [f"attention:{dim}" for dim in sorted(dims)]
+    if any(cell["op"] not in (*OVER_CACHE, "prefill_attention") for cell in cells):
+        parts += [f"rows:{i}" for i in range(ROW_BUILDERS)]
+    return parts
 
 
 def build(part: str) -> None:
@@ -169,10 +179,11 @@ def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping
 
     deadline = time.monotonic() + seconds
     spawn = multiprocessing.get_context("spawn")
-    builders = [spawn.Process(target=build, args=(part,), daemon=True) for part in BUILDS]
     log, done = open_log(out, header)
     for group in plan:
         group.cells = [cell for cell in group.cells if key(cell) not in done]
+    parts = builds(plan)
+    builders = [spawn.Process(target=build, args=(part,), daemon=True) for part in parts]
     with log:
         for builder in builders:
             builder.start()
@@ -181,11 +192,11 @@ def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping
         try:
             unbuilt = [group for group in plan if group.name in NEED_NO_BUILD]
             work.until(lambda: not any(b.is_alive() for b in builders), unbuilt)
-            for part, builder in zip(BUILDS, builders, strict=True):
+            for part, builder in zip(parts, builders, strict=True):
                 builder.join()
                 if builder.exitcode:
                     raise BenchError(f"the kernels of {part} do not compile here; see stderr")
-            for new in (1, 4, 8):
+            for new in (1, 4, 8, 17, 33):  # every tile of query rows, and two of the largest
                 error = attention_error(bench, new)
                 print(f"attention of {new} tokens: relative error {error:.2g}", flush=True)
                 if not error < MAX_ATTENTION_ERROR:

@@ -35,6 +35,7 @@ class PublishedRow:
     gamma: int = 0
     draft_tp: int | None = None
     weight_dtype: str = "bf16"
+    group_size: int = 0  # weights that share a scale and a zero point in bf16; 0 without groups
     verify_s: float | None = None
     draft_step_s: float | None = None
     tokens_per_round: float | None = None
@@ -93,7 +94,7 @@ _NAMES = {
     "speculative_ms_per_token": "tpot_s",
     "tokens_per_s": "target_step_s",
 }
-_WHOLE = ("kv_budget", "gamma", "tp", "draft_tp", "batch", "prefix_tokens")
+_WHOLE = ("kv_budget", "gamma", "tp", "draft_tp", "batch", "prefix_tokens", "group_size")
 
 
 def _golden(name: str, **given: Any) -> list[PublishedRow]:
@@ -143,6 +144,9 @@ def predict_row(
             "engine": row.engine,
         }
     ).scenario()
+    if row.group_size:
+        scales = ((row.weight_dtype, 4.0 / row.group_size),)
+        scenario = replace(scenario, target=replace(scenario.target, scale_bytes=scales))
     if profile is not None:
         scenario = replace(scenario, engine=profile(scenario.engine))
     return estimate(scenario)

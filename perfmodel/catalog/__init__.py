@@ -30,7 +30,7 @@ from perfmodel.catalog._schema import (
 )
 from perfmodel.errors import ConfigError, printable, shown, unknown_name
 from perfmodel.specs.checkpoint.quantisation import without_quantisation
-from perfmodel.specs.families import model_spec
+from perfmodel.specs.families import check_modelled, model_spec
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
@@ -280,6 +280,7 @@ def model_from_toml(content: str, *, where: str) -> ModelSpec:
 
 def _model_spec(config: Mapping[str, Any], name: str) -> ModelSpec:
     """The spec of a config, with the storage types of its checkpoint."""
+    check_modelled(config, name)
     rest, quantisation = without_quantisation(config, name)
     spec = model_spec(rest, name=name)
     stored, floats = quantisation.stored(spec), _float_type(config)

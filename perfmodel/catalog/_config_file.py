@@ -11,7 +11,7 @@ from perfmodel.errors import ConfigError, os_reason, printable, shown
 from perfmodel.input_file import distinct
 from perfmodel.specs.checkpoint.quantisation import without_quantisation
 
-MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_BYTES = 4_000_000  # some list every quantised module
 # Files next to config.json in which quantised checkpoints state their format.
 QUANTIZATION_FILES = {  # and the method that each implies
     "hf_quant_config.json": "modelopt",

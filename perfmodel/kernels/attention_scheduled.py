@@ -34,6 +34,8 @@ from perfmodel.units import US
 NS = 1e-9
 ELEMENT_BYTES = 2.0  # of the KV cache in the measurements
 CHUNK = 512  # batches split at once; their candidates fit in the CPU cache
+# Of tiles of 128 rows to those of 64 on an H200, both for head dimension 128.
+TALLER_TOKEN, TALLER_PAIR = 1.49, 1.34
 PAIR_RAMP = 0.1  # share of the multiprocessors over which the slowdown of pairs sets in
 
 
@@ -128,24 +130,40 @@ class ScheduledAttention(AttentionCurve):
         return _grid_seconds(self, axes, heads, rates)
 
     def _in_range(self, heads: Heads, batch: Floats, tokens: Floats, queries: Floats) -> Bools:
-        """Whether blocks with this many query rows and this much KV were measured."""
-        batch_heads = batch * heads.kv
+        """Whether blocks with this many query rows and this much KV were measured.
+
+        More than two of the largest tiles were not.
+        """
+        batch_heads, rows = batch * heads.kv, queries * heads.group
+        shape = np.broadcast_shapes(batch.shape, tokens.shape, queries.shape)
         tables = [t for t in self.blocks if t.head_dim == heads.dim]
-        if not tables or heads.group > max(t.group_knots[-1] for t in tables):
-            return np.zeros(np.broadcast_shapes(batch.shape, tokens.shape, queries.shape), bool)
+        if not tables:
+            return np.zeros(shape, bool)
         size_ok = batch_heads * tokens <= max(t.max_unit_tokens for t in tables)
-        rows_ok = queries <= max(t.tile_rows for t in tables)
+        measured = [t.tile_rows for t in tables if heads.group <= t.group_knots[-1]]
+        rows_ok = np.isin(np.array(TILE_ROWS)[tile_index(rows, heads.dim)], measured) & (
+            rows <= 2.0 * TILE_ROWS[-1]
+        )
         return np.asarray((tokens >= tables[0].token_knots[0]) & size_ok & rows_ok)
 
     def table(self, head_dim: int, rows: float) -> BlockTable:
         """The table for some packed query rows, with the head dimension that is nearest in ratio.
 
-        If its head dimension differs, the table is scaled to equal bytes per second.
+        If its head dimension differs, the table is scaled to equal bytes per second. Without a
+        table for so many rows, that of the next smaller tile has longer and more rival blocks.
         """
         nearest = min((t.head_dim for t in self.blocks), key=lambda d: abs(np.log(d / head_dim)))
         tables = (t for t in self.blocks if t.head_dim == nearest)
         by_tile = sorted(tables, key=lambda t: t.tile_rows)
         table = next((t for t in by_tile if t.tile_rows >= rows), by_tile[-1])
+        if table.tile_rows < rows:
+            table = replace(
+                table,
+                tile_rows=int(rows),
+                token_ns=table.token_ns * TALLER_TOKEN,
+                pair_slowdown=min(table.pair_slowdown * TALLER_PAIR, 1.0),
+                residual=np.zeros_like(table.residual),
+            )
         if nearest == head_dim:
             return table
         return replace(table, head_dim=head_dim, token_ns=table.token_ns * head_dim / nearest)
@@ -162,7 +180,7 @@ def _grid_seconds(
     grid = np.broadcast_arrays(*(np.frombuffer(data).reshape(shape) for data, shape in axes))
     batch, tokens, queries = (x.ravel() for x in grid)
     seconds = np.empty(batch.shape)
-    tile_of = tile_index(queries * heads.group)
+    tile_of = tile_index(queries * heads.group, heads.dim)
     for index, tile_rows in enumerate(TILE_ROWS):
         cells, table = np.flatnonzero(tile_of == index), curve.table(heads.dim, float(tile_rows))
         for start in range(0, len(cells), CHUNK):

@@ -72,7 +72,7 @@ class AttentionCall:
         count, at_longest = counts.sum(axis=1), (counts * (pages == longest[:, None])).sum(axis=1)
         kv_heads = np.broadcast_to(np.asarray(self.kv_heads, float), longest.shape)
         packed = self.query_tokens * (self.query_heads / kv_heads)
-        tile = tile_index(packed)
+        tile = tile_index(packed, self.head_dim)
         tiles = np.maximum(np.ceil(packed / np.array(TILE_ROWS)[tile]), 1.0)
         wave = np.floor(BLOCKS_PER_SM * self.sm_count / kv_heads)
         room = np.maximum(MOST_WAVES * wave, tiles * count + wave)
@@ -133,9 +133,13 @@ def _chosen(seconds: Floats, blocks: Floats, first: Ints, batch_of: Ints) -> Int
     return np.maximum(chosen, np.maximum.reduceat(np.where(fits, number, 0), first))
 
 
-def tile_index(rows: Floats) -> Ints:
-    """Index into `TILE_ROWS` of the tile for these packed query rows."""
-    return np.minimum(np.searchsorted(TILE_ROWS, rows), len(TILE_ROWS) - 1)
+def tile_index(rows: Floats, head_dim: int = 128) -> Ints:
+    """Index into `TILE_ROWS` of the tile for these packed query rows.
+
+    The largest one does not fit a head dimension of 256.
+    """
+    last = len(TILE_ROWS) - (1 if head_dim < 256 else 2)
+    return np.minimum(np.searchsorted(TILE_ROWS, rows), last)
 
 
 def call_seconds(

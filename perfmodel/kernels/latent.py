@@ -8,7 +8,9 @@ measured correction over (packed rows, batch, KV tokens). Projections are not in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +27,8 @@ LATENT, ROTARY, KEY, VALUE = 512, 64, 192, 128
 UNSPLIT_RATIO = 8.0
 # A time this many times that of a full GPU is not what a kernel that splits caches takes.
 UNSPLIT_TIME = 2.0
+# So many times that of more rows is a kernel that others may replace by padding.
+PADDED_TIME = 1.1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,20 +79,50 @@ class LatentCurve:
             less than for fewer query tokens: single cells of the tables are slower than their
             neighbours with more rows.
         """
-        batch, kv = np.asarray(batch, float), np.asarray(kv_tokens, float)
-        last = np.asarray(query_tokens, float) * heads
+        rows = np.asarray(query_tokens, float) * heads
+        fewer = [k for k in (float(heads), *self.correction.knots[0]) if heads <= k < np.max(rows)]
+        at = self._at(batch, kv_tokens, peak_flops=peak_flops, hbm_bandwidth=hbm_bandwidth)
+        return np.asarray(reduce(np.maximum, (at(np.minimum(k, rows)) for k in fewer), at(rows)))
 
-        def at(rows: Floats) -> Floats:
+    def _at(
+        self, batch: ArrayLike, kv_tokens: ArrayLike, *, peak_flops: float, hbm_bandwidth: float
+    ) -> Callable[[Floats], Floats]:
+        """The time as measured, as a function of packed rows."""
+        sequences, kv = np.asarray(batch, float), np.asarray(kv_tokens, float)
+
+        def seconds(rows: Floats) -> Floats:
             base = self.base_seconds(
-                batch, kv, rows, peak_flops=peak_flops, hbm_bandwidth=hbm_bandwidth
+                sequences, kv, rows, peak_flops=peak_flops, hbm_bandwidth=hbm_bandwidth
             )
-            return np.asarray(base * self.correction.factor(rows, batch, kv))
+            return np.asarray(base * self.correction.factor(rows, sequences, kv))
 
-        seconds = at(last)
-        for knot in (float(heads), *self.correction.knots[0]):
-            if heads <= knot < np.max(last):
-                seconds = np.maximum(seconds, at(np.minimum(knot, last)))
         return seconds
+
+    def padded_ratio(
+        self,
+        *,
+        batch: ArrayLike,
+        kv_tokens: ArrayLike,
+        query_tokens: ArrayLike,
+        heads: int,
+        peak_flops: float,
+        hbm_bandwidth: float,
+    ) -> Floats:
+        """`seconds` over the least time of as many or more rows, at least 1.
+
+        Kernels were timed with one query token, and some numbers of heads took longer than larger
+        ones: a B200 takes up to 1.4 times as long for 32 heads as for 64. Verification may run in a
+        kernel that pads its rows. Arguments as in `seconds`.
+        """
+        peaks = {"peak_flops": peak_flops, "hbm_bandwidth": hbm_bandwidth}
+        rows, at = np.asarray(query_tokens, float) * heads, self._at(batch, kv_tokens, **peaks)
+        more = [knot for knot in self.correction.knots[0] if knot > np.min(rows)]
+        padded = reduce(np.minimum, (at(np.maximum(knot, rows)) for knot in more), at(rows))
+        padded = np.maximum(padded, at(np.asarray(float(heads))))
+        seconds = self.seconds(
+            batch=batch, kv_tokens=kv_tokens, query_tokens=query_tokens, heads=heads, **peaks
+        )
+        return np.asarray(np.maximum(seconds / padded, 1.0))
 
     def unsplit_ratio(
         self,

@@ -17,9 +17,9 @@ from perfmodel._typing import Floats
 from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.passes.parts import Part
 from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
+from perfmodel.specs.dtypes import stored_bytes, timed_bytes
 from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.layers import Experts
-from perfmodel.specs.model import dtype_bytes
 
 SIZES = 17  # numbers of experts at which the dense curve is evaluated
 PERMUTE_KERNELS = 4  # choice of experts, sorting of tokens, gather, weighted sum
@@ -42,11 +42,11 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
     # The busiest rank has at least one expert to read.
     touched = np.maximum(experts.read(rows) / rank.ep, 1.0)
     pairs = rows * local_k  # of tokens and experts, on this rank
-    element = dtype_bytes(rank.expert_dtype)
+    scales = rank.spec.scale_bytes
     peaks: dict[str, Any] = {
         "peak_flops": rank.engine.compute_factor * gpu.peak_flops,
         "hbm_bandwidth": rank.machine.gpu.hbm_bandwidth,
-        "weight_bytes_per_element": element,
+        "weight_bytes_per_element": timed_bytes(rank.expert_dtype, scales, experts=True),
     }
     curve, inside = rank.curves.experts_curve(rank.expert_dtype), lambda: np.ones((), bool)
     if curve is None:
@@ -58,14 +58,15 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
         shape: dict[str, Any] = {"hidden": hidden, "inter": width, "top_k": local_k}
         seconds = curve.seconds(tokens=rows, touched=touched, **shape, **peaks)
         inside = partial(curve.in_range, tokens=rows, touched=touched, **shape)
-    weights = element * 3.0 * touched * hidden * width
-    seconds = np.maximum(seconds, weights / gpu.hbm_bandwidth)  # small tables were measured in L2
+    weights = stored_bytes(rank.expert_dtype, scales) * 3.0 * touched * hidden * width
     traffic = weights + ACTIVATION_BYTES * pairs * (2.0 * hidden + 3.0 * width)
+    memory_s = experts.layers * traffic / gpu.hbm_bandwidth
     return Part(
         "experts",
-        experts.layers * rank.engine.linear_factor * seconds,
+        # Small tables were measured in L2.
+        np.maximum(experts.layers * rank.engine.linear_factor * seconds, memory_s),
         experts.layers * 6.0 * pairs * hidden * width / gpu.peak_flops,
-        experts.layers * traffic / gpu.hbm_bandwidth,
+        memory_s,
         Bound.WEIGHTS,
         Origin.ASSUMED if curve is None else rank.layer_origin("experts"),
         inside,
@@ -133,12 +134,13 @@ def all_to_all(rank: Rank, rows: Floats) -> list[Part]:
         message_bytes=message, ranks=rank.gpus, link_bandwidth=link.bandwidth
     )
     calls = 2.0 * experts.layers
+    least = calls * message / link.bandwidth
     return [
         Part(
             "all_to_all",
-            calls * rank.engine.comm_factor * seconds,
+            np.maximum(calls * rank.engine.comm_factor * seconds, least),
             np.zeros(()),
-            calls * message / link.bandwidth,
+            least,
             Bound.LINK,
             Origin.ASSUMED,
         )

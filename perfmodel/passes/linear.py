@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
+
 from perfmodel._typing import Floats
 from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.passes.parts import Part
 from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
-from perfmodel.specs.dtypes import PARTS, UNQUANTISED, dtype_bytes
+from perfmodel.specs.dtypes import PARTS, UNQUANTISED, stored_bytes, timed_bytes
 from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import ModelSpec
 
@@ -85,22 +87,24 @@ def linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
         m = head_rows if name == "lm_head" else rows
         dtype = types.of_layer(name)
         curve, peak_ratio, origin = _gemm_curve(rank, dtype)
-        element = dtype_bytes(dtype)
         seconds = curve.seconds(
             m=m,
             n=n,
             k=k,
             peak_flops=rank.engine.compute_factor * peak_ratio * gpu.peak_flops,
             hbm_bandwidth=gpu.hbm_bandwidth,
-            weight_bytes_per_element=element,
+            weight_bytes_per_element=timed_bytes(dtype, rank.spec.scale_bytes),
         )
-        traffic_bytes = element * n * k + ACTIVATION_BYTES * m * (n + k)
+        stored = stored_bytes(dtype, rank.spec.scale_bytes) * n * k
+        traffic_bytes = stored + ACTIVATION_BYTES * m * (n + k)
+        memory_s = count * traffic_bytes / gpu.hbm_bandwidth
         parts.append(
             Part(
                 name,
-                count * rank.engine.linear_factor * seconds,
+                # A curve of another GPU, or of other shapes, may read faster than this memory.
+                np.maximum(count * rank.engine.linear_factor * seconds, memory_s),
                 count * 2.0 * m * n * k / (peak_ratio * gpu.peak_flops),
-                count * traffic_bytes / gpu.hbm_bandwidth,
+                memory_s,
                 Bound.WEIGHTS,
                 origin,
                 partial(curve.in_range, m=m, n=n, k=k),

@@ -13,7 +13,7 @@ from perfmodel.passes.linear import part_parameters
 from perfmodel.passes.rank import ACTIVATION_BYTES
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind, DraftPolicy
-from perfmodel.specs.dtypes import StoredTypes, dtype_bytes
+from perfmodel.specs.dtypes import StoredTypes, stored_bytes
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import fullest_group
 from perfmodel.units import GB, format_bytes
@@ -140,10 +140,9 @@ def _weight_bytes(spec: ModelSpec, tp: int, types: StoredTypes, gpus: int) -> fl
     """Layers in their storage types, experts divided among `gpus`; the embedding is in bf16."""
     vocabulary = spec.padded_vocab_per_rank(tp) * spec.hidden * (1 if spec.tied_embeddings else 2)
     layers = spec.parameters_per_rank(tp) - vocabulary
-    scales = dict(spec.scale_bytes)
 
     def of_one(dtype: str) -> float:
-        return dtype_bytes(dtype) + scales.get(dtype, 0.0)
+        return stored_bytes(dtype, spec.scale_bytes)
 
     experts = spec.experts.routed_parameters(spec.hidden, tp) if spec.experts else 0
     dense = (layers - experts) * of_one(types.weights)

@@ -43,6 +43,14 @@ DTYPES = {
 }
 DTYPE_BYTES = {name: dtype.bytes for name, dtype in DTYPES.items()}
 UNQUANTISED = ("bf16", "fp16")
+Scales = tuple[tuple[str, float], ...]  # bytes of scales and zero points per weight, by type
+
+
+# Bytes of scales per weight that the measured kernels read beside `Dtype.bytes`: fp8 blocks have a
+# float32 scale; experts in int4 were measured with groups of 32 (Kimi-K2), dense layers in int4
+# with one scale per column.
+_TIMED_SCALES = {"fp8_block": 4.0 / 128**2}
+_TIMED_EXPERT_SCALES = _TIMED_SCALES | {"int4": 2.0 / 32}
 
 
 def is_quantised(dtype: str) -> bool:
@@ -93,6 +101,20 @@ def dtype_bytes(dtype: str) -> float:
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}; use {either(DTYPES)}")
     return DTYPES[dtype].bytes
+
+
+def stored_bytes(dtype: str, scales: Scales) -> float:
+    """Bytes of a stored weight with its share of the scales."""
+    return dtype_bytes(dtype) + dict(scales).get(dtype, 0.0)
+
+
+def timed_bytes(dtype: str, scales: Scales, *, experts: bool = False) -> float:
+    """Bytes per weight for a measured kernel, whose own time includes the scales it was timed with.
+
+    Without stated scales, they are those of the measured kernel.
+    """
+    timed = (_TIMED_EXPERT_SCALES if experts else _TIMED_SCALES).get(dtype, 0.0)
+    return dtype_bytes(dtype) + dict(scales).get(dtype, timed) - timed
 
 
 def check_kv_dtype(dtype: str) -> None:

@@ -122,7 +122,7 @@ class LinearAttention:
     value_dim: int
     conv_tokens: int
 
-    STATE_BYTES = 4.0  # states are kept in fp32
+    STATE_BYTES, CONV_BYTES = 4.0, 2.0  # of the recurrent state, fp32, and of the convolution's
 
     @property
     def key_width(self) -> int:
@@ -149,7 +149,7 @@ class LinearAttention:
         """Bytes of the state of one sequence in all layers on one of `tp` ranks."""
         matrix = self.value_heads * self.key_dim * self.value_dim
         conv = (self.conv_tokens - 1) * (2 * self.key_width + self.value_width)
-        return self.layers * self.STATE_BYTES * (matrix + conv) / tp
+        return self.layers * (self.STATE_BYTES * matrix + self.CONV_BYTES * conv) / tp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import numpy as np
 from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, either
 from perfmodel.specs.dtypes import DTYPE_BYTES as DTYPE_BYTES
+from perfmodel.specs.dtypes import Scales
 from perfmodel.specs.dtypes import dtype_bytes as dtype_bytes
 from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, LocalAttention
 
@@ -52,7 +53,7 @@ class ModelSpec:
     expert_dtype: str = ""
     kv_dtype: str = ""
     part_dtypes: tuple[tuple[str, str], ...] = ()  # of `specs.dtypes.PARTS` that differ
-    scale_bytes: tuple[tuple[str, float], ...] = ()  # of scales, per weight in these types
+    scale_bytes: Scales = ()
     cast_from: str = ""  # type of the checkpoint, if engines cast it to one with half the bits
     mtp_layers: int = 0  # multi-token-prediction layers that the checkpoint states
     tokenizer: str = ""  # models with the same tokenizer can draft for each other

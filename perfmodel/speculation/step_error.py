@@ -98,7 +98,8 @@ def ratio_error(
     """
     links = np.subtract(*_link_delays(scenario, point, batch))
     unsplit = np.subtract(*_split_delays(scenario, point, batch, prompt_tokens))
-    parts, rows = _parts_error(scenario, point), _rows_error(scenario, point)
+    parts = _parts_error(scenario, point)
+    rows = _rows_error(scenario, point, batch, prompt_tokens)
     return _total(relative_error(scenario), _ranks_error(scenario), links, unsplit, parts, rows)
 
 
@@ -239,20 +240,51 @@ def _parts_error(scenario: Scenario, point: RoundEstimate | None = None) -> Floa
     return _total(*(error / verify.total_s for error in errors))
 
 
-def _rows_error(scenario: Scenario, point: RoundEstimate | None = None) -> Floats:
-    """Standard error of ln(round) that follows from assumed FLOP/s of attention in T_V.
+def _rows_error(
+    scenario: Scenario,
+    point: RoundEstimate | None = None,
+    batch: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
+) -> Floats:
+    """Standard error of ln(round) that follows from the time of several query tokens in T_V.
 
-    They bound the share of T_V's attention by which it exceeds that of T_T, in the 4-norm of bytes
-    and FLOPs (`smooth_max`).
+    Assumed FLOP/s bound the share of T_V's attention by which it exceeds that of T_T, in the 4-norm
+    of bytes and FLOPs (`smooth_max`).
     """
+    if not scenario.plan.speculates:
+        return _NONE
+    if scenario.target.latent is not None:
+        return _padding_error(scenario, point, batch, prompt_tokens)
     error = scenario.kernels.attention.tensor_core_error
-    if not error or scenario.target.latent is not None or not scenario.plan.speculates:
+    if not error:
         return _NONE
     point = point or estimate(scenario)
     verify = point.verify.group_s("attention")
     plain = np.minimum(point.target_step.group_s("attention"), verify)
     bound = verify * (1.0 - (plain / verify) ** SMOOTH_MAX)
     return np.where(point.gamma > 0, np.log1p(np.expm1(error) * bound / point.round_s), 0.0)
+
+
+def _padding_error(
+    scenario: Scenario,
+    point: RoundEstimate | None,
+    batch: ArrayLike | None,
+    prompt_tokens: ArrayLike | None,
+) -> Floats:
+    """The error of a kernel of latent attention that may pad its rows: the interval ends there."""
+    rank, workload, point = target_rank(scenario), scenario.workload, point or estimate(scenario)
+    if (curve := rank.latent_curve) is None:
+        return _NONE
+    ratio = curve.padded_ratio(
+        batch=np.asarray(workload.batch if batch is None else batch, float) / rank.dp,
+        kv_tokens=workload.prompt_tokens if prompt_tokens is None else prompt_tokens,
+        query_tokens=np.asarray(point.gamma, float) + 1.0,
+        heads=rank.spec.query_heads_per_rank(rank.tp),
+        peak_flops=rank.machine.gpu.peak_flops,
+        hbm_bandwidth=rank.machine.gpu.hbm_bandwidth,
+    )
+    saved = point.verify.group_s("attention") * (1.0 - 1.0 / ratio) / point.round_s
+    return np.where(np.asarray(point.gamma) > 0, -np.log1p(-saved) / Z90, 0.0)
 
 
 def _link_delays(

@@ -41,10 +41,13 @@ _BYTES_PER_S = 4.6e12
 _MERGE_S, _MERGE_ROW_S = 2.5e-6, 3.4e-9  # per call; per query token and query head
 
 
-def query_tile_rows(query_tokens: int, group: int) -> int:
-    """Rows (query tokens times query heads per KV head) of one block: 16, 64 or 128."""
+def query_tile_rows(query_tokens: int, group: int, head_dim: int = 128) -> int:
+    """Rows (query tokens times query heads per KV head) of one block: 16, 64 or 128.
+
+    Blocks of 128 rows do not fit a head dimension of 256 (`IsInvalid` in flashinfer's prefill.cuh).
+    """
     rows = query_tokens * group
-    return 128 if rows > 64 else 64 if rows > 16 else 16
+    return 128 if rows > 64 and head_dim < 256 else 64 if rows > 16 else 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +82,7 @@ class BlockGrid:
         fastest at these lengths (batch,).
         """
         query_rows = int(query_tokens.sum())
-        tile = query_tile_rows(-(-query_rows // len(query_tokens)), group)
+        tile = query_tile_rows(-(-query_rows // len(query_tokens)), group, head_dim)
         unsplit = cls(
             batch=len(query_tokens),
             query_rows=query_rows,

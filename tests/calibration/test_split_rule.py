@@ -17,7 +17,7 @@ from runtime.attention.split_kv import (
 )
 
 HEADS = [(32, 8, 128), (32, 32, 128), (32, 8, 64), (32, 4, 64), (28, 4, 128), (8, 1, 128),
-         (16, 4, 128), (64, 8, 128)]  # fmt: skip
+         (16, 4, 128), (64, 8, 128), (16, 2, 256)]  # fmt: skip
 BATCHES = 2500  # of either kind
 PAGE = 16
 

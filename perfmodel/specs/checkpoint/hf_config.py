@@ -230,6 +230,10 @@ def from_hf_config(
 
 def _family(config: Mapping[str, Any], name: str, supported: Sequence[str]) -> type[_Decoder]:
     if "model_type" not in config:
+        if "quantization" in config or "quant_method" in config:
+            raise ConfigError(
+                f"{name}: this states a quantisation, not a model; give the config.json beside it"
+            )
         raise ConfigError(f"{name}: model_type is missing; use {_listed('', supported)}")
     model_type = config["model_type"]
     if not isinstance(model_type, str) or model_type not in _FAMILIES:

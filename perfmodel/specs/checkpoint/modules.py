@@ -15,6 +15,7 @@ from fnmatch import translate
 from typing import NamedTuple
 
 from perfmodel.errors import ConfigError, shown
+from perfmodel.specs.dtypes import Scales
 from perfmodel.specs.model import ModelSpec
 
 LINEAR = "Linear"  # the target that stands for all linear layers
@@ -111,7 +112,7 @@ class Quantisation:
     left_out: tuple[str, ...] = ()
     kv: str = ""
     covers_head: bool = False
-    scales: tuple[tuple[str, float], ...] = ()
+    scales: Scales = ()
 
     def stored(self, spec: ModelSpec) -> Stored:
         """The types of the parts of a model.

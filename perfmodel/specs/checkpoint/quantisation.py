@@ -16,6 +16,7 @@ from typing import Any
 from perfmodel.errors import ConfigError, either, shown
 from perfmodel.specs.checkpoint.config_fields import has_no_effect
 from perfmodel.specs.checkpoint.modules import LINEAR, Quantisation
+from perfmodel.specs.dtypes import Scales
 
 FIELD = "quantization_config"
 _BITS = ("bits", "w_bit", "num_bits", "weight_bits", "wbits")
@@ -24,6 +25,7 @@ _MODELOPT = {
     "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
     "FP8_PB_WO": "fp8_block",
     "NVFP4": "nvfp4",
+    "W4A16_NVFP4": "nvfp4",
     "W4A16_AWQ": "int4",
     "W4A8_AWQ": "int4",
     "MXFP4": "mxfp4",
@@ -91,6 +93,8 @@ def without_quantisation(
         return rest, Quantisation(where)
     if not isinstance(stated, Mapping):
         raise ConfigError(f"{where}={shown(stated)} must be an object of fields")
+    if "quant_algo" in stated and "quant_method" not in stated:  # early versions of modelopt
+        stated = {"quant_method": "modelopt"} | dict(stated)
     method = stated.get("quant_method")
     reader = _READERS.get(method) if isinstance(method, str) else None
     if reader is None:
@@ -218,23 +222,45 @@ def _modelopt(stated: Mapping[str, Any], where: str) -> Quantisation:
     kv = kv or _scheme(fields, where)
     if algorithm is None and kv:  # only the KV cache is quantised
         return _all_linear(where, "", kv)
+    if algorithm == "MIXED_PRECISION":
+        return _modelopt_layers(fields.get("quantized_layers"), kv, where)
+    dtype, scales = _modelopt_type(fields, where)
+    return replace(_all_linear(where, dtype, kv), scales=scales)
+
+
+def _modelopt_type(fields: Mapping[str, Any], where: str) -> tuple[str, Scales]:
+    """The type of an algorithm, and the bytes of scales that it does not include."""
+    algorithm = fields.get("quant_algo")
     if not isinstance(algorithm, str) or algorithm not in _MODELOPT:
         raise ConfigError(
             f"{where}: quant_algo={shown(algorithm)} is not supported; use {either(_MODELOPT)}"
         )
-    dtype, size = (
-        _MODELOPT[algorithm],
-        fields.get("group_size", fields.get("awq_block_size")) or None,
-    )
+    dtype = _MODELOPT[algorithm]
+    size = fields.get("group_size", fields.get("awq_block_size")) or None
     if dtype in _GROUPS and size not in (None, _GROUPS[dtype]):
         raise ConfigError(
             f"{where}: group_size={shown(size)} is not supported; {dtype} has groups of "
             f"{_GROUPS[dtype]}"
         )
-    scales = _BLOCK_SCALES if dtype == "fp8_block" else ()
     if dtype == "int4":
-        scales = ((dtype, _scale_bytes(size or _DEFAULT_GROUP, 0, where)),)
-    return replace(_all_linear(where, dtype, kv), scales=scales)
+        return dtype, ((dtype, _scale_bytes(size or _DEFAULT_GROUP, 0, where)),)
+    return dtype, _BLOCK_SCALES if dtype == "fp8_block" else ()
+
+
+def _modelopt_layers(layers: Any, kv: str, where: str) -> Quantisation:
+    """A checkpoint that states an algorithm for each module; others are not quantised."""
+    if not isinstance(layers, Mapping) or not layers:
+        raise ConfigError(f"{where}: quantized_layers={shown(layers)} must name modules")
+    groups: dict[str, list[str]] = {}
+    scales: dict[str, float] = {}
+    for module, fields in layers.items():
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"{where}: {shown(module)}={shown(fields)} must be an object")
+        dtype, of_dtype = _modelopt_type(fields, where)
+        groups.setdefault(dtype, []).append(str(module))
+        scales |= {name: max(size, scales.get(name, 0.0)) for name, size in of_dtype}
+    read = tuple((tuple(modules), dtype) for dtype, modules in groups.items())
+    return Quantisation(where, read, kv=kv, covers_head=True, scales=tuple(scales.items()))
 
 
 def _compressed(stated: Mapping[str, Any], where: str) -> Quantisation:
@@ -327,6 +353,8 @@ def _scheme(stated: Mapping[str, Any], where: str) -> str:
     scheme = stated.get("kv_cache_scheme")
     if scheme is None:
         return ""
+    if isinstance(scheme, str):
+        return _kv(scheme, where)
     fields = scheme if isinstance(scheme, Mapping) else {}
     kind = {"float": "FP8", "int": "INT8"}.get(str(fields.get("type")))
     return _kv(kind if fields.get("num_bits") == 8 else scheme, where)

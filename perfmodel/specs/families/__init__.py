@@ -100,11 +100,7 @@ def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     if isinstance(model_type, str) and wraps_decoder(config, model_type, _DECODERS):
         decoder = decoder_config(config, model_type, name)
         return replace(model_spec(decoder, name=name), family=model_type)
-    if isinstance(model_type, str) and model_type in NOT_MODELLED:
-        raise ConfigError(
-            f"{name}: model_type={shown(model_type)} is not supported, because it has "
-            f"{NOT_MODELLED[model_type]}; use a model of another family"
-        )
+    check_modelled(config, name)
     if not isinstance(model_type, str) or model_type not in _FAMILIES:
         return hf_config.from_hf_config(config, name=name, model_types=_LISTED)
     family = _FAMILIES[model_type]
@@ -118,6 +114,19 @@ def model_spec(config: Mapping[str, Any], *, name: str) -> ModelSpec:
     except ValidationError as error:
         raise ConfigError(f"{name}: {hf_config.first_fault(error)}") from error
     return replace(fields.spec(name), family=model_type)
+
+
+def check_modelled(config: Mapping[str, Any], name: str) -> None:
+    """Raise a `ConfigError` if the family has something that is not modelled.
+
+    This is said before faults of other fields, such as a quantisation of the same family.
+    """
+    model_type = config.get("model_type") if isinstance(config, Mapping) else None
+    if isinstance(model_type, str) and model_type in NOT_MODELLED:
+        raise ConfigError(
+            f"{name}: model_type={shown(model_type)} is not supported, because it has "
+            f"{NOT_MODELLED[model_type]}; use a model of another family"
+        )
 
 
 def _without_aliases(config: Mapping[str, Any], family: type[Text], name: str) -> Mapping[str, Any]:

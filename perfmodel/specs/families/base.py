@@ -53,6 +53,8 @@ class Text(Sizes):
 
     def spec(self, name: str) -> ModelSpec:
         """The model that these fields describe."""
+        if (listed := getattr(self, "layer_types", None)) is not None:
+            self.of_kind(name, listed)  # transformers refuses another length, read or not
         return ModelSpec(
             name=name,
             layers=self.num_hidden_layers,

@@ -75,6 +75,7 @@ class Qwen35(Delta):
     num_key_value_heads: Count = 4
     attn_output_gate: On = True
     mamba_ssm_dtype: Literal["float32"] = "float32"
+    output_gate_type: Literal["sigmoid", "swish"] = "sigmoid"
     mtp_num_hidden_layers: Whole = 0
     mtp_use_dedicated_embeddings: Off = False
 

@@ -235,6 +235,7 @@ class Qwen3Moe(Sparse):
     aliases = (("num_local_experts", "num_experts"),)
     shared_expert_intermediate_size: Literal[0] = 0
     head_norms = True
+    use_qk_norm: On = True
     num_key_value_heads: Count = 4
     num_experts: Count = 128
     num_experts_per_tok: Count = 8

@@ -33,12 +33,14 @@ from calibration.measure.grid import (
     groups,
     heads_of,
     is_coarse,
+    large_cells,
     layer_cells,
 )
 from calibration.measure.run import (
     SAME_RUN,
     BenchError,
     Run,
+    builds,
     chosen_groups,
     measure_groups,
     open_log,
@@ -94,6 +96,18 @@ def test_every_tile_of_up_to_nine_query_tokens_is_timed(model: ModelSpec) -> Non
         if (c["query_heads"], c["kv_heads"], c["head_dim"]) == heads
     }
     assert timed == {tile(q * group) for q in range(1, 10)}
+
+
+def test_long_drafts_fill_one_and_two_of_the_largest_tiles() -> None:
+    rows = {c["query_tokens"] * c["query_heads"] // c["kv_heads"] for c in large_cells()}
+    assert min(rows) > TILE_ROWS[-2] and max(rows) > TILE_ROWS[-1]
+    shapes = {(c["query_heads"], c["kv_heads"]) for c in large_cells()}
+    assert shapes == {(32, 8), (28, 4), (64, 8), (8, 1)}  # Llama 8B, Qwen 7B, Llama 70B, its TP 8
+
+
+def test_only_the_kernels_of_the_chosen_groups_are_compiled() -> None:
+    assert builds(chosen_groups(["rows"])) == ["attention:128"]
+    assert set(builds(chosen_groups(["rows"]))) < set(builds(chosen_groups()))
 
 
 def test_only_kv_beyond_a_gpu_is_left_out() -> None:

@@ -64,7 +64,7 @@ def test_pairs_that_speculation_explains_give_its_acceptance_without_an_error(
 
 def test_every_row_is_in_one_group_and_every_group_is_a_row() -> None:
     groups, pairs = served_groups(), faster_groups()
-    assert sum(group.rows for group in groups) == 708
+    assert sum(group.rows for group in groups) == 738
     assert sum(len(group.errors) for group in pairs) == 36
     names = {(g.engine, g.gpu, g.target, g.tp, g.ep, g.dp) for g in groups}
     tables = served_tables(groups, pairs)

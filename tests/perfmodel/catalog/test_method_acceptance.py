@@ -78,9 +78,9 @@ def test_a_given_acceptance_overrides_the_published_one() -> None:
     assert scenario.acceptance is not None and scenario.acceptance.alpha == 0.3
 
 
-def test_every_curve_has_a_source_and_three_targets_are_in_the_catalog() -> None:
+def test_every_curve_has_a_source_and_four_targets_are_in_the_catalog() -> None:
     known = {c.target for c in published_lengths()} & set(catalog.model_names())
-    assert known == {"llama-3.1-8b", "llama-3.3-70b", "qwen3.5-397b-a17b"}
+    assert known == {"llama-3.1-8b", "llama-3.3-70b", "qwen3.5-397b-a17b", "kimi-k2.5"}
     assert all(c.source for c in published_lengths())
 
 

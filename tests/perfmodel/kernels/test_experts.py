@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from perfmodel import ConfigError, catalog
+from perfmodel import ConfigError, catalog, parse_scenario
 from perfmodel.catalog.kernels import efficiency
 from perfmodel.kernels import ExpertsCurve, LatentCurve, LogTable
 from perfmodel.specs.dtypes import DTYPES
 from perfmodel.specs.layers import Experts
+from perfmodel.speculation.step_error import ratio_error
 
 H100 = catalog.gpu("h100-sxm")
 PEAKS = {"peak_flops": H100.peak_flops, "hbm_bandwidth": H100.hbm_bandwidth}
@@ -177,6 +178,30 @@ def test_more_query_tokens_never_take_less_time(gpu: str) -> None:
             heads = int(2 ** rng.integers(0, 8))
             times = curve.seconds(**at, query_tokens=np.arange(1, 17), heads=heads, **peaks)
             assert np.all(np.diff(times) >= 0)
+
+
+def test_a_kernel_may_pad_its_rows_to_a_number_that_is_faster() -> None:
+    """On a B200, TensorRT-LLM takes up to 1.4 times as long for 32 heads as for 64."""
+    at = {"batch": 64, "kv_tokens": np.array([8192.0, 32_768.0]), "heads": 16}
+    for gpu, least, most in (("b200", 1.25, 1.5), ("h200", 1.0, 1.02), ("h100-sxm", 1.0, 1.02)):
+        sheet = catalog.gpu(gpu)
+        peaks = {"peak_flops": sheet.peak_flops, "hbm_bandwidth": sheet.hbm_bandwidth}
+        curve = efficiency(gpu).latent["bf16"]
+        ratio = curve.padded_ratio(query_tokens=2, **at, **peaks)
+        assert np.all((ratio >= least) & (ratio <= most)), gpu
+        padded = curve.seconds(query_tokens=2, **at, **peaks) / ratio
+        assert np.all(padded >= curve.seconds(**at, **peaks) * (1 - 1e-12))
+        assert np.all(curve.padded_ratio(query_tokens=1, **at, **peaks) == 1.0)
+
+
+def test_the_interval_includes_padded_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = {"target": "deepseek-v3", "gpu": "b200", "tp": 8, "batch": 32, "prompt_tokens": 32_000,
+            "draft": "mtp", "gamma": 2}  # fmt: skip
+    scenario = parse_scenario(plan).scenario()
+    wide = float(ratio_error(scenario))
+    assert any("padded" in note for note in scenario.notes)
+    monkeypatch.setattr(LatentCurve, "padded_ratio", lambda self, **_: np.ones(()))
+    assert wide > 1.01 * float(ratio_error(scenario))
 
 
 def test_latent_prefill_does_the_flops_of_causal_attention() -> None:

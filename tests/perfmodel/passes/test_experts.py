@@ -298,8 +298,8 @@ def test_linear_layers_do_not_depend_on_the_context() -> None:
     short, long = (step(rank, 8.0, context=c).part("linear_attention") for c in (100.0, 1e5))
     assert float(short.seconds) == float(long.seconds)
     assert spec.linear is not None
-    matrix = 32 * 128 * 128 + 3 * (2 * 16 * 128 + 32 * 128)
-    assert spec.linear.state_bytes() == 36 * 4 * matrix
+    matrix, convolution = 32 * 128 * 128, 3 * (2 * 16 * 128 + 32 * 128)
+    assert spec.linear.state_bytes() == 36 * (4 * matrix + 2 * convolution)
     assert spec.kv_bytes_per_token_per_rank(1) == 12 * 2 * 2 * 256 * 2
 
 

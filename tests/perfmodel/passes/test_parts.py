@@ -113,3 +113,27 @@ def test_a_gpu_without_measurements_is_extrapolated_throughout() -> None:
 def test_weights_of_fewer_bytes_are_extrapolated_from_bf16_kernels() -> None:
     step = forward_pass(a_rank(weight_dtype="fp8"), batch=8, context_tokens=8192)
     assert step.part("down_proj").origin_at() == "extrapolated"
+
+
+MANY = [("llama-3.1-8b", 1, 1), ("qwen3-30b-a3b", 4, 4), ("deepseek-v3", 8, 8),
+        ("moonlight-16b-a3b", 1, 1), ("llama-4-scout", 8, 1), ("gemma-3-27b", 2, 1)]  # fmt: skip
+
+
+@pytest.mark.parametrize("gpu", ["h100-sxm", "b200", "l40s", "a10", "mi300x"])
+@pytest.mark.parametrize("engine", ["specroof", "vllm", "kernels"])
+def test_no_part_is_faster_than_its_limits(gpu: str, engine: str) -> None:
+    """Except activations, of which the L2 cache may hold as many bytes as it has in every call."""
+    for target, tp, ep in MANY:
+        rank = a_rank(target=target, gpu=gpu, engine=engine, tp=tp, ep=ep if ep > 1 else None)
+        step = forward_pass(
+            rank,
+            batch=np.array([1.0, 8.0, 256.0])[:, None],
+            context_tokens=1000.0,
+            query_tokens=np.array([1.0, 5.0]),
+        )
+        one = rank.machine.gpu
+        in_l2 = (2.0 * rank.spec.layers + 2.0) * one.l2_bytes / one.hbm_bandwidth
+        for each in step.parts:
+            exempt = in_l2 if GROUPS[each.name] == "elementwise" else 0.0
+            least = np.maximum(each.compute_s, each.memory_s - exempt)
+            assert np.all(each.seconds >= least * (1.0 - 1e-12)), (target, each.name)

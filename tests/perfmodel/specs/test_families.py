@@ -9,6 +9,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,31 @@ def test_sizes_of_catalog_models_are_those_of_transformers(name: str) -> None:
     assert many == pytest.approx(expected - windowed * of_layer, rel=1e-12)
 
 
+def rows_of(name: str) -> list[dict[str, str]]:
+    """The rows of a CSV file beside this one, without its comments."""
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+CACHES_OF_VLLM = rows_of("vllm_caches.csv")
+
+
+@pytest.mark.parametrize("row", CACHES_OF_VLLM, ids=lambda row: row["model"])
+def test_caches_are_those_of_vllm(row: dict[str, str]) -> None:
+    """Recorded from vLLM's own classes, which share no code with transformers' cache."""
+    spec = catalog.model(row["model"])
+    assert spec.kv_bytes_per_token_per_rank(1) == float(row["bytes_per_token"])
+    assert spec.cached_layers == int(row["layers"])
+    windowed = " ".join(f"{layers}x{window}" for layers, window in spec.attention_layers if window)
+    assert windowed == row["windowed"]
+    if spec.linear is not None and "qwen3.5" in spec.name:  # which state that these are in fp32
+        assert spec.state_bytes_per_rank(1) == float(row["state"])
+
+
+def test_the_caches_of_vllm_are_those_of_every_model() -> None:
+    assert {row["model"] for row in CACHES_OF_VLLM} == set(catalog.model_names())
+
+
 def test_every_model_type_is_compared_with_transformers() -> None:
     dense = {"llama", "mistral", "qwen2", "qwen3"}  # in tests/test_config_truth.py
     whole = {config["model_type"] for config in CASES.values()} - {"aya_vision"}
@@ -301,15 +327,65 @@ def test_every_model_type_is_compared_with_transformers() -> None:
     assert compared | dense == set(MODEL_TYPES)
 
 
+# ---- configs as published -----------------------------------------------------------------------
+
+# config.json files of the Hugging Face hub, from aiconfigurator-core 0.12.0 and aisimulate 0.13.0
+# (without vision_config).
+HUB_CONFIGS = [
+    json.loads(line)
+    for line in Path(__file__).with_name("hub_configs.jsonl").read_text("utf-8").splitlines()
+]
+# Later or instruction-tuned versions, whose config is that of the catalog's.
+SAME_AS = {
+    "MiniMaxAI/MiniMax-M2.5": "minimax-m2",
+    "deepseek-ai/DeepSeek-R1": "deepseek-v3",
+    "meta-llama/Meta-Llama-3.1-8B": "llama-3.1-8b",
+    "meta-llama/Meta-Llama-3.1-70B": "llama-3.1-70b",
+    "meta-llama/Meta-Llama-3.1-405B": "llama-3.1-405b",
+    "meta-llama/Llama-4-Maverick-17B-128E-Instruct": "llama-4-maverick",
+    "meta-llama/Llama-4-Scout-17B-16E-Instruct": "llama-4-scout",
+}
+
+
+def of_hub(config: Mapping[str, Any], path: Path) -> ModelSpec:
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return catalog.model(str(path))
+
+
+def catalog_name(hub_id: str) -> str:
+    """The model of the catalog with this hub id; "" if there is none."""
+    named = {catalog.model(name).hub_id: name for name in catalog.model_names()}
+    return SAME_AS.get(hub_id) or named.get(hub_id, "")
+
+
+@pytest.mark.parametrize("row", HUB_CONFIGS, ids=lambda row: row["hub_id"])
+def test_published_configs_have_the_sizes_of_transformers(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = of_hub(row["config"], tmp_path / "published.json")
+    if name := catalog_name(row["hub_id"]):
+        names = {"name": name, "tokenizer": "", "hub_id": "", "source": ""}
+        assert replace(catalog.model(name), **names) == replace(spec, **names)
+        return
+    assert sizes(spec) == sizes_of_transformers(without_quantisation(row["config"]))
+
+
+def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {k: v for k, v in config.items() if k != "quantization_config"}
+    if "text_config" in plain:
+        plain["text_config"] = without_quantisation(plain["text_config"])
+    return plain
+
+
+def test_many_models_of_the_catalog_were_compared_with_their_published_configs() -> None:
+    assert len({catalog_name(row["hub_id"]) for row in HUB_CONFIGS} - {""}) >= 20
+
+
 # ---- published figures --------------------------------------------------------------------------
 
 # Each row is one published figure, with its source. "all" counts every parameter, "embedded" leaves
 # out the input embedding, "layers" both vocabulary matrices; for a cache, `counted` is its tokens.
-PUBLISHED = list(
-    csv.DictReader(
-        Path(__file__).with_name("published_sizes.csv").read_text(encoding="utf-8").splitlines()
-    )
-)
+PUBLISHED = rows_of("published_sizes.csv")
 UNITS = {"million": 1e6, "billion": 1e9, "trillion": 1e12, "GB": 1e9, "GiB": 2.0**30,
          "thousand bytes": 1e3, "thousand elements": 2e3}  # fmt: skip
 
@@ -590,7 +666,10 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("deepseek_v3", **MLA, n_group=4, topk_group=5), "topk_group"
     other = [FULL] + [SLIDING] * 5
     yield case("gemma3_text", sliding_window_pattern=6, layer_types=other), "sliding_window_pattern"
-    yield case("gemma3_text", layer_types=[FULL]), "layer_types"
+    for kind in ("gemma3_text", "mixtral", "phimoe", "seed_oss", "gpt_oss", "qwen3_next"):
+        for listed in ([FULL], [FULL] * 7, []):
+            if listed or kind != "seed_oss":  # which does not read it
+                yield case(kind, layer_types=listed), "layer_types"
     yield case("qwen3_next", layer_types=[LINEAR] * 6), "full_attention"
     yield case("gemma3_text", layer_types=[CHUNKED] * 6), "layer_types"
     yield case("gemma3_text", use_bidirectional_attention=True), "use_bidirectional_attention"

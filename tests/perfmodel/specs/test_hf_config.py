@@ -147,7 +147,7 @@ def test_a_file_and_its_directory_are_the_same_model(tmp_path: Path) -> None:
         (b'{"x": {"a": 1, "a": 2}}', "key 'a' appears twice"),
         (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
         (b'{"a": ' + b"9" * 10_000 + b"}", "limit"),
-        (b" " * (MAX_CONFIG_BYTES + 1), "over 1,000,000 bytes"),
+        (b" " * (MAX_CONFIG_BYTES + 1), "over 4,000,000 bytes"),
     ],
 )
 def test_a_hostile_config_file_is_refused_in_one_line(

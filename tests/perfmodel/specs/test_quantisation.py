@@ -531,3 +531,115 @@ def test_each_part_takes_the_time_of_its_type(tmp_path: Path) -> None:
     assert quantised == {
         "o_proj", "gate_up_proj", "down_proj", "shared_gate_up_proj", "shared_down_proj", "experts"
     }  # fmt: skip
+
+
+# ---- files as tools wrote them -------------------------------------------------------------------
+
+
+def test_an_early_modelopt_states_no_method(tmp_path: Path) -> None:
+    """As in nvidia's Qwen3-32B in fp8, whose KV cache is in fp8, too."""
+    stated = {"quant_algo": "FP8", "kv_cache_scheme": "FP8", "ignore": ["lm_head"],
+              "producer": {"name": "modelopt", "version": "0.31.0"}}  # fmt: skip
+    assert stored_types(LLAMA, stated) == Stored("fp8", "fp8", "fp8")
+
+
+def mixed(**kinds: Any) -> dict[str, Any]:
+    """An algorithm for each module, as in nvidia's Qwen3.6 in NVFP4; `kinds` by module."""
+    layers = {
+        f"model.layers.{i}.{module.replace('__', '.')}": fields
+        for module, fields in kinds.items()
+        for i in range(LLAMA["num_hidden_layers"])
+    }
+    return {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+
+
+def test_modelopt_may_state_an_algorithm_for_each_module() -> None:
+    fp8, fp4 = {"quant_algo": "FP8"}, {"quant_algo": "W4A16_NVFP4", "group_size": 16}
+    attention = {f"self_attn__{name}_proj": fp8 for name in "qkvo"}
+    mlp = {f"mlp__{name}_proj": fp4 for name in ("gate", "up", "down")}
+    stored = stored_types(LLAMA, mixed(**attention, **mlp))
+    assert stored.weights == "fp8" and dict(stored.parts) == {"mlp": "nvfp4"}
+    assert dict(stored_types(LLAMA, mixed(**attention)).parts) == {"mlp": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("stated", "named"),
+    [
+        (mixed(), "quantized_layers"),
+        (mixed(mlp__up_proj="FP8"), "mlp.up_proj"),
+        (mixed(mlp__up_proj={"quant_algo": "ODD"}), "ODD"),
+        (mixed(mlp__up_proj={"quant_algo": "NVFP4", "group_size": 32}), "group_size"),
+        (mixed(mlp__odd_proj={"quant_algo": "FP8"}), "odd_proj"),
+    ],
+)
+def test_broken_lists_of_modules_are_refused(stated: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        stored_types(LLAMA, stated)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"model_type": "deepseek_v4", "quantization_config": {"quant_method": "odd"}},
+            "has sparse attention",
+        ),
+        ({"quantization": {"quant_algo": "FP8"}}, "give the config.json beside it"),
+    ],
+)
+def test_the_reason_that_helps_comes_first(
+    config: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConfigError, match=words):
+        catalog.model(str(path))
+
+
+# ---- scales in times ----------------------------------------------------------------------------
+
+
+def step_of(stated: dict[str, Any] | None, tmp_path: Path, model: str, **values: Any) -> Any:
+    """A plain step of a model whose checkpoint states this quantisation."""
+    config = catalog.model_config(model) | ({"quantization_config": stated} if stated else {})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    plan = {"target": str(path), "draft": "none", "batch": 1, "prompt_tokens": 100}
+    return estimate(parse_scenario(plan | values).scenario()).target_step
+
+
+@pytest.mark.parametrize("fmt", ["awq", "gptq"])
+def test_a_step_reads_the_scales_of_groups(fmt: str, tmp_path: Path) -> None:
+    """A scale of 16 bits and a zero point of 4 for each group; smaller groups take longer."""
+    seconds, limit = {}, {}
+    for group in (32, 64, 128, -1):
+        stated = {"quant_method": fmt, "bits": 4, "group_size": group}
+        part = step_of(stated, tmp_path, "llama-3.1-8b", gpu="a100-sxm-80gb").part("down_proj")
+        seconds[group], limit[group] = float(part.seconds), float(part.memory_s)
+    assert seconds[32] > seconds[64] > seconds[128] > seconds[-1]
+    weights, bandwidth = 32 * 4096 * 14_336, catalog.gpu("a100-sxm-80gb").hbm_bandwidth
+    extra = weights * 2.5 / 32 / bandwidth
+    assert limit[32] - limit[-1] == pytest.approx(extra, rel=1e-9)
+    # The kernel reads them no faster than the memory delivers.
+    assert extra <= seconds[32] - seconds[-1] < 2.5 * extra
+
+
+def test_kernels_of_experts_were_timed_with_the_scales_of_kimi_k2(tmp_path: Path) -> None:
+    """Its groups of 32 are those of the measured experts in int4, so they add nothing."""
+
+    def experts(stated: dict[str, Any] | None, **values: Any) -> float:
+        step = step_of(stated, tmp_path, "qwen3-30b-a3b", gpu="h200", **values)
+        return float(step.part("experts").seconds)
+
+    of_groups = {size: experts(compressed(4, "int", group_size=size)) for size in (32, 64, 128)}
+    assert of_groups[32] > of_groups[64] > of_groups[128]
+    assert experts(None, weight_dtype="int4") == of_groups[32]
+
+
+def test_gpt_fast_reads_as_many_bytes_in_int4_as_its_readme_says() -> None:
+    """862.69 GB/s at 196.80 tokens/s: with a scale and a zero point in bf16 per 32 weights."""
+    spec = catalog.model("llama-2-7b")
+    matrices = spec.parameters - spec.vocab * spec.hidden  # it quantises the LM head, too
+    stored = matrices * (0.5 + 4 / 32) + 2 * spec.vocab * spec.hidden
+    assert stored == pytest.approx(862.69e9 / 196.80, rel=0.01)

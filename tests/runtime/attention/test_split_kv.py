@@ -76,6 +76,7 @@ def test_a_tile_fits_the_rows_of_a_sequence_where_possible() -> None:
     assert [query_tile_rows(tokens, 4) for tokens in (1, 4, 5, 16, 17, 1000)] == [
         16, 16, 64, 64, 128, 128,
     ]  # fmt: skip
+    assert [query_tile_rows(tokens, 4, 256) for tokens in (4, 5, 17, 1000)] == [16, 64, 64, 64]
 
 
 def test_one_long_sequence_among_short_ones_is_split() -> None:
