@@ -83,7 +83,8 @@ def efficiency(
     library = measured_attention(kernels, attention_kernels)
     attention = _table(kernels, "attention")
     if library != "vllm":
-        attention |= _table(kernels, f"attention-{library}")
+        rule = {f"fitted_{key}": attention[key] for key in ("split_min_group", "split_occupancy")}
+        attention |= rule | _table(kernels, f"attention-{library}")
     gemm = gemm_curve(_with_measured(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm")
     curves = Efficiency(
         name=kernels,
