@@ -362,7 +362,7 @@ class Recommendation:
         pays = f"at {work.prompt_tokens:,} tokens it clearly pays"
         if not self.batch.clear:
             pays += " or alone meets the limits"
-        text = f"{pays} {self.batch.where('batch')}"
+        text = f"{pays} {self.batch.where('batch', self.studied.scenario.plan.gamma)}"
         if self.batch.is_exception(work.batch):
             text += f"; batch {work.batch:,} itself is a narrow exception"
         return text
