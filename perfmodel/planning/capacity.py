@@ -152,6 +152,19 @@ def fleets(result: Search, rate: float) -> list[Fleet]:
     return sorted(made, key=lambda f: (f.gpus, f.capacity.candidate.parts, f.load))
 
 
+def with_memory_share(fleet: Fleet, limits: SLO, share: float) -> Fleet:
+    """The fleet of the same plan if each replica uses at most this share of the memory."""
+    most = min(limits.memory_fraction or 1.0, share)
+    smaller = capacity(fleet.capacity.candidate, replace(limits, memory_fraction=most))
+    if smaller is None:
+        return fleet
+    return Fleet(
+        rate=fleet.rate,
+        replicas=math.ceil(fleet.rate / smaller.requests_per_s),
+        capacity=smaller,
+    )
+
+
 def fewest(sized: Sequence[Fleet], limits: SLO) -> Fleet | None:
     """The simplest fleet that no other one clearly beats; None if there is none.
 
