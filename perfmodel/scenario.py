@@ -23,6 +23,7 @@ from perfmodel.specs.engine_support import (
     profile_version,
 )
 from perfmodel.specs.gpu import Machine
+from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Prefill, Workload
 
@@ -176,7 +177,11 @@ class Scenario:
             wanted = (self.target.name, draft, policy)
             found = (c for c in self.user_curves if (c.target, c.draft, c.draft_policy) == wanted)
             return next(found, None)
-        return acceptance_curve(self.target.name, draft, policy, self.user_curves)
+        target, variant = self.target.name, self.target.variant
+        curve = acceptance_curve(target, draft, policy, self.user_curves)
+        if curve is None or curve.origin != Origin.FITTED or variant in ("", curve.variant):
+            return curve
+        return curve.borrowed_for(target) if curve.variant else curve
 
     @property
     def uses_user_curve(self) -> bool:

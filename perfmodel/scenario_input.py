@@ -218,7 +218,7 @@ class ScenarioInput(ScenarioFields):
             draft = None
         elif plan.method is not None:
             draft = plan.method.spec(target) if plan.method.spec else None
-            acceptance = acceptance or method_acceptance(target.name, plan.draft)
+            acceptance = acceptance or method_acceptance(target.name, plan.draft, target.variant)
         else:
             draft = target if plan.is_self else catalog.model(self.draft)
         parse_slo(self.slo)

@@ -130,11 +130,15 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
     lines = []
     capacity = answer["capacity"]
     if capacity:
+        most, gamma = capacity["concurrency"], answer["best"]["scenario"]["gamma"]
+        enough = capacity["saturation"]
         lines.append(
-            f"largest concurrency within the limits: {capacity['concurrency']:,} requests per "
-            f"replica of TP {capacity['tp']} ({format_rate(capacity['requests_per_s'])} "
-            f"requests/s, {format_seconds(capacity['tpot_s'])} per token, first token after "
+            f"largest concurrency within the limits: {most:,} requests per replica of TP "
+            f"{capacity['tp']}{f', γ={gamma}' if gamma else ''} "
+            f"({format_rate(capacity['requests_per_s'])} requests/s, "
+            f"{format_seconds(capacity['tpot_s'])} per token, first token after "
             f"{format_seconds(capacity['ttft_s'])})"
+            f"{f'; {enough:,} serve 95 % of the highest rate' if enough < most else ''}"
         )
     if answer["best"]["cost_per_million_tokens"] is not None:
         plain = answer["without_speculation"]["cost_per_million_tokens"]

@@ -308,6 +308,7 @@ def curves_text(fits: Sequence[tuple[AcceptanceCurve, Sequence[str]]], *, comman
 def _curve_table(curve: AcceptanceCurve) -> dict[str, Any]:
     names = ("target", "draft", "draft_policy", "text", "source")
     table: dict[str, Any] = {name: getattr(curve, name) for name in names}
+    table |= {"variant": curve.variant} if curve.variant else {}
     shape = [name for name, plain in SHAPE.items() if getattr(curve, name) != plain]
     for name in (*NUMBERS, *shape, *SIGMAS):
         table[name] = significant(getattr(curve, name), 4)

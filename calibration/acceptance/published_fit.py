@@ -29,6 +29,7 @@ from perfmodel.units import Z90
 
 Floats = NDArray[np.float64]
 
+VARIANT = "base"  # of the Llama checkpoints of these papers
 TRIFORCE = "TriForce, arXiv 2404.11912, table 2"
 # α of SmolLM2-135M-Instruct's self-draft at four KV budgets: sum of min(p, q), teacher-forced,
 # temperature 1, 7,800 tokens of context, one prompt per text, November 2026. These first runs give
@@ -181,6 +182,7 @@ def _solve(
         context_range=(float(contexts.min()), float(contexts.max())),
         budget_range=(float(budgets.min()), float(budgets.max())),
         points=points,
+        variant=VARIANT if choice.target.startswith("llama") else "",
         **of,
     )
 

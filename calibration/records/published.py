@@ -174,16 +174,18 @@ class ErrorSummary:
     rows: int
     mean_signed: float
     mean_absolute: float
+    median_absolute: float
     worst: float  # signed, largest in magnitude
 
 
 def summarise(errors: Iterable[RowError], phase: str) -> ErrorSummary:
-    """Mean signed, mean absolute and worst error of one phase, in percent."""
+    """Mean signed, mean and median absolute, and worst error of one phase, in percent."""
     values = 100.0 * np.array([e.errors[phase] for e in errors])
     return ErrorSummary(
         rows=len(values),
         mean_signed=float(values.mean()),
         mean_absolute=float(np.abs(values).mean()),
+        median_absolute=float(np.median(np.abs(values))),
         worst=float(values[np.argmax(np.abs(values))]),
     )
 

@@ -87,6 +87,7 @@ class AcceptanceCurve:
     points: tuple[AcceptancePoint, ...] = ()
     budget_offset: float = 0.0
     fullness_exponent: float = 1.0
+    variant: str = ""  # "base" or "instruct", the checkpoint on which it was measured, if known
 
     def __post_init__(self) -> None:
         name = f"acceptance curve {self.target}, {self.draft}, {self.draft_policy}"
@@ -150,11 +151,12 @@ class AcceptanceCurve:
 
     def borrowed_for(self, target: str) -> AcceptanceCurve:
         """The same curve for a target on which it was not measured, with a wider interval."""
+        lender = f"the {self.variant} {self.target}" if target == self.target else self.target
         return replace(
             self,
             target=target,
             origin=Origin.BORROWED,
-            source=f"borrowed from {self.target}, not measured on {target}: {self.source}",
+            source=f"borrowed from {lender}, not measured on {target}: {self.source}",
             sigma=hypot(self.sigma, self.sigma_lent),
         )
 

@@ -33,7 +33,7 @@ from perfmodel.specs.checkpoint.quantisation import without_quantisation
 from perfmodel.specs.families import check_modelled, model_spec
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
-from perfmodel.specs.model import ModelSpec
+from perfmodel.specs.model import ModelSpec, checkpoint_variant
 
 MAX_NAME = 60  # characters of the name of a GPU that a user describes
 
@@ -228,7 +228,7 @@ def model(name_or_hub_id_or_path: str) -> ModelSpec:
         return _model(wanted.lower())
     if "/" in wanted and wanted.lower() in hub_ids():
         name, hub_id = hub_ids()[wanted.lower()]
-        return replace(_model(name), hub_id=hub_id)
+        return replace(_model(name), hub_id=hub_id, checkpoint=hub_id)
     if _is_path(wanted):
         path = Path(wanted)
         config = read_hf_config(path)
@@ -317,6 +317,12 @@ def model_config(name_or_hub_id: str) -> dict[str, Any]:
 @cache
 def _model(name: str) -> ModelSpec:
     return model_from_toml(text("models", name), where=f"models/{name}.toml")
+
+
+def instruct_id(name: str) -> str:
+    """The hub id of a model's checkpoint that follows instructions; "" if none is known."""
+    ids = (hub_id for owner, hub_id in hub_ids().values() if owner == name)
+    return next((i for i in ids if checkpoint_variant(i) == "instruct"), "")
 
 
 @cache

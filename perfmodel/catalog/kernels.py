@@ -40,9 +40,16 @@ def curves_for(engine: EngineProfile, gpu: GPU, link_kind: str) -> Efficiency:
     kernels = (engine.attention_kernels, engine.linear_kernels)
     measured_on = engine.measured_on if engine.has_own_kernels else ""
     curves = efficiency(gpu.efficiency, *kernels, measured_on, gpu if measured_on else None)
+    if curves.name != gpu.name:
+        curves = _without_steps(curves)
     if link_kind == "pcie" != curves.collectives.link_kind:
         return replace(curves, collectives=_pcie_collectives())
     return curves
+
+
+@lru_cache(maxsize=256)
+def _without_steps(curves: Efficiency) -> Efficiency:
+    return curves.without_steps()
 
 
 @cache
@@ -83,7 +90,8 @@ def efficiency(
     library = measured_attention(kernels, attention_kernels)
     attention = _table(kernels, "attention")
     if library != "vllm":
-        attention |= _table(kernels, f"attention-{library}")
+        rule = {f"fitted_{key}": attention[key] for key in ("split_min_group", "split_occupancy")}
+        attention |= rule | _table(kernels, f"attention-{library}")
     gemm = gemm_curve(_with_measured(kernels, "gemm", linear_kernels), f"efficiency/{kernels}/gemm")
     curves = Efficiency(
         name=kernels,

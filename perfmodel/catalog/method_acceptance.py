@@ -18,6 +18,7 @@ from perfmodel.catalog._files import table
 from perfmodel.catalog._schema import build_rows
 from perfmodel.errors import ConfigError
 from perfmodel.specs.labels import Origin
+from perfmodel.specs.model import checkpoint_variant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,17 +48,20 @@ class LengthCurve:
         return self.target, self.draft
 
 
-def method_acceptance(target: str, method: str) -> Acceptance | None:
+def method_acceptance(target: str, method: str, variant: str = "") -> Acceptance | None:
     """The acceptance of a built-in draft, or None if none was published for the method.
 
     It is the mean over the published tasks of the target, with their range as interval. If a target
     has several heads, the one with the most tasks is used, then the one with the longest rounds.
-    Other targets get the mean over all published heads, with origin "borrowed" and their range.
+    Other targets get the mean over all published heads, with origin "borrowed" and their range. So
+    is that of an instruct checkpoint "borrowed" by a base one.
 
     Parameters
     ----------
     target, method : str
         Catalog name of the target, and name of the method in `specs.draft_methods`.
+    variant : str
+        "base" or "instruct", if the checkpoint of the target is known.
     """
     curves = [c for c in published_lengths() if c.method == method]
     if not curves:
@@ -65,8 +69,12 @@ def method_acceptance(target: str, method: str) -> Acceptance | None:
     if group := _published(target, method):
         head = f"{group[0].draft}, " if group[0].draft else ""
         tasks = ", ".join(c.task for c in group)
-        project = group[0].source.partition(" ")[0]  # without its file, which the catalog names
-        return _pooled(group, Origin.MEASURED, f"published by {project}: {head}{tasks}")
+        # The source without its file, which the catalog names.
+        source = f"published by {group[0].source.partition(' ')[0]}: {head}{tasks}"
+        if (variant, checkpoint_variant(group[0].draft)) == ("base", "instruct"):
+            of = f"for the instruct {target}, not the base one, {source}"
+            return _pooled(group, Origin.BORROWED, of)
+        return _pooled(group, Origin.MEASURED, source)
     targets = ", ".join(dict.fromkeys(c.target for c in curves))
     return _pooled(
         [_group_mean(group) for group in _by_group(curves).values()],

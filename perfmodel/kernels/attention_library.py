@@ -13,7 +13,7 @@ once per sequence and pass: more query tokens only add packed rows (query tokens
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -97,6 +97,11 @@ class LibraryAttention(AttentionCurve):
     the time of each relative to the smallest. KV is split over several blocks if a group has at
     least `split_min_group` heads and batch x KV heads fill less than `split_occupancy` of the
     slots.
+
+    The residual was fitted to kernels that split by `fitted_split_min_group` and
+    `fitted_split_occupancy` (0: by the same rule). A grid that this library may split and those did
+    not takes the shorter of two times: unsplit, as measured, or split, with the residual of the
+    nearest grid that those kernels split.
     """
 
     blocks_per_sm: int
@@ -108,6 +113,8 @@ class LibraryAttention(AttentionCurve):
     row_tile_factor: Floats
     tensor_core_efficiency: float
     decode: tuple[DecodeTable, ...] = field(repr=False)
+    fitted_split_min_group: int = 0
+    fitted_split_occupancy: float = 0.0
 
     def __post_init__(self) -> None:
         check_shape("row_tile_factor", self.row_tile_factor, self.row_tiles)
@@ -154,10 +161,15 @@ class LibraryAttention(AttentionCurve):
         peak_flops: float,
         hbm_bandwidth: float,
         kv_bytes_per_element: float = 2.0,
+        splits: Bools | None = None,
     ) -> Floats:
-        """The physical form without its residual, for broadcastable heads and tokens. [s]"""
-        slots = float(self.sm_count * self.blocks_per_sm)
-        splits = (group >= self.split_min_group) & (batch_heads < self.split_occupancy * slots)
+        """The physical form without its residual, for broadcastable heads and tokens. [s]
+
+        `splits` states the grids that are split, by default those that this library may split.
+        """
+        slots = self.slots
+        if splits is None:
+            splits = self.may_split(group, batch_heads)
         room = np.maximum(batch_heads, batch_heads * tokens / self.split_min_tokens)
         blocks = np.where(splits, np.minimum(slots, room), batch_heads)
         # Block time in units of one block's bytes over the datasheet's bandwidth.
@@ -175,6 +187,33 @@ class LibraryAttention(AttentionCurve):
         body = smooth_max(share_s * (together + drain) * tile, waves, compute)
         is_split = splits & (blocks > batch_heads)
         return np.asarray((table.kernel_latency_us + table.split_latency_us * is_split) * US + body)
+
+    @property
+    def slots(self) -> float:
+        """Blocks that run at once."""
+        return float(self.sm_count * self.blocks_per_sm)
+
+    def may_split(self, group: float, batch_heads: Floats) -> Bools:
+        """Which grids this library splits over several blocks per unit."""
+        few = batch_heads < self.split_occupancy * self.slots
+        return np.asarray((group >= self.split_min_group) & few)
+
+    def fitted_split(self, group: float, batch_heads: Floats) -> Bools:
+        """Which grids the kernels of the residual split."""
+        least = self.fitted_split_min_group or self.split_min_group
+        return np.asarray((group >= least) & (batch_heads < self.most_fitted_heads))
+
+    @property
+    def most_fitted_heads(self) -> float:
+        """Units of the largest grid that the kernels of the residual split."""
+        return (self.fitted_split_occupancy or self.split_occupancy) * self.slots
+
+    def split_residual(self, table: DecodeTable, group: float, batch_heads: Floats) -> Floats:
+        """Residual of the nearest grids that the kernels of the residual split."""
+        knots = table.unit_knots
+        most = max(knots[knots < self.most_fitted_heads], default=knots[0])
+        of_group = max(group, float(self.fitted_split_min_group))
+        return table.residual_at(of_group, np.minimum(batch_heads, most), GRID_TOKENS)
 
     def padded_rows(self, rows: ArrayLike) -> Floats:
         """Packed rows, rounded up to a tile or to a multiple of the largest tile."""
@@ -194,7 +233,8 @@ def _log_seconds(curve: LibraryAttention, heads: Heads, packed_rows: float, rate
     table = nearest(curve.decode, heads.dim)
     # A head dimension without a table uses the nearest one: the same blocks with its bytes.
     scale, batch_heads = heads.dim / table.head_dim, table.grid_heads
-    base = curve.base_seconds(
+    form = partial(
+        curve.base_seconds,
         table,
         batch_heads[:, None],
         GRID_TOKENS[None, :],
@@ -204,7 +244,13 @@ def _log_seconds(curve: LibraryAttention, heads: Heads, packed_rows: float, rate
         hbm_bandwidth=rates.hbm_bandwidth / scale,
         kv_bytes_per_element=rates.kv_bytes,
     )
-    mean = base * np.exp(table.residual_at(heads.group, batch_heads, GRID_TOKENS))
+    fitted = curve.fitted_split(heads.group, batch_heads)[:, None]
+    mean = form(splits=fitted) * np.exp(table.residual_at(heads.group, batch_heads, GRID_TOKENS))
+    more = curve.may_split(heads.group, batch_heads)[:, None] & ~fitted
+    if more.any():
+        residual = curve.split_residual(table, heads.group, batch_heads)
+        split = form(splits=more) * np.exp(residual)
+        mean = np.where(more, np.minimum(mean, split), mean)
     plane = np.log(table.with_kv_heads(mean, heads.kv))
     for axis in (0, 1):
         plane = np.maximum.accumulate(plane, axis=axis)

@@ -20,8 +20,18 @@ BLOCK_TOKENS = 128.0  # of KV that a block processes at once
 RANGES = 1.1  # wanted ranges per multiprocessor
 
 
+# Where a wave begins is uncertain by so much (ln units) on a GPU with another number of
+# multiprocessors than the measured one; the ratio is a mean over this range there.
+_UNCERTAIN = np.linspace(-0.15, 0.15, 11)
+
+
 def tail_ratio(
-    batch_heads: Floats, tokens: Floats, *, sm_count: int, saturating_share: float
+    batch_heads: Floats,
+    tokens: Floats,
+    *,
+    sm_count: int,
+    measured_sm_count: int,
+    saturating_share: float,
 ) -> Floats:
     """Time with the last wave over the time interpolated between batches that are powers of two.
 
@@ -29,17 +39,24 @@ def tail_ratio(
     ----------
     batch_heads, tokens : array, mutually broadcastable
         Batch x KV heads on the rank; tokens read per sequence. [1]
+    sm_count, measured_sm_count : int
+        Multiprocessors of the GPU, and of the GPU whose table is interpolated.
     saturating_share : float
         Share of the multiprocessors that together reach the memory bandwidth. [1]
     """
     units = np.maximum(np.asarray(batch_heads, dtype=float), 1.0)
     below = 2.0 ** np.floor(np.log2(units))
     place = np.log2(units / below)
-    at, low, high = (
-        np.log(_seconds_per_work(each, tokens, sm_count, saturating_share))
-        for each in (units, below, 2.0 * below)
+    shifts = np.zeros(1) if sm_count == measured_sm_count else _UNCERTAIN
+    at = sum(
+        np.log(_seconds_per_work(units * np.exp(shift), tokens, sm_count, saturating_share))
+        for shift in shifts
     )
-    return np.asarray(np.exp(at - (1.0 - place) * low - place * high))
+    low, high = (
+        np.log(_seconds_per_work(each, tokens, measured_sm_count, saturating_share))
+        for each in (below, 2.0 * below)
+    )
+    return np.asarray(np.exp(at / len(shifts) - (1.0 - place) * low - place * high))
 
 
 def _seconds_per_work(

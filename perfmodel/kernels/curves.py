@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -96,6 +96,14 @@ class Efficiency:
         }
         return curves.get(layer) is not None
 
+    def without_steps(self) -> Efficiency:
+        """The same curves for a GPU that was not measured: waves of GEMMs begin gradually."""
+
+        def smoothed(gemm: GemmCurve) -> GemmCurve:
+            return replace(gemm, waves=gemm.waves and replace(gemm.waves, smoothed=True))
+
+        return self._with_gemms(smoothed)
+
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.
 
@@ -109,15 +117,18 @@ class Efficiency:
             waves = gemm.waves and replace(gemm.waves, sm_count=gpu.sm_count)
             return replace(gemm, waves=waves)
 
+        attention = replace(self.attention, sm_count=gpu.sm_count)
+        return replace(self._with_gemms(transferred), attention=attention)
+
+    def _with_gemms(self, change: Callable[[GemmCurve], GemmCurve]) -> Efficiency:
         return replace(
             self,
-            gemm=transferred(self.gemm),
-            gemm_of_ranks=transferred(self.gemm_of_ranks),
+            gemm=change(self.gemm),
+            gemm_of_ranks=change(self.gemm_of_ranks),
             quantised={
-                dtype: replace(one, curve=transferred(one.curve))
+                dtype: replace(one, curve=change(one.curve))
                 for dtype, one in self.quantised.items()
             },
-            attention=replace(self.attention, sm_count=gpu.sm_count),
         )
 
 

@@ -19,13 +19,16 @@ SAME = 1e-4  # difference of logarithms of a number of rows or columns
 class Waves:
     """Output tiles run in waves of one per SM; a partly filled wave takes as long as a full one.
 
-    The effect is visible from `from_m` rows, in kernels that do not distribute their last wave.
+    The effect is visible from `from_m` rows, in kernels that do not distribute their last wave. If
+    `smoothed`, times are exact for whole tiles and linear in the rows between them: on a GPU that
+    was not measured, it is not known at which rows a wave begins.
     """
 
     sm_count: int
     tile_rows: int
     tile_columns: int
     from_m: float
+    smoothed: bool = False
 
     def __post_init__(self) -> None:
         if not min(self.sm_count, self.tile_rows, self.tile_columns) > 0:
@@ -36,10 +39,18 @@ class Waves:
     def inflation(self, m: ArrayLike, n: ArrayLike) -> Floats:
         """Time of whole waves over the time of the work in them, at least 1; broadcasts."""
         rows, columns = np.asarray(m, dtype=np.float64), np.asarray(n, dtype=np.float64)
-        tiles = np.ceil(rows / self.tile_rows) * np.ceil(columns / self.tile_columns)
-        capacity = np.ceil(tiles / self.sm_count) * self.sm_count
+        row_tiles, column_tiles = rows / self.tile_rows, np.ceil(columns / self.tile_columns)
+        above = np.ceil(row_tiles)
+        capacity = self._capacity(above * column_tiles)
+        if self.smoothed:
+            before = self._capacity((above - 1.0) * column_tiles)
+            capacity = before + (row_tiles - above + 1.0) * (capacity - before)
         work = rows * columns / (self.tile_rows * self.tile_columns)
         return np.where(rows >= self.from_m, capacity / work, 1.0)
+
+    def _capacity(self, tiles: Floats) -> Floats:
+        """Tiles that run in the time of so many, in whole waves."""
+        return np.asarray(np.ceil(tiles / self.sm_count) * self.sm_count)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

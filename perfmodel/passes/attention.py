@@ -82,7 +82,8 @@ def _attention(
         factor = factor * tail_ratio(
             batch * kv_heads,
             kv,
-            sm_count=curve.sm_count,
+            sm_count=gpu.sm_count,
+            measured_sm_count=curve.sm_count,
             saturating_share=engine.attention_tail_share,
         )
     if engine.verify_attention_factor != 1.0:

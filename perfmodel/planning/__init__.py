@@ -2,7 +2,7 @@
 
 from perfmodel.planning.block import ARRAY_AXES, EVIDENCE, Block
 from perfmodel.planning.candidate import Candidate, plan_label
-from perfmodel.planning.capacity import Capacity, Fleet
+from perfmodel.planning.capacity import Capacity, Fleet, with_memory_share
 from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan
 from perfmodel.planning.recommend import gain_interval
 from perfmodel.planning.recommendation import Recommendation, Verdict
@@ -32,4 +32,5 @@ __all__ = [
     "gain_interval",
     "plan_label",
     "sweep",
+    "with_memory_share",
 ]

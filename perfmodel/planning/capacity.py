@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfmodel._typing import Floats
 from perfmodel.passes.memory import largest_batch
@@ -16,18 +17,23 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.break_even import Rule, best_gamma, within
 from perfmodel.speculation.gain import plateau, relative_gain, service_gain
-from perfmodel.speculation.service import service
+from perfmodel.speculation.service import ServiceEstimate, service
 
 MOST_REQUESTS = 4096
+SATURATED = 0.95  # of the highest request rate
 BATCH_STEP = 2 ** (1 / 3)  # between the concurrencies of a search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """The largest concurrency of a plan on one replica that meets the limits."""
+    """The largest concurrency of a plan on one replica that meets the limits.
+
+    `saturation` is the smallest one with 95 % of the highest request rate within the limits.
+    """
 
     candidate: Candidate
     concurrency: int
+    saturation: int
     requests_per_s: float
     tpot_s: float
     ttft_s: float
@@ -66,11 +72,17 @@ def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
         return None
     steps = np.geomspace(1, most, 256).round()
     batches = np.unique(np.append(steps, min(scenario.workload.batch, most)))
-    result = service(scenario, batch=batches)
-    allowed = np.flatnonzero(np.broadcast_to(within(result, limits), batches.shape))
+    allowed = _allowed(service(scenario, batch=batches), limits, batches)
     if not allowed.size:
         return None
+    if allowed[-1] + 1 < len(batches):  # every batch up to the first larger one that is not allowed
+        first, last = batches[allowed[-1]], batches[allowed[-1] + 1]
+        batches = np.unique(np.append(batches, np.arange(first, last)))
+    result = service(scenario, batch=batches)
+    allowed = _allowed(result, limits, batches)
     index = int(allowed[-1])
+    rates = np.broadcast_to(result.requests_per_s, batches.shape)[allowed]
+    enough = allowed[int(np.argmax(rates >= SATURATED * np.max(rates)))]
 
     def at(values: Floats) -> float:
         return float(np.broadcast_to(values, batches.shape)[index])
@@ -78,10 +90,16 @@ def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
     return Capacity(
         candidate=candidate,
         concurrency=int(batches[index]),
+        saturation=int(batches[enough]),
         requests_per_s=at(result.requests_per_s),
         tpot_s=at(result.tpot_s),
         ttft_s=at(result.ttft_s),
     )
+
+
+def _allowed(result: ServiceEstimate, limits: SLO, batches: Floats) -> NDArray[np.intp]:
+    """Indices of the batches at which a service meets the limits."""
+    return np.flatnonzero(np.broadcast_to(within(result, limits), batches.shape))
 
 
 def at_capacity(result: Search) -> Search:
@@ -132,6 +150,19 @@ def fleets(result: Search, rate: float) -> list[Fleet]:
     sized = [_fleet(candidate, result.slo, rate) for candidate in best]
     made = [fleet for fleet in sized if fleet is not None]
     return sorted(made, key=lambda f: (f.gpus, f.capacity.candidate.parts, f.load))
+
+
+def with_memory_share(fleet: Fleet, limits: SLO, share: float) -> Fleet:
+    """The fleet of the same plan if each replica uses at most this share of the memory."""
+    most = min(limits.memory_fraction or 1.0, share)
+    smaller = capacity(fleet.capacity.candidate, replace(limits, memory_fraction=most))
+    if smaller is None:
+        return fleet
+    return Fleet(
+        rate=fleet.rate,
+        replicas=math.ceil(fleet.rate / smaller.requests_per_s),
+        capacity=smaller,
+    )
 
 
 def fewest(sized: Sequence[Fleet], limits: SLO) -> Fleet | None:

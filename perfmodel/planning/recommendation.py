@@ -21,6 +21,8 @@ from perfmodel.speculation import (
     Rule,
     Sensitivity,
     acceptance_is_weak,
+    most_sequences_in_graph,
+    without_speculation,
 )
 from perfmodel.units import format_seconds
 
@@ -193,7 +195,7 @@ class Recommendation:
     def notes(self) -> tuple[str, ...]:
         """Caveats of the best plan, of the search, and of an engine that was not measured."""
         engine, version = self.best.scenario.engine.name, self.runs_on
-        notes = (*self._not_searched(), *self.best.scenario.notes)
+        notes = (*self._not_searched(), *self.best.scenario.notes, *self._steps())
         method = self.best.scenario.plan.method
         if version is None and method is not None:
             notes = (
@@ -213,6 +215,25 @@ class Recommendation:
             f"yours with `specroof calibrate engine` and give its profile as --engine",
             *notes,
         )
+
+    def _steps(self) -> list[str]:
+        """Notes on ranges of batches that end where passes with prompts exceed CUDA graphs."""
+        if self.batch is None or self.studied is None:
+            return []
+        studied, notes = self.studied.scenario, []
+        ends = {end for first, last in self.batch.ranges for end in (first - 1, last)}
+        for scenario, passes in ((without_speculation(studied), "plain"), (studied, "draft")):
+            most = most_sequences_in_graph(scenario)
+            if most is None or not any(abs(end - most) <= 0.02 * most for end in ends):
+                continue
+            prompt, limit = scenario.workload.prompt_tokens, int(scenario.engine.graph_tokens)
+            kind = "" if passes == "plain" else " that verify drafts"
+            notes.append(
+                f"a range of batches ends at {most} because larger passes{kind} with a prompt of "
+                f"{prompt:,} tokens exceed the {limit} tokens of the engine's largest CUDA graph; "
+                f"this step was not measured, and prompts of different lengths spread it"
+            )
+        return notes
 
     def _not_searched(self) -> list[str]:
         """A note on draft heads that the engine runs and that were not searched.
@@ -341,7 +362,7 @@ class Recommendation:
         pays = f"at {work.prompt_tokens:,} tokens it clearly pays"
         if not self.batch.clear:
             pays += " or alone meets the limits"
-        text = f"{pays} {self.batch.where('batch')}"
+        text = f"{pays} {self.batch.where('batch', self.studied.scenario.plan.gamma)}"
         if self.batch.is_exception(work.batch):
             text += f"; batch {work.batch:,} itself is a narrow exception"
         return text

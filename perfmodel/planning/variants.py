@@ -134,7 +134,7 @@ def _method_variants(
     method = METHODS[name]
     plan = DraftPlan(draft=name, policy=DraftPolicy.of(policy), gamma=1)
     given = scenario.acceptance if scenario.plan.draft == name else None
-    acceptance = given or method_acceptance(scenario.target.name, name)
+    acceptance = given or method_acceptance(scenario.target.name, name, scenario.target.variant)
     spec = method.spec(scenario.target) if method.spec else None
     for tp in tps:
         yield [replace(scenario, draft=spec, plan=plan, tp=tp, acceptance=acceptance)]

@@ -6,7 +6,7 @@ from perfmodel.reports.engine_config import (
     export_plan,
     exportability,
 )
-from perfmodel.reports.export import ExportPlan
+from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
 from perfmodel.reports.prediction import (
     check_fits,
     infeasible_reason,
@@ -25,6 +25,7 @@ from perfmodel.reports.simulation import (
 
 __all__ = [
     "ENGINES",
+    "MOST_MEMORY_SHARE",
     "ExportPlan",
     "batch_dict",
     "check_fits",

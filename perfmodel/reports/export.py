@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from perfmodel import catalog
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS
 from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.dtypes import is_quantised
-from perfmodel.specs.model import ModelSpec
+from perfmodel.specs.model import ModelSpec, checkpoint_variant
 from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import estimate
 
@@ -71,8 +72,15 @@ class ExportPlan:
 
     @property
     def target_id(self) -> str:
-        """Hub id or folder of the target; empty if unknown."""
-        return _model_id(self.scenario.target)
+        """Hub id or folder of the target; empty if unknown.
+
+        If no checkpoint was named, and the head's follows instructions, the target's does too.
+        """
+        target, head = self.scenario.target, self.draft_checkpoint
+        named = target.checkpoint or self.scenario.plan.method is None
+        follows = not named and checkpoint_variant(head) == "instruct"
+        instruct = catalog.instruct_id(target.name) if follows else ""
+        return instruct or _model_id(target)
 
     @property
     def draft_id(self) -> str:

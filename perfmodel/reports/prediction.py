@@ -312,6 +312,7 @@ def capacity_dict(capacity: Capacity) -> dict[str, Any]:
         "label": capacity.candidate.label,
         "tp": capacity.candidate.scenario.tp,
         "concurrency": capacity.concurrency,
+        "saturation": capacity.saturation,
         "requests_per_s": capacity.requests_per_s,
         "tpot_s": capacity.tpot_s,
         "ttft_s": capacity.ttft_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,12 @@ from perfmodel.specs.dtypes import DTYPE_BYTES as DTYPE_BYTES
 from perfmodel.specs.dtypes import Scales
 from perfmodel.specs.dtypes import dtype_bytes as dtype_bytes
 from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, LocalAttention
+
+
+def checkpoint_variant(hub_id: str) -> str:
+    """ "instruct" for the hub id of a checkpoint trained on instructions, otherwise "base"."""
+    parts = re.split(r"[^a-z0-9]+", hub_id.lower().rpartition("/")[2])
+    return "" if not hub_id else "instruct" if {"instruct", "it", "chat"} & {*parts} else "base"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +65,7 @@ class ModelSpec:
     mtp_layers: int = 0  # multi-token-prediction layers that the checkpoint states
     tokenizer: str = ""  # models with the same tokenizer can draft for each other
     hub_id: str = ""
+    checkpoint: str = ""  # the hub id, if it was named rather than the model
     source: str = ""
 
     def __post_init__(self) -> None:
@@ -71,6 +79,11 @@ class ModelSpec:
                 f"{self.name}: {self.query_heads} query heads do not divide evenly among "
                 f"{self.kv_heads} KV heads; use a multiple"
             )
+
+    @property
+    def variant(self) -> str:
+        """ "base" or "instruct"; "" unless a checkpoint was named."""
+        return checkpoint_variant(self.checkpoint)
 
     @property
     def reference(self) -> str:

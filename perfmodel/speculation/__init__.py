@@ -24,7 +24,7 @@ from perfmodel.speculation.gain import (
     service_gain,
     service_tpot,
 )
-from perfmodel.speculation.host import host_wait_s
+from perfmodel.speculation.host import host_wait_s, most_sequences_in_graph
 from perfmodel.speculation.paying_ranges import BreakEven, End
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
@@ -77,6 +77,7 @@ __all__ = [
     "host_wait_s",
     "implausible",
     "interval_probability",
+    "most_sequences_in_graph",
     "pair_error",
     "prefill_error",
     "probability_of_gain",

@@ -28,7 +28,7 @@ from perfmodel.speculation.gain import (
     reads_own_cache,
     service_gain,
 )
-from perfmodel.speculation.paying_ranges import BreakEven, changes, paying_ranges
+from perfmodel.speculation.paying_ranges import BreakEven, End, changes, paying_ranges, widest
 from perfmodel.speculation.round import estimate, without_speculation
 from perfmodel.speculation.service import ServiceEstimate, service
 
@@ -225,7 +225,7 @@ def break_even_batch(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven
         found = tried(more)
         values = np.unique([*values, *more, *changes(more, found.pays, found.possible, found.fits)])
         best = tried(values)
-    return _paying_ranges("batch", values, best)
+    return _paying_ranges(scenario, "batch", values, best)
 
 
 def break_even_context(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven:
@@ -238,11 +238,11 @@ def break_even_context(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEv
     values = np.unique(np.append(np.geomspace(256.0, last, 200).round(), asked))
     batch = np.asarray(float(scenario.workload.batch))
     best = best_gain(scenario, rule, batch=batch, prompt_tokens=values)
-    return _paying_ranges("prompt_tokens", values, best)
+    return _paying_ranges(scenario, "prompt_tokens", values, best)
 
 
-def _paying_ranges(axis: str, values: Floats, best: BestGain) -> BreakEven:
-    return paying_ranges(
+def _paying_ranges(scenario: Scenario, axis: str, values: Floats, best: BestGain) -> BreakEven:
+    found = paying_ranges(
         axis,
         values,
         pays=best.pays,
@@ -250,6 +250,11 @@ def _paying_ranges(axis: str, values: Floats, best: BestGain) -> BreakEven:
         possible=best.possible,
         fits=best.fits,
     )
+    if found.end is not End.MEMORY:
+        return found
+    last = widest(found.ranges)[1]
+    fitting = np.flatnonzero(estimate(scenario, **{axis: float(last)}, gamma=GAMMAS).feasible)
+    return replace(found, most_gamma=int(GAMMAS[fitting[-1]]))
 
 
 def gamma_schedule(

@@ -119,9 +119,10 @@ def _acceptance(scenario: Scenario, alpha: float) -> str:
         return "an unknown acceptance"
     if curve.origin == Origin.IDENTITY:
         return f"α {alpha:.2f} (the draft is the target)"
+    target = scenario.target.checkpoint or scenario.target.name
     where = f"measured on {scenario.target.name}"
     if curve.origin == Origin.BORROWED:
-        where = f"borrowed from {curve.lender} and never {where}"
+        where = f"borrowed from {curve.lender} and never measured on {target}"
     return f"α {alpha:.2f} {where} ({_points(scenario)})"
 
 

@@ -23,6 +23,7 @@ from perfmodel._typing import Floats
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.engine import HostCosts
+from perfmodel.specs.workload import Prefill
 
 
 def host_wait_s(
@@ -79,6 +80,21 @@ def mixed_pass_host_s(
     launches = layers * scenario.engine.mixed_launch_s(tokens, tp=scenario.group_tp)
     launches = launches + _drafts_launch_s(scenario, costs, steps)
     return np.asarray(_step_s(scenario, costs, running) + launches)
+
+
+def most_sequences_in_graph(scenario: Scenario) -> int | None:
+    """The most sequences of which a pass with one prompt is in a CUDA graph; None without graphs.
+
+    With one sequence more, the host launches each layer, and a pass with a prompt takes longer by a
+    step. The launches were measured in rounds, not beside prompts.
+    """
+    work, engine = scenario.workload, scenario.engine
+    if not engine.graph_tokens or work.prefill is not Prefill.SHARED or not engine.host:
+        return None
+    computed = work.prompt_tokens - int(work.prefix_hit_rate * work.prompt_tokens)
+    room = engine.graph_tokens - computed % engine.prefill_chunk_tokens
+    sequences = int(room // (scenario.plan.gamma + 1.0)) + 1
+    return sequences if sequences > 0 else None
 
 
 def schedules_ahead(scenario: Scenario) -> bool:

@@ -35,7 +35,8 @@ class BreakEven:
     They do not depend on the scenario's own value. `lowest` and `highest` are the ends of what was
     tried, `exact` are all ranges, and `ranges` those that are stated. `from_value` and `until` are
     the ends of the widest: None if speculation never pays, and if it pays up to the largest value
-    that was tried and fits in memory. `end` says why it ends. `clear` is whether the gain is clear
+    that was tried and fits in memory. `end` says why it ends, and `most_gamma` is the largest γ
+    that fits at its last value if larger values do not fit. `clear` is whether the gain is clear
     in all ranges; otherwise plain decoding misses the limits at some of their values.
     """
 
@@ -45,19 +46,20 @@ class BreakEven:
     exact: tuple[Span, ...] = ()
     ranges: tuple[Span, ...] = ()
     end: End | None = None
+    most_gamma: int | None = None
     clear: bool = True
 
     @property
     def from_value(self) -> int | None:
         """The first value of the widest range."""
-        return _widest(self.ranges)[0] if self.ranges else None
+        return widest(self.ranges)[0] if self.ranges else None
 
     @property
     def until(self) -> int | None:
         """The last value of the widest range, unless larger ones do not fit or were not tried."""
         if self.end in (None, End.MEMORY, End.TRIED):
             return None
-        return _widest(self.ranges)[1]
+        return widest(self.ranges)[1]
 
     def contains(self, value: int) -> bool:
         """Whether speculation pays at a value."""
@@ -67,19 +69,25 @@ class BreakEven:
         """Whether the ranges that are stated leave out a value, or include it, wrongly."""
         return self.contains(value) != _holds(self.ranges, min(value, self.highest))
 
-    def where(self, unit: str) -> str:
-        """The stated ranges and the reason of the end in words; `unit` is "batch", for example."""
+    def where(self, unit: str, gamma: int) -> str:
+        """The stated ranges and the reason of the end in words, for a plan with this γ.
+
+        `unit` is "batch", for example.
+        """
         if not self.ranges:
             return f"at {'hardly any' if self.exact else 'no'} {unit} that fits"
-        first, last = _widest(self.ranges)
+        first, last = widest(self.ranges)
         if len(self.ranges) == 1 and first == self.lowest and self.until is None:
             return f"at every {unit} that fits"
         *spans, final = (self._span(span, unit) for span in self.ranges)
         ends = f"{', '.join(spans)} and {final}" if spans else final
         if self.ranges[-1] != (first, last) or self.end in (None, End.TRIED):
             return ends
+        smaller = ""
+        if self.most_gamma is not None and self.most_gamma < gamma:
+            smaller = f" (with γ={self.most_gamma})"
         beyond = {
-            End.MEMORY: ", the most that fits in memory",
+            End.MEMORY: f", the most that fits in memory{smaller}",
             End.LIMITS: ", beyond which it misses the limits",
             End.GAIN: ", beyond which the gain is not clear",
         }
@@ -89,7 +97,7 @@ class BreakEven:
         first, last = span
         if first == last:
             return f"at {unit} {first:,}"
-        if self.end is End.TRIED and span == _widest(self.ranges):
+        if self.end is End.TRIED and span == widest(self.ranges):
             return f"from {unit} {first:,}"
         if first == self.lowest:
             return f"up to {unit} {last:,}"
@@ -107,7 +115,7 @@ def paying_ranges(
     ranges = tuple(span for span in _without_gaps(exact) if _is_wide(*span))
     end = None
     if ranges:
-        index = int(np.searchsorted(values, _widest(ranges)[1])) + 1
+        index = int(np.searchsorted(values, widest(ranges)[1])) + 1
         if index == len(values):
             end = End.TRIED
         elif not fits[index]:
@@ -155,7 +163,7 @@ def _is_wide(first: int, last: int) -> bool:
     return last + 1 > (1.0 + RESOLUTION) * first
 
 
-def _widest(spans: Iterable[Span]) -> Span:
+def widest(spans: Iterable[Span]) -> Span:
     """The widest in proportion to its values; of equally wide ones, the first."""
     return max(spans, key=lambda span: (span[1] + 1) / span[0])
 

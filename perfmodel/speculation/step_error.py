@@ -29,7 +29,7 @@ from perfmodel.units import Z90
 
 # Rms of ln(predicted / measured speedup), by what was left out.
 SISTER_ERROR = 0.065  # the GPU, predicted from another one of its architecture
-ARCHITECTURE_ERROR = 0.172  # the GPU, predicted from one of another architecture
+ARCHITECTURE_ERROR = 0.175  # the GPU, predicted from one of another architecture
 TP_ERROR = 0.079  # two ranks, predicted from one; taken for each doubling
 # Rms of ln(predicted / measured time of a prompt) on timed GPUs, also where a pass takes less than
 # LAUNCH_LAYER_S per layer: such passes wait for the launch of kernels, which is not predicted.
@@ -47,7 +47,7 @@ PART_ERRORS = {
 # Rms of ln(predicted / measured time) of a plain step, or of a round at a known acceptance, by what
 # was left out. On a timed GPU, the error of steps is taken to be that of speedups.
 SISTER_STEP_ERROR, TP_STEP_ERROR = 0.093, 0.115
-ARCHITECTURE_STEP_ERROR, ARCHITECTURE_ROUND_ERROR = 0.148, 0.293
+ARCHITECTURE_STEP_ERROR, ARCHITECTURE_ROUND_ERROR = 0.142, 0.29
 # Of `ideal`, whose steps are lower bounds: of speedups, plain steps and rounds.
 BOUND_ERROR, BOUND_STEP_ERROR, BOUND_ROUND_ERROR = 0.243, 0.49, 0.684
 # Rms of ln(predicted / measured ratio of the speedups of two drafts), with the same target, GPU,

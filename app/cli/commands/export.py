@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -39,6 +39,16 @@ def export(
     runs_on: Annotated[
         str, option("ENGINE", "With --recommended: as in `recommend`, such as vllm or vllm-0.26.")
     ] = "",
+    objective: Annotated[
+        str | None, option("throughput|latency", "With --recommended: as in `recommend`.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        option("RPS", "With --recommended: one replica of the fewest GPUs."),
+    ] = None,
+    acceptance_budget: Annotated[
+        int | None, option("TOKENS", "With --recommended: as in `recommend`.", min=1)
+    ] = None,
     matrix: Annotated[
         bool, switch("--matrix", "Print which draft choices each engine can run.")
     ] = False,
@@ -82,10 +92,15 @@ def export(
         refuse_flags(
             stated, only_engines, "on a scenario file, which states no checkpoint or limit"
         )
-    if runs_on and not recommended:
-        raise ConfigError("--runs-on only limits --recommended; add it, or remove --runs-on")
+    search = {"runs_on": runs_on or None, "objective": objective, "rate": rate}
+    search = {k: v for k, v in {**search, "acceptance_budget": acceptance_budget}.items() if v}
+    if search and not recommended:
+        raise ConfigError(
+            f"--{next(iter(search)).replace('_', '-')} only changes --recommended; add it, or "
+            f"remove the former"
+        )
     if recommended:
-        plan = _recommended(context.obj, scenario, to, completed, runs_on)
+        plan = _recommended(context.obj, scenario, to, completed, search)
     else:
         names = ("slo",) if to == "specroof" else ("slo", *OF_PROMPTS)
         refuse_flags(stated, names, "on a given plan; add --recommended, or remove it")
@@ -115,23 +130,36 @@ def _recommended(
     scenario: str | None,
     engine: str,
     completed: Callable[[ExportPlan], ExportPlan],
-    runs_on: str,
+    options: dict[str, Any],
 ) -> ExportPlan:
     """The recommended plan, or the fastest other one if the engine cannot run it.
 
-    If the scenario has a profile of the engine, or `runs_on` is given, all plans of the search are
-    plans that the engine runs, so the recommended plan is never replaced.
+    `options` are those of the search; with a rate, the plan is that of one replica of the smallest
+    fleet. If the scenario has a profile of the engine, or `runs_on` is given, all plans of the
+    search are plans that the engine runs, so the recommended plan is never replaced.
     """
     from perfmodel import ConfigError
-    from perfmodel.reports import ExportPlan, engine_label, exportability
+    from perfmodel.planning import with_memory_share
+    from perfmodel.reports import MOST_MEMORY_SHARE, ExportPlan, engine_label, exportability
     from perfmodel.specs import named_version, profile_version
     from perfmodel.speculation import gamma_ranges
 
+    runs_on = options.get("runs_on", "")
     version = named_version(runs_on) if runs_on else None
-    answer, _ = find_recommendation(flags, scenario, runs_on=runs_on)
-    best = completed(ExportPlan.of_scenario(answer.best.scenario, engine=engine))
-    if answer.speculates and engine == "vllm":
-        ranges = gamma_ranges(answer.best.scenario, answer.rule)
+    answer, _ = find_recommendation(flags, scenario, **options)
+    chosen, at = answer.best, answer.best.scenario
+    if answer.fleet is not None:
+        share = 1.0 if engine == "specroof" else MOST_MEMORY_SHARE
+        fleet = with_memory_share(answer.fleet, answer.rule.limits, share)
+        chosen, at = fleet.capacity.candidate, fleet.capacity.scenario
+        print(
+            f"{fleet.rate:g} requests/s need {fleet.replicas} of this configuration, on "
+            f"{fleet.gpus} GPUs in all",
+            file=sys.stderr,
+        )
+    best = completed(ExportPlan.of_scenario(at, engine=engine))
+    if chosen.scenario.plan.speculates and engine == "vllm":
+        ranges = gamma_ranges(at, answer.rule)
         scheduled = replace(best, gamma_schedule=ranges)
         best = best if exportability(scheduled)[engine] else scheduled
     if version is not None and version.label != engine_label(engine, best):
@@ -149,7 +177,7 @@ def _recommended(
         plan = completed(ExportPlan.of_scenario(other.scenario, engine=engine))
         if exportability(plan)[engine] is None:
             print(
-                f"{engine_label(engine, plan)} cannot run the best plan, {answer.best.label}: "
+                f"{engine_label(engine, plan)} cannot run the best plan, {chosen.label}: "
                 f"{reason} Exported instead: {other.label}, TP {other.scenario.tp}.{hint}",
                 file=sys.stderr,
             )

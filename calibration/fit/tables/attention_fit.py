@@ -53,6 +53,8 @@ PARAMETERS = {  # name: (start, upper bound)
 }
 REGROUP_START_US = 2.0
 _TABLES = ("decode", "prefill", "blocks", "origin")  # written last
+# Written only if not 0: other kernels than the measured ones have them.
+_OF_ASSUMPTIONS = ("tensor_core_error", "fitted_split_min_group", "fitted_split_occupancy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,9 +289,11 @@ def empty_table(head_dim: int) -> DecodeTable:
 
 def catalog_text(gpu: str, curve: LibraryAttention, residuals: Mapping[str, Any]) -> str:
     """The catalog file of a fitted curve; `residuals` are the figures of its errors."""
-    names = [name for name in curve.__dataclass_fields__ if name not in _TABLES]
-    if not curve.tensor_core_error:  # only of rates that were assumed
-        names.remove("tensor_core_error")
+    names = [
+        name
+        for name in curve.__dataclass_fields__
+        if name not in _TABLES and (name not in _OF_ASSUMPTIONS or getattr(curve, name))
+    ]
     values: dict[str, Any] = {"source": curve.source}
     values |= {name: compact(getattr(curve, name)) for name in names}
     values |= {"origin": curve.origin, "residuals": residuals}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -92,3 +93,20 @@ def test_runs_on_exports_the_plan_that_recommend_chooses(
         why = refused(["--recommended", *PAYS, "--runs-on", engine], capsys)
         assert f"--runs-on {engine} is not what --to vllm is written for" in why
     assert "--recommended" in refused([*PAYS, "--runs-on", "vllm"], capsys)
+
+
+def test_the_replica_of_a_fleet_is_exported_so_that_the_engine_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--target", "llama-3.1-8b", "--engine", "vllm", "--gpu", "h200", "--tp", "1"]
+    flags += ["--prompt-tokens", "4000", "--output-tokens", "500", "--draft", "ngram"]
+    flags += ["--acceptance", "0.3", "--rate", "20"]
+    assert run(["recommend", *flags, "--json"]) == 0
+    fleet = json.loads(capsys.readouterr().out)["fleet"]
+    assert run(["export", *flags, "--recommended", "--to", "vllm"]) == 0
+    text, err = capsys.readouterr()
+    sequences = int(re.findall(r"--max-num-seqs (\d+)", text)[0])
+    assert 0.9 * fleet["replica"]["concurrency"] < sequences <= fleet["replica"]["concurrency"]
+    assert re.search(rf"20 requests/s need {fleet['replicas']} of this", err)
+    assert run(["export", *flags, "--to", "vllm"]) == 2
+    assert "--rate only changes --recommended" in capsys.readouterr().err

@@ -67,11 +67,16 @@ def test_every_other_dense_model_has_the_size_in_its_name() -> None:
 def test_a_model_is_found_by_its_name_and_every_hub_id_in_any_case() -> None:
     llama = catalog.model("llama-3.1-8b")
     assert catalog.model("Llama-3.1-8B") is llama
-    assert catalog.model("META-LLAMA/llama-3.1-8b") == llama
-    for hub_id in ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama/Meta-Llama-3.1-8B"):
-        assert catalog.model(hub_id.upper()) == replace(llama, hub_id=hub_id)
+    for hub_id in (
+        llama.hub_id,
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "meta-llama/Meta-Llama-3.1-8B",
+    ):
+        named = replace(llama, hub_id=hub_id, checkpoint=hub_id)
+        assert catalog.model(hub_id.upper()) == named
     for name in catalog.model_names():
-        assert catalog.model(catalog.model(name).hub_id) == catalog.model(name)
+        hub_id = catalog.model(name).hub_id
+        assert catalog.model(hub_id) == replace(catalog.model(name), checkpoint=hub_id)
 
 
 def test_windows_and_contexts_are_those_of_the_models() -> None:

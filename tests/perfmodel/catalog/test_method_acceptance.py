@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import a_scenario
 
 from perfmodel import catalog, estimate, parse_scenario
 from perfmodel.acceptance.tokens import tokens_per_round
@@ -14,6 +15,7 @@ from perfmodel.catalog.method_acceptance import (
     method_acceptance,
     published_lengths,
 )
+from perfmodel.speculation import evidence
 
 
 @given(st.lists(st.floats(0.05, 0.99), min_size=1, max_size=8))
@@ -91,3 +93,26 @@ def test_a_source_in_a_sentence_names_the_project_and_no_file_of_it() -> None:
         file = curve.source.partition(" ")[2]
         assert acceptance is not None and any(p in acceptance.source for p in projects)
         assert not file or file not in acceptance.source
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "origin"),
+    [
+        ("llama-3.1-8b", "eagle3", "measured"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "eagle3", "measured"),
+        ("meta-llama/Llama-3.1-8B", "eagle3", "borrowed"),
+        ("llama-3.1-8b", "self", "fitted"),
+        ("meta-llama/Llama-3.1-8B", "self", "fitted"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "self", "borrowed"),
+    ],
+)
+def test_acceptance_of_base_and_instruct_checkpoints_is_borrowed_from_each_other(
+    target: str, draft: str, origin: str
+) -> None:
+    scenario = a_scenario(target=target, draft=draft, gamma=3, kv_budget=None, tp=1, gpu="h200")
+    found = scenario.acceptance or scenario.curve
+    assert found is not None and found.origin == origin
+    sentence = evidence(scenario).sentence
+    assert ("borrowed" in sentence) == (origin == "borrowed")
+    if origin == "borrowed":
+        assert ("instruct" if draft == "eagle3" else "base") in sentence

@@ -250,3 +250,32 @@ def test_verification_is_in_range_where_row_factors_or_blocks_were_measured() ->
     for gpu, kernels in (*known, ("h100-sxm", "flashinfer"), ("h200", "vllm")):
         curve = efficiency(gpu, kernels).attention
         assert bool(curve.in_range(**shape)) is ((gpu, kernels) in known), (gpu, kernels)
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "l40s"])
+def test_a_library_that_may_split_more_grids_is_at_least_as_fast(gpu: str) -> None:
+    units, tokens = np.geomspace(1, 1024, 41)[:, None], np.geomspace(64, 65536, 11)
+    work = {"batch": units, "kv_tokens": tokens, **kernel(gpu, (1, 1))}
+    flashinfer = efficiency(gpu, "flashinfer").attention.seconds(**work)
+    measured = CURVES[gpu].seconds(**work)
+    assert np.all(flashinfer <= measured * 1.001)
+    slots = CURVES[gpu].sm_count * table_of(gpu)["blocks_per_sm"]
+    many = units.ravel() > 1.1 * slots
+    np.testing.assert_allclose(flashinfer[many], measured[many], rtol=2e-3)
+    assert np.any(flashinfer < 0.9 * measured)
+
+
+def test_a_split_grid_takes_no_residual_of_unsplit_grids() -> None:
+    table = TABLES["a100-sxm-80gb"]
+    rule = {"split_min_group": 1, "split_occupancy": 1.0}
+    rule |= {f"fitted_{key}": table[key] for key in rule}
+    work = {"batch": np.array([16, 32, 48, 53]), "kv_tokens": 16_384}
+    shape = kernel("a100-sxm-80gb", (4, 4))
+    before = attention_curve({**table, **rule}).seconds(**work, **shape)
+    slower = copy.deepcopy(table)
+    for decode in slower["decode"]:
+        unsplit = np.asarray(decode["residual"], float)
+        unsplit[0] += 0.5  # a group of one head, which the measured kernels do not split
+        decode["residual"] = unsplit.tolist()
+    after = attention_curve({**slower, **rule}).seconds(**work, **shape)
+    np.testing.assert_allclose(after, before, rtol=1e-12)

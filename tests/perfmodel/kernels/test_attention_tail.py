@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,12 @@ RECORDS = Path(calibration.__file__).parent / "measured" / "engine-vllm-0.26-h20
 
 
 def ratio(units: float, tokens: float, share: float = 0.43) -> float:
-    return float(tail_ratio(np.array(units), tokens, sm_count=132, saturating_share=share))
+    return float(ratios(np.array(units), tokens, share=share))
+
+
+def ratios(units: Any, tokens: float, *, sm_count: int = 132, share: float = 0.43) -> Any:
+    counts = {"sm_count": sm_count, "measured_sm_count": 132}
+    return tail_ratio(units, tokens, **counts, saturating_share=share)
 
 
 @given(st.integers(0, 12), st.integers(1, 10**6), st.floats(0.0, 1.0))
@@ -51,3 +57,18 @@ def test_a_wave_of_few_blocks_is_as_long_as_measured() -> None:
     measured = per_token[6, 28_672] / per_token[3, 51_264]
     predicted = ratio(48.0, 28_704) / ratio(24.0, 51_296)
     assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def test_on_other_numbers_of_multiprocessors_waves_begin_gradually() -> None:
+    units = 8.0 * np.arange(8, 200)
+    growth = {
+        sm_count: units[1:]
+        / units[:-1]
+        * np.exp(np.diff(np.log(ratios(units, 16_000, sm_count=sm_count))))
+        for sm_count in (132, 114)
+    }
+    assert growth[132].max() > 1.4  # 16 to 17 sequences with 8 KV heads, as measured
+    assert growth[114].max() < 1.25
+    # The mean effect is that of exact waves.
+    mean = [np.log(ratios(units, 16_000, sm_count=n)).mean() for n in (132, 131)]
+    assert mean[0] == pytest.approx(mean[1], abs=0.03)

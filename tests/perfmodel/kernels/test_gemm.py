@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,18 @@ def test_waves_are_whole_rounds_of_tiles_over_the_sms() -> None:
     assert full == pytest.approx(1.0)  # 10 x 10 tiles fill one wave
     assert one_more == pytest.approx(2.0 * 2560 / 2561)  # 110 tiles take two
     assert few_rows == 1.0
+
+
+def test_smoothed_waves_are_exact_for_whole_tiles_and_linear_between() -> None:
+    waves = Waves(sm_count=100, tile_rows=128, tile_columns=256, from_m=128)
+    rows = np.arange(128, 4097)
+    exact, smooth = (
+        replace(waves, smoothed=smoothed).inflation(rows, 2560) * rows for smoothed in (False, True)
+    )
+    whole = rows % 128 == 0
+    np.testing.assert_allclose(smooth[whole], exact[whole])
+    assert np.all(np.abs(np.diff(smooth, 2))[~whole[1:-1]] < 1e-6)
+    assert np.max(smooth[1:] / smooth[:-1]) < 1.01 < np.max(exact[1:] / exact[:-1])
 
 
 def test_a_curve_with_waves_steps_where_a_wave_begins() -> None:

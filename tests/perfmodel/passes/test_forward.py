@@ -311,3 +311,19 @@ def test_chunks_of_a_prompt_add_up_to_the_whole_prompt() -> None:
     assert sum(float(c.compute_s) for c in chunks) == pytest.approx(float(whole.compute_s))
     assert [float(c.seconds) for c in chunks] == sorted(float(c.seconds) for c in chunks)
     assert float(whole.seconds) < sum(float(c.seconds) for c in chunks)
+
+
+@pytest.mark.parametrize("engine", ["vllm-0.26", "specroof", "kernels"])
+def test_neighbouring_batches_take_similar_times_on_gpus_without_measured_kernels(
+    engine: str,
+) -> None:
+    """No step of more than 20 % where nobody measured it; waves begin where the GPU's SMs say."""
+    batch = np.arange(8.0, 301.0)
+    for name in ("a10", "l4", "l40", "rtx-4090", "h100-pcie", "a100-pcie-40gb", "mi300x"):
+        for target in ("llama-3.1-8b", "qwen3-8b", "llama-2-7b"):
+            rank = a_rank(gpu=name, target=target, tp=1, engine=engine)
+            for query, kv in ((1, 512), (1, 16_000), (4, 512)):
+                step = forward_pass(
+                    rank, batch=batch, context_tokens=kv, query_tokens=query
+                ).total_s
+                assert np.max(step[1:] / step[:-1]) < 1.2, (name, target, query, kv)

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from perfmodel import ConfigError, NoFeasiblePlan, Recommendation, find_plan, recommendation_dict
+from perfmodel.passes.memory import largest_batch
+from perfmodel.planning.capacity import MOST_REQUESTS
 from perfmodel.specs import parse_slo
 from perfmodel.speculation import Rule, best_gain, gamma_ranges, service_gain
+from perfmodel.speculation.paying_ranges import widest
 
 GPUS = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s", "l40", "b200")
 TARGETS = ("llama-3.1-8b", "llama-3.1-70b", "qwen3-32b", "llama-2-7b-32k", "mistral-7b-v0.3")
@@ -85,11 +88,13 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
         ranges = re.search(r"clearly pays (.*?)\.", answer.answer)
         assert ("no batch" in answer.answer) <= (not answer.batch.exact)
         if ranges:
-            stated = {int(word.replace(",", "")) for word in re.findall(r"[\d,]*\d", ranges[1])}
+            numbers = re.findall(r"[\d,]*\d", re.sub(r"γ=\d+", "", ranges[1]))
+            stated = {int(number.replace(",", "")) for number in numbers}
             ends = {end for span in answer.batch.ranges for end in span}
             assert stated <= ends | {work.batch}
         assert ("exception" in answer.answer) == answer.batch.is_exception(work.batch)
     check_ranges(values, answer)
+    check_memory(answer)
     # The map: one point at a time, and the schedule's cell if the point is one of its cells.
     rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
     at = {
@@ -134,6 +139,23 @@ def check_ranges(values: dict[str, Any], answer: Recommendation) -> None:
         assert not answer.batch.clear or np.all(best.gain.is_clear)
         assert ("alone meets the limits" in answer.answer) <= (not answer.batch.clear)
     assert answer.batch.clear or rule.limits.tpot_s or rule.limits.ttft_s
+
+
+def check_memory(answer: Recommendation) -> None:
+    """A range ends at the largest batch that fits with the plan's γ, or names a smaller γ."""
+    assert answer.studied is not None and answer.batch is not None
+    most = largest_batch(answer.studied.scenario)
+    if answer.batch.end == "memory":
+        last, fits = widest(answer.batch.ranges)[1], answer.batch.most_gamma
+        assert fits is not None
+        smaller = fits < answer.studied.scenario.plan.gamma
+        assert (last > most) if smaller else (last == most)
+        if f"{last:,}, the most that fits in memory" in answer.answer:
+            assert (f"(with γ={fits})" in answer.answer) == smaller
+    if answer.capacity is not None:
+        assert answer.capacity.saturation <= answer.capacity.concurrency <= MOST_REQUESTS
+        if answer.speculates:
+            assert answer.capacity.concurrency <= most
 
 
 def check_limit(values: dict[str, Any], answer: Recommendation) -> None:

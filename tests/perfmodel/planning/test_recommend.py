@@ -492,3 +492,15 @@ def test_steps_without_measured_kernels_are_named_in_the_evidence() -> None:
     scenario = a_scenario(target="qwen3-30b-a3b", gpu="b200", tp=2, batch=16, prompt_tokens=4000)
     assert estimate(scenario).target_step.origin == Origin.ASSUMED
     assert "T_T" in evidence(scenario).extrapolated
+
+
+def test_a_range_that_ends_at_the_largest_graph_says_so() -> None:
+    work = {"prompt_tokens": 200, "output_tokens": 600, "acceptance": 0.8, "draft": "eagle3"}
+    notes = {}
+    for batch in (16, 313):
+        plan = find_plan({"engine": "vllm-0.26", "gpu": "h200", "tp": 1, "batch": batch, **work})
+        assert plan.batch is not None
+        ends = {end for first, last in plan.batch.ranges for end in (first - 1, last)}
+        notes[batch] = [note for note in plan.notes if "CUDA graph" in note]
+        assert bool(notes[batch]) == (313 in ends)
+    assert any(notes.values())

@@ -201,7 +201,7 @@ def test_ranges_and_gaps_narrower_than_the_resolution_are_not_stated() -> None:
     assert sliver.exact == ((51, 51),) and sliver.ranges == ()
     assert sliver.contains(51) and sliver.is_exception(51) and not sliver.is_exception(52)
     assert sliver.from_value is sliver.until is None
-    assert sliver.where("batch") != ranges_of("0" * 101).where("batch")
+    assert sliver.where("batch", 3) != ranges_of("0" * 101).where("batch", 3)
     gap = ranges_of("0" * 20 + "1" * 30 + "0" + "1" * 49)
     assert gap.ranges == ((21, 100),) and gap.exact == ((21, 50), (52, 100))
     assert gap.is_exception(51) and not gap.contains(51) and gap.contains(52)

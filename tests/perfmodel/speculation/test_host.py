@@ -13,7 +13,8 @@ from strategies import a_scenario
 
 from perfmodel import RoundEstimate, Scenario, estimate
 from perfmodel.specs import HostCosts, replays_full_graph
-from perfmodel.speculation import tpot_interval
+from perfmodel.speculation import most_sequences_in_graph, tpot_interval
+from perfmodel.speculation.host import mixed_pass_host_s
 
 OF_PROFILE = (
     "default_graphs", "graph_tokens", "eager_layer_s", "piecewise_layer_s", "rank_step_s"
@@ -182,3 +183,21 @@ def test_drafts_that_are_never_accepted_never_pay(engine: str, draft: str, targe
             )  # fmt: skip
             point = estimate(scenario, batch=np.array([1, 2, 8, 64, 512]), gamma=[[1], [3], [7]])
             assert np.all(point.speedup <= 1.0 + 1e-9), (gpu, tp)
+
+
+@pytest.mark.parametrize("plan", [{}, {"draft": "eagle3", "gamma": 3, "acceptance": 0.8}])
+def test_a_pass_with_a_prompt_steps_where_it_exceeds_the_largest_graph(
+    plan: dict[str, Any],
+) -> None:
+    scenario = a_scenario(engine="vllm-0.26", gpu="h200", prompt_tokens=200, batch=8, **plan)
+    most, gamma = most_sequences_in_graph(scenario), scenario.plan.gamma
+    assert most is not None
+    running = np.array([most - 2.0, most - 1.0, most])
+    host = mixed_pass_host_s(scenario, running, gamma, running * (gamma + 1.0) + 200)
+    assert host[1] - host[0] < 1e-3 < 10e-3 < host[2] - host[1]
+
+
+def test_without_graphs_or_shared_prompts_nothing_steps() -> None:
+    assert most_sequences_in_graph(a_scenario(engine="specroof")) is None
+    apart = a_scenario(engine="vllm-0.26", gpu="h200", prefill="disaggregated")
+    assert most_sequences_in_graph(apart) is None
