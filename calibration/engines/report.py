@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.engines.fit import EngineFit, grouped, predicted
-from calibration.engines.records import EngineRecords, PointRecord
+from calibration.engines.records import EngineRecords, Point, PointRecord
 from perfmodel.acceptance import tokens_per_round_iid
 from perfmodel.specs import EngineProfile
 from perfmodel.units import US
@@ -107,6 +107,13 @@ class EngineReport:
         )
 
 
+def misses_graph(point: Point, profile: EngineProfile) -> bool:
+    """Whether the host launches each layer of the target, for want of a default CUDA graph."""
+    setup = point.setup
+    launch_s = profile.default_launch_s(setup.method, point.batch, setup.gamma, tp=setup.tp)
+    return not setup.exported_graphs and float(launch_s) > 0.0
+
+
 def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
     """Errors of a fit on its fitted and held-back records."""
     methods = {costs.method for costs in fit.profile.host}
@@ -114,7 +121,7 @@ def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
     fitted = _errors([r for r in of_fit if not r.point.held_back], fit, records.gpu)
     held_back = _errors([r for r in of_fit if r.point.held_back], fit, records.gpu)
     decisions, regrets = _judged(held_back)
-    deployable = [e for e in held_back if not _misses_graph(e, fit.profile)]
+    deployable = [e for e in held_back if not misses_graph(e.record.point, fit.profile)]
     deployable_decisions, deployable_regrets = _judged(deployable)
     return EngineReport(
         name=records.name,
@@ -273,17 +280,10 @@ def _by_launch(
         name = "in full graphs"
         if costs is not None and costs.draft_layer_s > 0.0:
             name = "with a draft launched layer by layer"
-        elif _misses_graph(error, profile):
+        elif misses_graph(error.record.point, profile):
             name = "that miss a default graph"
         by_launch.setdefault(name, []).append(error)
     return by_launch
-
-
-def _misses_graph(error: PointError, profile: EngineProfile) -> bool:
-    """Whether the host launches each layer of the target, for want of a default graph."""
-    setup, batch = error.record.point.setup, error.record.point.batch
-    launch_s = profile.default_launch_s(setup.method, batch, setup.gamma, tp=setup.tp)
-    return not setup.exported_graphs and float(launch_s) > 0.0
 
 
 def _median(errors: Sequence[PointError]) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from calibration.acceptance.published_fit import fit_all, published_points
 from calibration.engines.fit import grouped
 from calibration.engines.records import read_engine_records
+from calibration.engines.report import misses_graph
 from calibration.fit.magicdec import Split, fit_rows, other_gpu_splits, splits
 from calibration.records.kernels import gpu_of
 from calibration.records.published import (
@@ -53,7 +54,8 @@ RECORDS = {
     "steps-h200-tp2-seed2114": 2,
     "steps-h200-tp2-seed2115": 2,
 }
-VLLM, VLLM_RECORDS = "vllm-0.26", "engine-vllm-0.26-h200.jsonl"
+VLLM = "vllm-0.26"
+VLLM_RECORDS = ("engine-vllm-0.26-h200.jsonl", "engine-vllm-0.26-h200-tp2.jsonl")
 # Profiles that predict InferenceX's rows of a dense model.
 SERVED, DENSE = {"vLLM": VLLM, "TensorRT-LLM": "tensorrt-llm-1.2"}, "llama-3.1-70b"
 SISTERS = {"h200": "h100-sxm", "h100-sxm": "h200"}
@@ -226,24 +228,32 @@ def _of_one_rank(engine: EngineProfile) -> EngineProfile:
 
 
 def _serving_engine(found: LeftOut) -> None:
-    """The points of vLLM that were held back from the fit of its profile."""
-    with resources.as_file(resources.files("calibration") / "measured" / VLLM_RECORDS) as file:
-        records = read_engine_records([file])
-    profile = engine_profile(VLLM, catalog.gpu(records.gpu))
+    """The points of vLLM that were held back from the fit of its profile.
+
+    Rounds that miss a default CUDA graph are left out: no prediction is of such a round.
+    """
+    with resources.as_file(resources.files("calibration") / "measured") as folder:
+        records = read_engine_records([folder / name for name in VLLM_RECORDS])
+    profile = replace(engine_profile(VLLM, catalog.gpu(records.gpu)), default_graphs=True)
+    timed = [r for r in records.held_back if not misses_graph(r.point, profile)]
     distance, errors = f"this GPU: {VLLM}", {}
-    for group in grouped(records.held_back, records.gpu):
-        scenario = replace(group.scenario, engine=replace(profile, default_graphs=True))
+    for group in grouped(timed, records.gpu):
+        scenario = replace(group.scenario, engine=profile)
         width = Z90 * time_error(scenario)
         kind = "round" if scenario.plan.speculates else "T_T"
         late = np.log(group.seconds(scenario.engine) / group.measured_s)
         for record, error in zip(group.records, map(float, late), strict=True):
-            found.add(f"{kind}, {distance}", scenario.target.name, Miss(error, width))
+            found.add(f"{kind}, {distance}", _of(scenario), Miss(error, width))
             errors[record.point] = (error, scenario)
     plain = {p.workload: error for p, (error, _) in errors.items() if not p.setup.gamma}
     for point, (error, scenario) in errors.items():
         if point.setup.gamma and point.workload in plain:
             miss = Miss(plain[point.workload] - error, Z90 * float(ratio_error(scenario)))
-            found.add(distance, scenario.target.name, miss)
+            found.add(distance, _of(scenario), miss)
+
+
+def _of(scenario: Scenario) -> str:
+    return f"{scenario.target.name}, TP {scenario.tp}"
 
 
 def _served(found: LeftOut) -> None:
