@@ -6,6 +6,7 @@ wrong type or out of range, even if the installed transformers accepts it.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import sys
@@ -224,6 +225,11 @@ def read_json_object(file: Path) -> dict[str, Any]:
             text = stream.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
             raise ValueError(f"longer than {MAX_CONFIG_BYTES:,} bytes")
+        if text.startswith(codecs.BOM_UTF8):
+            raise InputError(
+                f"{file} begins with a byte order mark, which transformers refuses; save it as "
+                f"plain UTF-8"
+            )
         fields = json.loads(text.decode(), object_pairs_hook=distinct, parse_constant=refuse)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {os_reason(error)}") from error

@@ -446,6 +446,11 @@ def test_a_file_that_is_not_one_object_in_plain_utf8(content: bytes, tmp_path: P
     assert all(isinstance(message, str) for message in both(tmp_path))
 
 
+def test_both_name_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes("\ufeff".encode() + json.dumps(case()).encode())
+    assert all("begins with a byte order mark" in str(message) for message in both(tmp_path))
+
+
 @pytest.mark.parametrize("file", run.QUANTIZATION_FILES)
 def test_a_quantisation_beside_the_config_is_read_but_not_run(file: str, tmp_path: Path) -> None:
     stated = {"quantization": {"quant_algo": "FP8"}} if "hf" in file else {"bits": 4}
