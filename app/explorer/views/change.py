@@ -11,8 +11,6 @@ from app.explorer.show import plain, show_chart, show_table
 from perfmodel.speculation import probability_of_gain, sensitivities
 from perfmodel.units import format_chance
 
-LOW, HIGH = "low end", "high end"
-
 
 def show() -> None:
     """Draw this part of Why."""
@@ -48,13 +46,13 @@ def show() -> None:
             {
                 "input": s.name,
                 "change": s.change,
-                LOW: s.low,
-                HIGH: s.high,
+                "low end": _times(s.low),
+                "high end": _times(s.high),
             }
             for s in inputs
-        ],
-        column_config={
-            LOW: st.column_config.NumberColumn(format="%.3fx"),
-            HIGH: st.column_config.NumberColumn(format="%.3fx"),
-        },
+        ]
     )
+
+
+def _times(speedup: float) -> str:
+    return f"{speedup:.3f}x"

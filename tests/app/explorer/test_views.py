@@ -197,8 +197,8 @@ def test_a_plan_has_one_number_under_each_name_in_every_view(seed: int) -> None:
     )
     button(at, "Pin").click().run()
     seen = 0
-    for table in (f for f in tables(at) if GAIN in f.columns):
-        pinned = {name: table.iloc[-1][name].partition(" (")[0] for name in names}
+    for table in (f.set_index("") for f in tables(at) if "pin 1" in f.columns):
+        pinned = {name: table.loc[name].iloc[-1].partition(" (")[0] for name in names}
         assert pinned == of_row
         seen += 1
     for view in ("Map", "Frontier", "Why"):
@@ -351,8 +351,8 @@ def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     assert at.session_state["draft"] == "self:snapkv" and not at.exception
     assert at.button(key=f"use_{rival}").disabled
     button(at, "Pin").click().run()
-    (table,) = [f for f in tables(at) if SPEEDUP in f.columns]
-    assert len(table) == 2
+    (table,) = [f.set_index("") for f in tables(at) if "pin 1" in f.columns]
+    assert [*table.columns] == ["pin 1", "pin 2"] and SPEEDUP in table.index
     at.button(key="unpin_2").click().run()
     at.button(key="open_1").click().run()
     assert at.session_state["draft"] == "self:streamingllm" and not at.exception
