@@ -308,10 +308,7 @@ def _nearest_miss(result: Search) -> str:
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
     misses += near
     work = nearest.scenario.workload
-    sized = [capacity(c, result.slo) for c in result.candidates if c.parts == 0]
-    most = max((c for c in sized if c), key=lambda c: c.concurrency, default=None)
-    plain = f"No speculation, TP {most.candidate.scenario.tp}" if most else ""
-    fewer = f"; {plain}, meets them at up to {most.concurrency} requests" if most else ""
+    fewer = _fewer_requests(result, nearest)
     ideal = ""
     for other in replace(result, candidates=result.not_runnable).ranked()[:1]:
         scenario = other.scenario
@@ -322,6 +319,21 @@ def _nearest_miss(result: Search) -> str:
         f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{fewer}{ideal}"
         f"{_groups_hint(nearest) if 'memory' in broken else ''}"
     )
+
+
+def _fewer_requests(result: Search, nearest: Candidate) -> str:
+    """How many requests the nearest plan and plain decoding serve within the limits; or ""."""
+    plain = [c for c in result.candidates if c.parts == 0]
+    most = []
+    for plans in ([nearest] if nearest.parts else [], plain):
+        sized = [one for c in plans if (one := capacity(c, result.slo))]
+        most += [max(sized, key=lambda one: one.concurrency)] if sized else []
+    meets = [
+        f"{one.candidate.label}, TP {one.candidate.scenario.tp}, meets them at up to "
+        f"{one.concurrency:,} requests"
+        for one in most
+    ]
+    return "".join(f"; {text}" for text in meets)
 
 
 def _groups_hint(nearest: Candidate) -> str:
