@@ -138,7 +138,7 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
             f"({format_rate(capacity['requests_per_s'])} requests/s, "
             f"{format_seconds(capacity['tpot_s'])} per token, first token after "
             f"{format_seconds(capacity['ttft_s'])})"
-            f"{f'; {enough:,} serve 95 % of the highest rate' if enough < most else ''}"
+            f"{f'; 95 % of the highest rate from {enough:,} on' if enough < most else ''}"
         )
     if answer["best"]["cost_per_million_tokens"] is not None:
         plain = answer["without_speculation"]["cost_per_million_tokens"]
@@ -215,5 +215,7 @@ def _paying_range(answer: Mapping[str, Any], key: str, axis: str) -> str:
     why = "clear gain" if answer[f"{key}_is_clear"] else "clear gain, or only it meets the limits,"
     shown = (f"{low:,} only" if low == high else f"{low:,} to {high:,}" for low, high in ranges)
     values = " and ".join(shown) or "none"
-    ends = {"memory": " (more does not fit)", "limits": " (more misses the limits)"}
+    most, gamma = answer[f"{key}_most_gamma"], answer["studied"]["scenario"]["gamma"]
+    smaller = f"with γ={most}; " if most is not None and most < gamma else ""
+    ends = {"memory": f" ({smaller}more does not fit)", "limits": " (more misses the limits)"}
     return f"{why} by {axis}: {values}{ends.get(end, '')}"

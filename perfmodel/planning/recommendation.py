@@ -360,6 +360,8 @@ class Recommendation:
             return "nothing to compare"
         work = self.studied.scenario.workload
         pays = f"at {work.prompt_tokens:,} tokens it clearly pays"
+        if work.batch != self.plain.scenario.workload.batch:
+            pays += " over plain decoding at the same batch"
         if not self.batch.clear:
             pays += " or alone meets the limits"
         text = f"{pays} {self.batch.where('batch', self.studied.scenario.plan.gamma)}"

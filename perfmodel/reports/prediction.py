@@ -338,6 +338,7 @@ def _break_even(key: str, found: BreakEven | None) -> dict[str, Any]:
         f"{key}_until": found and found.until,
         f"{key}_ranges": found and [list(span) for span in found.ranges],
         f"{key}_end": found and found.end,
+        f"{key}_most_gamma": found and found.most_gamma,
         f"{key}_is_clear": found and found.clear,
     }
 

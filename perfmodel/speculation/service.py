@@ -198,6 +198,10 @@ class _Queue:
     load: Floats  # share of the token budget of all passes that prompts use
 
 
+def _fields_of(queue: _Queue) -> tuple[Floats, Floats, Floats, Floats]:
+    return queue.passes, queue.beside, queue.rate, queue.load
+
+
 def _no_queue(batch: Floats) -> _Queue:
     return _Queue(np.zeros(()), batch, np.zeros(()), np.zeros(()))
 
@@ -205,10 +209,14 @@ def _no_queue(batch: Floats) -> _Queue:
 def _queue(
     scenario: Scenario, batch: Floats, gamma: Floats, rounds: Floats, computed: Floats
 ) -> _Queue:
-    """The prefill server; see the module docstring."""
-    chunk, beside = float(scenario.engine.prefill_chunk_tokens), batch - 1.0
-    passes = np.ones(())
-    for _ in range(3):  # the room in a pass hardly depends on the running sequences
+    """The prefill server; see the module docstring.
+
+    The room for prompts depends on the sequences that run beside them. Where these could take more
+    than half of a pass, their number is found by bisection, since more of them leave less room.
+    """
+    chunk = float(scenario.engine.prefill_chunk_tokens)
+
+    def beside_of(beside: Floats) -> tuple[Floats, _Queue]:
         service = computed / np.maximum(chunk - beside * (gamma + 1.0), 1.0)
         alone = np.ceil(service)
         others = service * (batch - 1.0)
@@ -217,7 +225,26 @@ def _queue(
         rate = batch / (rounds + passes)
         busy = np.minimum(rate * alone, 1.0)
         beside = np.maximum(batch - rate * passes / busy, 0.0)
-    return _Queue(passes, beside, rate, np.minimum(rate * service, 1.0))
+        return beside, _Queue(passes, beside, rate, np.minimum(rate * service, 1.0))
+
+    beside = np.asarray(batch - 1.0)
+    for _ in range(3):
+        beside, queue = beside_of(beside)
+    is_full = (batch - 1.0) * (gamma + 1.0) > 0.5 * chunk
+    if not np.any(is_full):
+        return queue
+    low, high = np.zeros(np.shape(beside)), np.broadcast_to(batch - 1.0, np.shape(beside))
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        more = beside_of(middle)[0] > middle
+        low, high = np.where(more, middle, low), np.where(more, high, middle)
+    full = beside_of(high)[1]
+    return _Queue(
+        *(
+            np.where(is_full, one, other)
+            for one, other in zip(_fields_of(full), _fields_of(queue), strict=True)
+        )
+    )
 
 
 # Nodes and weights of the Gauss-Hermite rule of three points, for a standard normal variable.
@@ -265,8 +292,8 @@ def _host_s(
 ) -> Floats:
     """Seconds per request in which passes with prompts wait for the host (`mixed_pass_host_s`).
 
-    Only the last pass of a prompt, which may be short, waits. Prompts that reach it in the same
-    pass share it; each of the B requests does so with probability x / B, independently.
+    Prompts that reach their last pass together share it; each of the B requests does so with
+    probability x / B, independently. The passes before are full, and each holds one prompt.
     """
     share = np.maximum(queue.rate, 1e-9) / batch
     room = np.maximum(scenario.engine.prefill_chunk_tokens - queue.beside * (gamma + 1.0), 1.0)
@@ -281,7 +308,14 @@ def _host_s(
         gpu_s = np.where(running > 0, round_s, 0.0) + prompt_s * tokens / np.maximum(computed, 1.0)
         host_s = mixed_pass_host_s(scenario, running, gamma, running * (gamma + 1.0) + tokens)
         waits = waits + chance * np.maximum(host_s - gpu_s, 0.0)
-    return np.asarray(waits / (batch * share))
+    waits = waits / (batch * share)
+    full = np.floor(computed / room)
+    gpu_s = round_s + prompt_s * room / np.maximum(computed, 1.0)
+    chunk = scenario.engine.prefill_chunk_tokens
+    host_s = mixed_pass_host_s(scenario, queue.beside, gamma, chunk)
+    whole = np.maximum(host_s - gpu_s, 0.0)
+    queued = np.where(full > 0.0, queue.load, 0.0)  # then the next prompt fills the last pass
+    return np.asarray(full * whole + (1.0 - queued) * waits + queued * last / room * whole)
 
 
 def _dense_s(rank: Rank, *tokens: Floats) -> Floats:

@@ -208,4 +208,5 @@ def test_drawn_recommendations_do_not_contradict_themselves() -> None:
     for values, answer in answers(count, seed=int(os.environ.get("SEED", "4"))):
         check(values, answer)
         verdicts.add(str(answer.verdict))
-    assert verdicts == {"speculate", "no clear gain", "do not speculate"}
+    every = {"speculate", "no clear gain", "do not speculate"}
+    assert verdicts == every or (verdicts < every and "SEED" in os.environ)  # of one fixed draw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -137,3 +138,35 @@ def test_tpot_and_ttft_agree_with_the_simulator(batch: int) -> None:
         assert float(result.tpot_s) == pytest.approx(float(estimate(scenario).tpot_s), rel=0.02)
     else:
         assert float(result.tpot_s) > 1.2 * float(estimate(scenario).tpot_s)
+
+
+@pytest.mark.parametrize("engine", ["specroof", "vllm-0.26"])
+@pytest.mark.parametrize(
+    ("batch", "gamma", "chunk", "prompt", "output"),
+    [(64, 5, 400, 2000, 200), (60, 3, 256, 300, 200), (96, 7, 800, 1500, 300)],
+)
+def test_drafts_that_fill_a_pass_leave_prompts_little_room(
+    engine: str, batch: int, gamma: int, chunk: int, prompt: int, output: int
+) -> None:
+    """Then fewer sequences decode, and their number settles; full passes wait for the host, too."""
+    own = {"draft": "self", "kv_budget": 256} if engine == "specroof" else {"draft": "eagle3"}
+    scenario = a_scenario(
+        engine=engine, gpu="h200", tp=1, batch=batch, prompt_tokens=prompt, output_tokens=output,
+        gamma=gamma, acceptance=0.8, **own,
+    )  # fmt: skip
+    short = replace(scenario.engine, prefill_chunk_tokens=chunk)
+    scenario = replace(scenario, engine=short)
+    rate, error = simulated(scenario, 3)
+    miss = abs(float(service(scenario).tokens_per_s) / rate - 1.0)
+    assert miss <= MODEL_ERROR + 3.0 * error / rate
+
+
+def test_more_requests_than_a_pass_holds_do_not_lower_the_throughput() -> None:
+    scenario = a_scenario(
+        target="smollm2-135m", gpu="b200", engine="vllm-0.26", draft="ngram", gamma=7,
+        acceptance=0.6, prompt_tokens=500, output_tokens=256, tp=1, batch=1,
+    )  # fmt: skip
+    batch = np.array([1500.0, 2000.0, 2100.0, 4096.0])  # 2,048 rounds of γ=7 are a whole pass
+    rates = service(scenario, batch=batch).requests_per_s
+    assert np.ptp(rates) < 0.01 * np.max(rates)
+    assert np.all(np.diff(service(scenario, batch=batch).ttft_s) > 0)
