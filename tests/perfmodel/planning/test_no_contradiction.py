@@ -92,7 +92,8 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
             stated = {int(number.replace(",", "")) for number in numbers}
             ends = {end for span in answer.batch.ranges for end in span}
             assert stated <= ends | {work.batch}
-        assert ("exception" in answer.answer) == answer.batch.is_exception(work.batch)
+        if "tokens it clearly pays" in answer.answer:  # not if only speculation meets the limits
+            assert ("exception" in answer.answer) == answer.batch.is_exception(work.batch)
     check_ranges(values, answer)
     check_memory(answer)
     # The map: one point at a time, and the schedule's cell if the point is one of its cells.
