@@ -3,7 +3,8 @@
 Properties are drawn without a deadline, since a machine may be busy. Files of slow tests run first,
 so that two processes end at about the same time. A shell starts background jobs with Ctrl-C
 ignored, and the commands under test would inherit that. Threads of several processes would compete
-for the cores, so each process and what it starts has one.
+for the cores, so each process and what it starts has one. pytest-xdist states the width of the
+terminal, to which the commands under test would fit their tables.
 """
 
 import os
@@ -14,6 +15,8 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy are imported
 
+for size in ("COLUMNS", "LINES"):
+    os.environ.pop(size, None)
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
