@@ -75,10 +75,7 @@ class Counters:
     def imported(self, name: str) -> Imported:
         """The rates per position; an error if the number of drafts per round varies."""
         if not self.rounds and not any(self.accepted):
-            raise ConfigError(
-                f"{name}: all counters are 0, or the same in all scrapes, so no token has been "
-                f"drafted yet; read the counters again after some requests"
-            )
+            raise nothing_drafted(name)
         total = sum(self.accepted)
         if self.accepted_tokens is not None and (
             abs(self.accepted_tokens - total) > SHORT_ROUNDS * max(total, 1.0)
@@ -147,6 +144,8 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
         if gamma is not None and not drafts and (tokens := sums.get("num_emitted_tokens")):
             return emitted(sums["num_accepted_tokens"], drafted, tokens, name, gamma)
         return known.mean(name, gamma)
+    if not counts and sums and not any(sums.values()):
+        raise nothing_drafted(name)
     if drafts is None or not counts or sorted(counts) != list(range(len(counts))):
         raise ConfigError(
             f"{name}: counters are missing; the page must have vllm:spec_decode_num_drafts_total "
@@ -154,6 +153,14 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
         )
     accepted = tuple(counts[i] for i in range(len(counts)))
     return Counters(drafts, drafted, accepted, sums.get("num_accepted_tokens")).imported(name)
+
+
+def nothing_drafted(name: str) -> ConfigError:
+    """The error for counters that are all 0."""
+    return ConfigError(
+        f"{name}: all counters are 0, or the same in all scrapes, so no token has been "
+        f"drafted yet; read the counters again after some requests"
+    )
 
 
 def vllm_json(values: Sequence[Any], name: str) -> Counters | None:
