@@ -272,10 +272,12 @@ def _accepted(entry: dict[str, Any], name: str) -> tuple[float, ...]:
     listed = entry.get("values" if _is_metric(entry, counter) else counter)
     scale: float | None = 1.0
     if listed is None:
-        listed = entry.get("spec_decode_per_position_acceptance_rates")
-        scale = _number(entry, "num_drafts", name)
-    if not isinstance(listed, list):
+        counter = "spec_decode_per_position_acceptance_rates"
+        listed, scale = entry.get(counter), _number(entry, "num_drafts", name)
+    if listed is None:
         return ()
+    if not isinstance(listed, list):
+        raise ConfigError(f"{name}: {counter}={shown(listed)} is not a list of numbers")
     if scale is None:
         raise ConfigError(
             f"{name}: there are rates per position but no spec_decode_num_drafts; give the whole "
