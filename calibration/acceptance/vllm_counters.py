@@ -35,6 +35,7 @@ from perfmodel.specs import MAX_GAMMA
 ROUNDED = 0.02  # of a mean that a report rounds
 TOO_MANY = 1.5  # drafted tokens over those of all positions; in logs, these follow from rates
 SAMPLE = re.compile(rf"^vllm:spec_decode_(num_\w+?)(?:_total)?{LABELS}[ \t]+(\S+)", re.M | re.I)
+MOST_DIGITS = 9  # that are read of a position
 _POSITIONS = {str(i) for i in range(MAX_GAMMA)}
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
     "num_drafts": "spec_decode_num_drafts",
@@ -120,6 +121,7 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     check_one_model((dict(labels) for _, labels in series), name)
     sums: dict[str, float] = {}
     counts: dict[int, float] = {}
+    last = 0  # position
     parts: dict[frozenset[tuple[str, str]], dict[str, float]] = {}  # by engine
     for (counter, labels), scrapes in series.items():
         change = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
@@ -129,11 +131,15 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
                 f"the scrapes; keep those after the restart"
             )
         position = dict(labels).get("position", "")
+        if counter == "num_accepted_tokens_per_pos" and position.isdecimal():
+            last = max(last, int(position[:MOST_DIGITS]))
         if counter == "num_accepted_tokens_per_pos" and position in _POSITIONS:
             counts[int(position)] = counts.get(int(position), 0.0) + change
         else:
             sums[counter] = sums.get(counter, 0.0) + change
             parts.setdefault(labels, {})[counter] = change
+    if last >= MAX_GAMMA:
+        raise ConfigError(f"{name} has {last + 1:,} positions; at most {MAX_GAMMA} are possible")
     pairs = [
         (one.get("num_drafts", 0.0), one.get("num_draft_tokens", 0.0)) for one in parts.values()
     ]

@@ -520,6 +520,7 @@ def test_any_json_gives_rates_or_is_refused(value: object) -> None:
         ("vllm:spec_decode_num_drafts_total 5.0", "must have vllm:spec_decode"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [3, 4]}', "than the previous one"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": [6]}', "than the previous one"),
+        (page(1000, [800] * 65), "has 65 positions; at most 64"),
         ('{"num_drafts": 5, "num_accepted_tokens_per_pos": 6}', "per_pos=6 is not a list"),
         (json.dumps(bench("m") | {"spec_decode_per_position_acceptance_rates": "x"}),
          "spec_decode_per_position_acceptance_rates='x' is not a list"),
