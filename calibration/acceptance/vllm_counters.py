@@ -35,6 +35,7 @@ from perfmodel.specs import MAX_GAMMA
 ROUNDED = 0.02  # of a mean that a report rounds
 TOO_MANY = 1.5  # drafted tokens over those of all positions; in logs, these follow from rates
 SAMPLE = re.compile(rf"^vllm:spec_decode_(num_\w+?)(?:_total)?{LABELS}[ \t]+(\S+)", re.M | re.I)
+MOST_DIGITS = 9  # that are read of a position
 _POSITIONS = {str(i) for i in range(MAX_GAMMA)}
 _BENCH_KEYS = {  # keys of the result of `vllm bench serve`
     "num_drafts": "spec_decode_num_drafts",
@@ -75,10 +76,7 @@ class Counters:
     def imported(self, name: str) -> Imported:
         """The rates per position; an error if the number of drafts per round varies."""
         if not self.rounds and not any(self.accepted):
-            raise ConfigError(
-                f"{name}: all counters are 0, or the same in all scrapes, so no token has been "
-                f"drafted yet; read the counters again after some requests"
-            )
+            raise nothing_drafted(name)
         total = sum(self.accepted)
         if self.accepted_tokens is not None and (
             abs(self.accepted_tokens - total) > SHORT_ROUNDS * max(total, 1.0)
@@ -123,6 +121,7 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     check_one_model((dict(labels) for _, labels in series), name)
     sums: dict[str, float] = {}
     counts: dict[int, float] = {}
+    last = 0  # position
     parts: dict[frozenset[tuple[str, str]], dict[str, float]] = {}  # by engine
     for (counter, labels), scrapes in series.items():
         change = scrapes[-1] - (scrapes[0] if len(scrapes) > 1 else 0.0)
@@ -132,11 +131,15 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
                 f"the scrapes; keep those after the restart"
             )
         position = dict(labels).get("position", "")
+        if counter == "num_accepted_tokens_per_pos" and position.isdecimal():
+            last = max(last, int(position[:MOST_DIGITS]))
         if counter == "num_accepted_tokens_per_pos" and position in _POSITIONS:
             counts[int(position)] = counts.get(int(position), 0.0) + change
         else:
             sums[counter] = sums.get(counter, 0.0) + change
             parts.setdefault(labels, {})[counter] = change
+    if last >= MAX_GAMMA:
+        raise ConfigError(f"{name} has {last + 1:,} positions; at most {MAX_GAMMA} are possible")
     pairs = [
         (one.get("num_drafts", 0.0), one.get("num_draft_tokens", 0.0)) for one in parts.values()
     ]
@@ -147,6 +150,8 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
         if gamma is not None and not drafts and (tokens := sums.get("num_emitted_tokens")):
             return emitted(sums["num_accepted_tokens"], drafted, tokens, name, gamma)
         return known.mean(name, gamma)
+    if not counts and sums and not any(sums.values()):
+        raise nothing_drafted(name)
     if drafts is None or not counts or sorted(counts) != list(range(len(counts))):
         raise ConfigError(
             f"{name}: counters are missing; the page must have vllm:spec_decode_num_drafts_total "
@@ -154,6 +159,14 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
         )
     accepted = tuple(counts[i] for i in range(len(counts)))
     return Counters(drafts, drafted, accepted, sums.get("num_accepted_tokens")).imported(name)
+
+
+def nothing_drafted(name: str) -> ConfigError:
+    """The error for counters that are all 0."""
+    return ConfigError(
+        f"{name}: all counters are 0, or the same in all scrapes, so no token has been "
+        f"drafted yet; read the counters again after some requests"
+    )
 
 
 def vllm_json(values: Sequence[Any], name: str) -> Counters | None:
@@ -265,10 +278,12 @@ def _accepted(entry: dict[str, Any], name: str) -> tuple[float, ...]:
     listed = entry.get("values" if _is_metric(entry, counter) else counter)
     scale: float | None = 1.0
     if listed is None:
-        listed = entry.get("spec_decode_per_position_acceptance_rates")
-        scale = _number(entry, "num_drafts", name)
-    if not isinstance(listed, list):
+        counter = "spec_decode_per_position_acceptance_rates"
+        listed, scale = entry.get(counter), _number(entry, "num_drafts", name)
+    if listed is None:
         return ()
+    if not isinstance(listed, list):
+        raise ConfigError(f"{name}: {counter}={shown(listed)} is not a list of numbers")
     if scale is None:
         raise ConfigError(
             f"{name}: there are rates per position but no spec_decode_num_drafts; give the whole "

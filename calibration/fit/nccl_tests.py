@@ -42,13 +42,19 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
     ------
     RecordError
         If the output is of another collective or GPU, of several hosts or runs, of fewer than two
-        ranks, or of a run that failed; if a time contradicts its bandwidths or is impossible; or
-        if there are no rows.
+        ranks, of all-reduces launched together or of another operation than a sum, or of a run
+        that failed; if a time contradicts its bandwidths or is impossible; or if there are no rows.
     """
     text = _output(path)
     operation = re.search(r"^# Collective test starting: (\w+)", text, re.M)
     if operation and operation[1] != "all_reduce_perf":
         raise RecordError(f"{path}: this is the output of {operation[1]}; run all_reduce_perf")
+    grouped = re.search(r"^#.*\bagg iters:[ \t]*(\d{1,6})", text, re.M)
+    if grouped and int(grouped[1]) > 1:
+        raise RecordError(
+            f"{path}: its times are means of {grouped[1]} all-reduces launched together (agg "
+            f"iters), but engines launch each alone; run without -m"
+        )
     ranks = _ranks(text, path, gpu)
     records: list[KernelRecord] = []
     for place, row in _rows(text, path):
@@ -57,6 +63,8 @@ def read_nccl_tests(path: Path, gpu: GPU) -> list[KernelRecord]:
             raise RecordError(f"{place}: {size:,} bytes appears twice; give the output of one run")
         if row["redop"] == "none" or row.get("root", "-1") != "-1":
             raise RecordError(f"{place}: this is not an all-reduce; run all_reduce_perf")
+        if row["redop"] != "sum":
+            raise RecordError(f"{place}: redop={row['redop']}, but engines add; run with -o sum")
         if row.get("#wrong", "0") not in ("0", "N/A"):
             raise RecordError(
                 f"{place}: the run has {row['#wrong']} wrong results, so its times are not valid"

@@ -83,6 +83,14 @@ def test_a_window_without_rounds_is_left_out() -> None:
         parse_acceptance(idle, "f")
 
 
+@pytest.mark.parametrize("gamma", [None, 3])
+def test_v0s_totals_of_0_say_that_no_token_has_been_drafted_yet(gamma: int | None) -> None:
+    names = ("num_accepted_tokens", "num_draft_tokens", "num_emitted_tokens")
+    text = "".join(f'vllm:spec_decode_{name}_total{{model_name="m"}} 0\n' for name in names)
+    with pytest.raises(ConfigError, match="no token has been drafted yet"):
+        parse_acceptance(text, "f", gamma=gamma)
+
+
 def test_v0s_gauge_alone_is_the_accepted_share() -> None:
     gauge = 'vllm:spec_decode_draft_acceptance_rate{model_name="m"} 0.5\n'
     with pytest.raises(ConfigError, match=r"--accepted-fraction 0\.500"):

@@ -82,6 +82,7 @@ def test_times_are_read_by_the_header(
         output(name=None, redop="none", factor=7 / 8),
         output(name=None, factor=7 / 8),  # reduce-scatter
         output(name=None, ranks=2, root="0", factor=1.0),  # reduce
+        output(redop="max"),
         output(hosts=2),
         output(ranks=1),
         output(ranks=0),
@@ -106,6 +107,13 @@ def test_anything_else_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(RecordError) as error:
         read(tmp_path, text)
     assert "\n" not in str(error.value)
+
+
+def test_aggregated_launches_are_refused(tmp_path: Path) -> None:
+    text = output().replace("minBytes 65536", "minBytes 65536 iters: 20 agg iters: {}")
+    assert read(tmp_path, text.format(1)) == read(tmp_path, output())
+    with pytest.raises(RecordError, match=r"20 all-reduces launched together"):
+        read(tmp_path, text.format(20))
 
 
 @pytest.mark.parametrize(

@@ -317,6 +317,8 @@ def test_any_text_is_a_trace_or_refused(text: str) -> None:
     "text, says",
     [
         ("arrival_s,prompt_tokens,output_tokens\n0,1,1\n0,x,1\n", "line 3: .*x"),
+        (MOONCAKE.replace("396", "7322"), "line 2: hash_ids has 1 .* has 15 blocks of 512"),
+        (MOONCAKE.replace("[2]", "[2, 3]"), "line 2: hash_ids has 2 .* has 1 blocks of 512"),
         ("arrival_s,prompt_tokens,output_tokens\n5,1,1\n4,1,1\n", "line 3 is earlier"),
         ("arrival_s,prompt_tokens\n0,1\n", "no column output_tokens"),
         ("arrival_s,prompt_tokens,output_tokens\n0,0,1\n", "at least 1"),
