@@ -50,6 +50,10 @@ OTHER_TABLES = {
     ("blackwell", "mxfp4"): ("moe_trtllm", "w4a8_mxfp4_mxfp8", 2.0),
 }
 LEAST_CELLS, FEW_TOKENS = 200, 64
+# A cell is broken if it takes this many times as long as one of at least its work, of its own type
+# or of bf16. Broken cells are left out where they are more than a share that is noise: some of
+# TensorRT-LLM's on Hopper ran without the tuned kernel and took 2 to 14 times too long.
+SLOWER, SLOWER_THAN_BF16, NOISE = 1.5, 2.0, 0.05
 AXES = {
     "rows_each": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048),
     "touched": (1, 4, 16, 64, 256),
@@ -115,18 +119,60 @@ def read_cells(data: Path, gpu: MeasuredGpu, kernels: str, table: str = "moe") -
     return cells
 
 
-def fit_experts(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors]]:
-    """The catalog file of one GPU, and the errors of each weight type."""
-    formats, reports = [], []
+def broken(cells: pd.DataFrame, bf16: pd.DataFrame) -> Array:
+    """Whether each cell takes much longer than a cell of at least its work.
+
+    Splitting a layer over more ranks leaves each fewer weights, rows and operations, and fp8 halves
+    the bytes of bf16. So a cell cannot take much longer than one of the same model and tokens on
+    fewer ranks (`SLOWER`), nor than one in bf16 (`bf16`, `SLOWER_THAN_BF16`).
+    """
+    keys = ["model", "law", "tokens"]
+    references = pd.concat(
+        [
+            cells.assign(limit=cells.seconds * SLOWER),
+            bf16.assign(limit=bf16.seconds * SLOWER_THAN_BF16),
+        ]
+    )
+    by_key = dict(list(references.groupby(keys)))
+    result = np.zeros(len(cells), bool)
+    for key, places in cells.groupby(keys).indices.items():
+        group, others = cells.iloc[places], by_key[key]
+        covers = np.ones((len(group), len(others)), bool)
+        for size in ("inter", "experts", "top_k"):
+            covers &= others[size].to_numpy() >= group[size].to_numpy()[:, None]
+        limits = np.where(covers, others.limit.to_numpy(), np.inf).min(axis=1)
+        result[places] = group.seconds.to_numpy() > limits
+    return result
+
+
+def _sound(
+    data: Path, gpu: MeasuredGpu, kernels: str, table: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The cells of one type without the broken ones, and the balanced cells that are left out."""
+    cells = read_cells(data, gpu, kernels, table)
+    # Only fp8 with a scale per tensor has the kernels of bf16.
+    same = kernels == TYPES["fp8"]
+    bf16 = read_cells(data, gpu, TYPES["bf16"], table) if same else cells.iloc[:0]
+    bad, balanced = broken(cells, bf16), cells.balanced.to_numpy()
+    if bad[balanced].sum() <= NOISE * balanced.sum():
+        bad[:] = False
+    return cells[~bad].reset_index(drop=True), cells[bad & balanced]
+
+
+def fit_experts(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors], list[str]]:
+    """The catalog file of one GPU, the errors of each weight type, and lines on cells left out."""
+    formats, reports, notes = [], [], []
     device = str(read_table(data, gpu, "moe").device.iloc[0])
     for dtype, kind in TYPES.items():
         usual = ("moe", kind, DTYPES[dtype].peak_ratio)
         other = OTHER_TABLES.get((gpu.sheet.architecture, dtype), usual)
         table, kernel_type, peak_ratio = other if has_table(data, gpu, other[0]) else usual
-        cells = read_cells(data, gpu, kernel_type, table)
+        cells, left_out = _sound(data, gpu, kernel_type, table)
         balanced = cells[cells.balanced]
         if len(balanced) < LEAST_CELLS:
             continue
+        if len(left_out):
+            notes.append(_left_out_line(dtype, left_out, balanced))
         problem = problem_of(dtype, gpu, peak_ratio)
         fitted = fit(problem, balanced)
         errors = _errors(dtype, problem, fitted, cells)
@@ -140,7 +186,17 @@ def fit_experts(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors]]:
         reports.append(errors)
     source = f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {device}"
     values = {"source": source, "format": formats}
-    return toml_text(values, header=HEADER.format(gpu=gpu.name)), reports
+    return toml_text(values, header=HEADER.format(gpu=gpu.name)), reports, notes
+
+
+def _left_out_line(dtype: str, left_out: pd.DataFrame, kept: pd.DataFrame) -> str:
+    shapes = ", ".join(f"{model} ({n})" for model, n in left_out.model.value_counts().items())
+    return (
+        f"experts in {dtype}: {len(left_out)} of {len(left_out) + len(kept)} balanced cells are "
+        f"left out, {SLOWER} times slower than one of at least their work, or "
+        f"{SLOWER_THAN_BF16:g} times slower than one in bf16; by "
+        f"hidden/intermediate/experts/top-k: {shapes}"
+    )
 
 
 def problem_of(dtype: str, gpu: MeasuredGpu, peak_ratio: float) -> Problem:

@@ -135,7 +135,8 @@ def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
         if missing := [table for table in tables if not has_table(data, gpu, table)]:
             report.missing.append(f"{name}: no table {' or '.join(missing)}")
             continue
-        text, errors = fit(data, gpu)
+        text, errors, notes = fit(data, gpu)
+        report.notes += notes
         _add(report, {f"efficiency/{gpu.name}/{name}.toml": text}, errors)
 
 

@@ -127,7 +127,7 @@ class Text(Sizes):
 class Windowed(Text):
     """Some layers, by default all, attend to a sliding window."""
 
-    pattern: ClassVar[int] = 1  # every n-th layer attends to all tokens; with 1, none does
+    pattern: ClassVar[int | None] = None  # every n-th layer attends to all tokens; None: no layer
     lists_layers: ClassVar[bool] = True  # whether transformers reads `layer_types`
 
     sliding_window: Count | None = None
@@ -135,7 +135,7 @@ class Windowed(Text):
 
     def kinds(self) -> list[Kind]:
         """The kind of each layer."""
-        step = getattr(self, "sliding_window_pattern", self.pattern) or 1
+        step = getattr(self, "sliding_window_pattern", self.pattern)
         if self.layer_types is None or not self.lists_layers:
             return _by_pattern(step, self.num_hidden_layers)
         return list(self.layer_types)
@@ -164,9 +164,9 @@ class Windowed(Text):
             raise ConfigError(f"{name}: {field}={step} contradicts layer_types; remove one of them")
 
 
-def _by_pattern(step: int, layers: int) -> list[Kind]:
-    """Every `step`-th layer attends to all tokens; with 1, none does."""
+def _by_pattern(step: int | None, layers: int) -> list[Kind]:
+    """Every `step`-th layer attends to all tokens; without a step, none does."""
     return [
-        "full_attention" if step > 1 and (i + 1) % step == 0 else "sliding_attention"
+        "full_attention" if step and (i + 1) % step == 0 else "sliding_attention"
         for i in range(layers)
     ]

@@ -450,6 +450,8 @@ def test_kimi_k2_has_as_many_parameters_as_its_report_says_with_experts_in_all_l
         (case("gemma3_text"), LocalAttention(layers=5, window_tokens=4096)),
         (case("gemma3_text", sliding_window_pattern=2, sliding_window=16),
          LocalAttention(layers=3, window_tokens=16)),
+        *((case(family, sliding_window_pattern=1), None)
+          for family in ("gemma3_text", "cohere2", "exaone4")),
         (case("gpt_oss"), LocalAttention(layers=3, window_tokens=128)),
         (case("gpt_oss", layer_types=[FULL] * 6), None),
         (case("cohere2"), LocalAttention(layers=5, window_tokens=4096)),

@@ -102,12 +102,44 @@ def test_experts_of_a_known_roofline_are_found(
     balanced = balanced[balanced.balanced]
     assert balanced.touched.max() == 128
     assert (balanced.touched <= balanced.rows).all()
-    text, (errors,) = fit_experts(tmp_path, GPU)
+    text, (errors,), _ = fit_experts(tmp_path, GPU)
     assert errors.figures("in sample")["median_percent"] < 5.0
     assert errors.figures("model out")["median_percent"] < 10.0
     curve = expert_curves(tomllib.loads(text), "test")["bf16"]
     assert curve.memory_efficiency == pytest.approx(0.8, abs=0.1)
     assert [knots.size for knots in curve.correction.knots] == [len(v) for v in AXES.values()]
+
+
+def test_cells_slower_than_cells_with_more_work_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp8 on Hopper, where some kernels ran four times too long, also at the fewest ranks."""
+    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    bf16 = moe_rows()
+    fp8 = bf16.assign(moe_dtype="fp8", latency=bf16.latency * 0.7)
+    write(tmp_path, "moe", bf16)
+    write(tmp_path, "moe_trtllm", pd.concat([bf16, fp8]))
+    sound, (_, errors), notes = fit_experts(tmp_path, GPU)
+    assert not notes and errors.figures("in sample")["cells"] == 96
+    slow = (fp8.hidden_size == 4096) & fp8.moe_ep_size.isin([1, 4]) & (fp8.num_tokens >= 64)
+    write(
+        tmp_path, "moe_trtllm", pd.concat([bf16, fp8.assign(latency=fp8.latency * (1 + 3 * slow))])
+    )
+    text, (_, errors), (note,) = fit_experts(tmp_path, GPU)
+    left_out = int((slow & (fp8.distribution == "balanced")).sum())
+    assert errors.figures("in sample")["cells"] == 96 - left_out
+    assert f"{left_out} of 96 balanced cells are left out" in note and "4096/1536/64/4" in note
+    shape = {"tokens": 64.0, "touched": 64.0, "hidden": 4096.0, "inter": 1536.0, "top_k": 4.0}
+    peaks = {"peak_flops": GPU.sheet.peak_flops, "hbm_bandwidth": GPU.sheet.hbm_bandwidth}
+    with_strays, without = (
+        float(
+            expert_curves(tomllib.loads(file), "test")["fp8"].seconds(
+                **shape, **peaks, weight_bytes_per_element=1.0
+            )
+        )
+        for file in (text, sound)
+    )
+    assert with_strays == pytest.approx(without, rel=0.1)
 
 
 def test_mxfp4_on_blackwell_is_fitted_to_kernels_with_activations_in_fp8(
@@ -121,7 +153,7 @@ def test_mxfp4_on_blackwell_is_fitted_to_kernels_with_activations_in_fp8(
         rows = moe_rows().assign(moe_dtype=kind, framework=framework, device="NVIDIA B200")
         rows.latency *= factor
         rows.to_parquet(tmp_path / blackwell.folder / f"{table}.parquet")
-    text, _ = fit_experts(tmp_path, blackwell)
+    text, *_ = fit_experts(tmp_path, blackwell)
     (found,) = tomllib.loads(text)["format"]
     assert (found["dtype"], found["kernels"], found["peak_ratio"]) == ("mxfp4", "fast 1", 2.0)
 
