@@ -3,7 +3,7 @@
 from perfmodel.planning.block import ARRAY_AXES, EVIDENCE, Block
 from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet, with_memory_share
-from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan
+from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan, plain_scenarios
 from perfmodel.planning.recommend import gain_interval
 from perfmodel.planning.recommendation import Recommendation, Verdict
 from perfmodel.planning.search import BUDGETS
@@ -30,6 +30,7 @@ __all__ = [
     "draft_choices",
     "find_plan",
     "gain_interval",
+    "plain_scenarios",
     "plan_label",
     "sweep",
     "with_memory_share",

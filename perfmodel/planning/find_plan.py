@@ -117,6 +117,14 @@ def find_plan(
     return recommend(result, rate=rate, price_per_hour=price_per_hour)
 
 
+def plain_scenarios(values: Mapping[str, Any]) -> list[Scenario]:
+    """Plain decoding at each TP and EP that `find_plan` searches, fewest GPUs first."""
+    given = {key: value for key, value in values.items() if value is not None and value != ""}
+    plain = parse_scenario({key: v for key, v in given.items() if key not in _NOT_PLAIN})
+    layouts = sorted((tp, ep) for ep, degrees in _layouts(given, plain) for tp in degrees)
+    return [replace(plain.scenario(), tp=tp, ep=ep) for tp, ep in layouts]
+
+
 def _several(values: Mapping[str, Any], key: str) -> list[Any]:
     """The distinct values of a key, in their order."""
     value = values[key]

@@ -158,6 +158,8 @@ def choice_dict(choice: TrafficChoice) -> dict[str, Any]:
     runs = [choice.plain, *choice.fixed, choice.scheduled]
     return {
         "sentence": choice.sentence,
+        "verdict": choice.verdict,
+        "meets_limits": choice.meets_limits,
         "objective": choice.objective,
         "best": choice.best.label,
         "best_fixed": choice.best_fixed.label,

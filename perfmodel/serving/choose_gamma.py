@@ -11,6 +11,8 @@ from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.scheduler import Simulation
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
 
+LEAST_GOOD = 0.99  # share of requests within the limits at which traffic is said to meet them
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TrafficChoice:
@@ -71,13 +73,28 @@ class TrafficChoice:
         return (missed + run.stats.refused, run.stats.latency.mean_s)
 
     @property
+    def verdict(self) -> str:
+        """ "speculate", "no clear gain" or "do not speculate", as of a recommendation."""
+        if self.best.gamma != 0:
+            return "speculate"
+        drafting = (self.best_fixed, self.scheduled)
+        differing = [run for run in drafting if self.cost(run) != self.cost(self.plain)]
+        loses = all(self._gain(run) * self.error[1] < 1.0 for run in differing)
+        return "do not speculate" if loses else "no clear gain"
+
+    @property
+    def meets_limits(self) -> bool | None:
+        """Whether 99 % of the requests meet the limits with the best run; None without limits."""
+        if self.objective != "goodput":
+            return None
+        stats = self.best.stats
+        return stats.good >= LEAST_GOOD * (stats.requests + stats.refused)
+
+    @property
     def sentence(self) -> str:
         """The answer in one sentence."""
         best, plain = self.best, self.plain
-        drafting = [
-            r for r in (self.best_fixed, self.scheduled) if self.cost(r) != self.cost(plain)
-        ]
-        loses = all(self._gain(run) * self.error[1] < 1.0 for run in drafting)
+        loses = self.verdict == "do not speculate"
         plainly = "Do not speculate" if loses else "No clear gain, so decode plainly"
         what = {None: "Follow the schedule", 0: plainly}.get(
             best.gamma, f"Use gamma {best.gamma} throughout"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +20,8 @@ from app.cli.output import console, print_json, progress, write_text
 from app.cli.simulation_options import DEFAULT_RATE, DRAWN, has_arrivals
 
 if TYPE_CHECKING:
-    from perfmodel import Recommendation
+    from perfmodel import NoFeasiblePlan, Recommendation, Scenario, Simulation
+    from perfmodel.specs import SLO
 
 MOST_REQUESTS = 20_000  # of a trace that is simulated by default
 
@@ -58,36 +61,41 @@ def recommend(
     as_json: AsJson = False,
 ) -> None:
     """Choose draft, gamma, KV budget and TP for a workload, and explain the choice."""
-    from perfmodel import recommendation_dict
+    from perfmodel import NoFeasiblePlan, recommendation_dict
     from perfmodel.reports import skipped_notes
     from perfmodel.serving import assumed_unit, trace_rows
+    from perfmodel.specs import parse_slo
 
-    flags, means = context.obj, {}
+    flags: dict[str, str] = context.obj
+    own: dict[str, str] = {}
+    count = requests or MOST_REQUESTS
     if traffic is None:
         refuse_flags({"requests": requests}, ["requests"], "without --traffic")
     else:
         next(trace_rows(traffic), None)  # a file that cannot be read is refused before the search
-        means = _missing_lengths(traffic, requests or MOST_REQUESTS, scenario, flags)
-        flags = flags | means
-    answer, notes = find_recommendation(
-        flags,
-        scenario,
-        objective=objective,
-        rate=rate,
-        price_per_hour=price,
-        acceptance_budget=acceptance_budget,
-        runs_on=runs_on,
-    )
-    result = recommendation_dict(answer)
+        own, own_notes = _trace_values(traffic, count, scenario, flags)
+        flags = flags | own
+    options = {
+        "objective": objective,
+        "rate": rate,
+        "price_per_hour": price,
+        "acceptance_budget": acceptance_budget,
+        "runs_on": runs_on,
+    }
+    try:
+        answer, notes = find_recommendation(flags, scenario, **options)
+        result = recommendation_dict(answer)
+        if traffic is not None:
+            slo = parse_slo(str(parse_overrides(scenario, flags).get("slo", "")))
+            result["traffic"] = _for_traffic(answer, traffic, count, slo)
+    except NoFeasiblePlan as missed:
+        if traffic is None or rate is not None or not has_arrivals(traffic):
+            raise
+        answer, result, notes = _at_own_rate(missed, traffic, count, flags, scenario, options)
     if traffic is not None:
-        slo = str(parse_overrides(scenario, flags).get("slo", ""))
-        result["traffic"] = _for_traffic(answer, traffic, requests or MOST_REQUESTS, slo)
         arrivals = assumed_unit(traffic) if has_arrivals(traffic) else DRAWN.format(traffic)
         notes = [*notes, *[arrivals] * bool(arrivals), *skipped_notes(result["traffic"]["skipped"])]
-    if means:
-        listed = " and ".join(f"{name}={value}" for name, value in means.items())
-        what = "is the mean" if len(means) == 1 else "are the means"
-        notes = [f"{listed} {what} of {traffic}, as none was given", *notes]
+        notes = [*own_notes, *notes]
     result["notes"] = [*result["notes"], *notes]
     if html is not None:
         from app.render.html_report import report_html
@@ -105,32 +113,107 @@ def recommend(
         if traffic is not None:
             from app.render.simulation_tables import print_choice
 
-            work = answer.best.scenario.workload
-            mean = " (the mean of the trace)" if "prompt_tokens" in means else ""
-            console().print(
-                f"\nThe answer above is for a service that always has {work.batch:,} requests of "
-                f"{work.prompt_tokens:,} prompt tokens{mean}."
-            )
+            console().print(f"\n{_service_line(answer, result['traffic'], own)}")
             print_choice(result["traffic"], console())
 
 
-def _missing_lengths(
+def _service_line(answer: Recommendation, choice: Mapping[str, Any], own: Mapping[str, str]) -> str:
+    """The service to which the figures above those of a trace apply."""
+    work = answer.best.scenario.workload
+    mean = " (the mean of the trace)" if "prompt_tokens" in own else ""
+    hits = f", {work.prefix_hit_rate:.0%} of them cached" if work.prefix_hit_rate else ""
+    what, limits = "answer above is", ""
+    if choice["saturated_miss"] is not None:
+        what, limits = "plans above are", ", without the limits on times"
+    return (
+        f"The {what} for a service that always has {work.batch:,} requests of "
+        f"{work.prompt_tokens:,} prompt tokens{mean}{hits}{limits}."
+    )
+
+
+def _trace_values(
     path: str, requests: int, scenario: str | None, flags: dict[str, str]
-) -> dict[str, str]:
-    """The mean lengths of recorded requests that neither flags nor the scenario state. [tokens]"""
+) -> tuple[dict[str, str], list[str]]:
+    """What neither flags nor the scenario state and recorded requests do, and notes that say so.
+
+    These are the mean lengths, and the share of the prompt tokens in the prefix cache.
+    """
     from perfmodel.serving import mean_lengths
 
     given = parse_overrides(scenario, flags)
     means = zip(("prompt_tokens", "output_tokens"), mean_lengths(path, requests), strict=True)
-    return {name: str(mean) for name, mean in means if name not in given}
+    values = {name: str(mean) for name, mean in means if name not in given}
+    notes = []
+    if values:
+        listed = " and ".join(f"{name}={value}" for name, value in values.items())
+        what = "is the mean" if len(values) == 1 else "are the means"
+        notes = [f"{listed} {what} of {path}, as none was given"]
+    if not float(given.get("prefix_hit_rate") or 0.0):
+        share, tp = _prefix_hits(path, requests, _searched_values(flags | values, scenario))
+        if share:
+            values["prefix_hit_rate"] = f"{share:.4g}"
+            notes.append(
+                f"prefix_hit_rate={share:.4g} is the share of the prompt tokens in {path} that are "
+                f"in the prefix cache, simulated without speculation at TP {tp}"
+            )
+    return values, notes
 
 
-def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> dict[str, Any]:
+def _prefix_hits(path: str, requests: int, values: dict[str, Any]) -> tuple[float, int]:
+    """Share of a trace's prompt tokens that the prefix cache holds, and the TP.
+
+    It is that of `simulate` without speculation on the fewest GPUs that hold the model; 0 if the
+    trace records no prefixes, or if no TP holds it.
+    """
+    import perfmodel
+    from perfmodel.planning import plain_scenarios
+    from perfmodel.reports import workload_dict
+    from perfmodel.serving import trace_rows
+    from perfmodel.specs import SLO
+
+    if not any(row.blocks for row in itertools.islice(trace_rows(path), requests)):
+        return 0.0, 0
+    for plain in plain_scenarios(values):
+        try:
+            run = perfmodel.simulate_requests(
+                plain, _simulation(plain, path, requests, SLO()), gammas=[0]
+            )
+        except perfmodel.NoFeasiblePlan:
+            continue
+        if run.stats.requests:
+            return float(workload_dict(run.stats)["prefix_hit_share"]), plain.tp
+    return 0.0, 0
+
+
+def _simulation(scenario: Scenario, path: str, requests: int, slo: SLO) -> Simulation:
+    """The simulation of recorded requests; those with recorded prefixes state their own hits."""
+    import perfmodel
+    from perfmodel.serving import Serving, scenario_acceptance, trace_rows
+
+    work = scenario.workload
+    recorded = any(row.blocks for row in itertools.islice(trace_rows(path), requests))
+    return perfmodel.Simulation(
+        traffic=perfmodel.Traffic(
+            requests=requests,
+            path=path,
+            rate=DEFAULT_RATE,
+            prefix_hit_rate=0.0 if recorded else work.prefix_hit_rate,
+        ),
+        serving=Serving(
+            max_batch=work.batch,
+            token_budget=scenario.engine.prefill_chunk_tokens,
+            prefill=work.prefill,
+        ),
+        process=scenario_acceptance(scenario),
+        slo=slo,
+    )
+
+
+def _for_traffic(answer: Recommendation, path: str, requests: int, slo: SLO) -> dict[str, Any]:
     """The best gamma for recorded requests, with the draft of the recommendation."""
     import perfmodel
     from perfmodel.reports import choice_dict
-    from perfmodel.serving import Serving, choose_for_traffic, scenario_acceptance
-    from perfmodel.specs import parse_slo
+    from perfmodel.serving import choose_for_traffic
 
     if answer.studied is None or answer.interval is None:
         raise perfmodel.ConfigError(
@@ -138,29 +221,73 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: str) -> 
             "its --acceptance"
         )
     studied, gain = answer.studied.scenario, answer.interval
-    work = studied.workload
     with progress("requests") as update:
         choice = choose_for_traffic(
             studied,
-            perfmodel.Simulation(
-                traffic=perfmodel.Traffic(
-                    requests=requests,
-                    path=path,
-                    rate=DEFAULT_RATE,
-                    prefix_hit_rate=work.prefix_hit_rate,
-                ),
-                serving=Serving(
-                    max_batch=work.batch,
-                    token_budget=studied.engine.prefill_chunk_tokens,
-                    prefill=work.prefill,
-                ),
-                process=scenario_acceptance(studied),
-                slo=parse_slo(slo),
-            ),
+            _simulation(studied, path, requests, slo),
             error=(gain.low / gain.value, gain.high / gain.value),
             progress=update,
         )
-    return {"plan": answer.studied.label, **choice_dict(choice)}
+    return {"plan": answer.studied.label, **choice_dict(choice), "saturated_miss": None}
+
+
+def _at_own_rate(
+    missed: NoFeasiblePlan,
+    path: str,
+    requests: int,
+    flags: dict[str, str],
+    scenario: str | None,
+    options: dict[str, Any],
+) -> tuple[Recommendation, dict[str, Any], list[str]]:
+    """The answer on the fewest GPUs with which recorded requests meet limits at their own rate.
+
+    `missed` says that a saturated service does not meet them, and is raised if the trace does not.
+    """
+    from perfmodel import NoFeasiblePlan, recommendation_dict
+    from perfmodel.planning import Verdict, plain_scenarios
+    from perfmodel.specs import parse_slo
+
+    values = _searched_values(flags, scenario)
+    slo = parse_slo(str(values.get("slo", "")))
+    if slo.ttft_s is None and slo.tpot_s is None:
+        raise missed
+    memory = "" if slo.memory_fraction is None else f"memory<{100 * slo.memory_fraction:g}%"
+    for tp in dict.fromkeys(plain.tp for plain in plain_scenarios(values)):
+        try:
+            answer, notes = find_recommendation(
+                flags | {"slo": memory, "tp": str(tp)}, scenario, **options
+            )
+        except NoFeasiblePlan:
+            continue
+        result = recommendation_dict(answer)
+        choice = _for_traffic(answer, path, requests, slo)
+        if not choice["meets_limits"]:
+            continue
+        work, drafts = answer.best.scenario.workload, choice["verdict"] == Verdict.SPECULATE
+        plan = f"{choice['plan'].rsplit(', γ', 1)[0]}, TP {tp}" if drafts else f"TP {tp}"
+        text = (
+            f"{path} meets the limits at its own rate with {plan}. {choice['sentence']} A service "
+            f"that always has {work.batch:,} such requests misses them; figures below are its, "
+            f"without the limits on times."
+        )
+        result |= {
+            "answer": text,
+            "sentence": answer.sentence.replace(answer.answer, text),
+            "verdict": choice["verdict"],
+            "speculate": drafts,
+            "traffic": choice | {"saturated_miss": str(missed)},
+        }
+        return answer, result, [*notes, f"a saturated service: {missed}"]
+    raise missed
+
+
+def _searched_values(flags: dict[str, str], scenario: str | None) -> dict[str, Any]:
+    """The flat values of a search, with lists for those that may have several."""
+    from app.cli.axes import parse_axis
+    from perfmodel.planning import SEVERAL
+
+    values = parse_overrides(scenario, flags)
+    return values | {k: parse_axis(k, str(values[k])) for k in SEVERAL if k in values}
 
 
 def find_recommendation(
@@ -177,13 +304,10 @@ def find_recommendation(
     NoFeasiblePlan
         If no plan meets the limits.
     """
-    from app.cli.axes import parse_axis
     from perfmodel import find_plan
-    from perfmodel.planning import SEVERAL
     from perfmodel.scenario_input import OBSERVED_KEYS
 
-    values = parse_overrides(scenario, flags)
-    values |= {k: parse_axis(k, str(values[k])) for k in SEVERAL if k in values}
+    values = _searched_values(flags, scenario)
     notes = []
     if "gamma" in values and "gamma" not in flags and not any(k in values for k in OBSERVED_KEYS):
         gamma = values.pop("gamma")

@@ -137,6 +137,39 @@ def test_a_recommendation_for_traffic_is_for_its_mean_lengths_unless_they_are_st
         assert any(str(path) in note for note in result["notes"]) == (len(flags) < 4)
 
 
+def test_a_trace_that_meets_limits_at_its_own_rate_is_not_refused_for_a_saturated_service(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts of 16 blocks, of which the first 12 are shared; one request in two seconds."""
+    path = tmp_path / "trace.jsonl"
+    rows = [
+        {
+            "timestamp": 2000 * i,
+            "input_length": 16 * 512,
+            "output_length": 60,
+            "hash_ids": [*range(12), *range(100 + 4 * i, 104 + 4 * i)],
+        }
+        for i in range(20)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    plan = ["--target", "llama-3.1-8b", "--tp", "1", "--draft", "eagle3", "--engine", "vllm"]
+    plan += ["--gpu", "h100-sxm", "--batch", "32", "--traffic", str(path)]
+    simulated = result_of(capsys, "simulate", *plan, "--slo", "tpot<12ms", "--gamma", "3")
+    assert simulated["workload"]["prefix_hit_share"] == pytest.approx(0.75 * 19 / 20)
+    loose, tight = (
+        result_of(capsys, "recommend", *plan, "--slo", f"tpot<{ms}ms") for ms in (1000, 12)
+    )
+    for result in (loose, tight):
+        hits = result["best"]["scenario"]["prefix_hit_rate"]
+        assert hits == pytest.approx(simulated["workload"]["prefix_hit_share"], abs=1e-4)
+        assert result["traffic"]["meets_limits"]
+    assert loose["traffic"]["saturated_miss"] is None
+    assert "no plan meets the limits" in tight["traffic"]["saturated_miss"]
+    assert tight["best"]["tpot_s"] > 0.012 > simulated["runs"][0]["tpot"]["p99_s"]
+    assert tight["verdict"] == tight["traffic"]["verdict"]
+    assert run(["recommend", *plan, "--slo", "tpot<0.5ms"]) == 3
+
+
 def test_the_closed_form_is_that_of_the_simulated_requests(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
