@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+from app.explorer.inputs.serve_line import checkpoint_values
 from app.explorer.packing import MAX_TEXT, pack, unpack, unpack_files
 from app.explorer.state import (
     CHOICES,
@@ -24,7 +25,6 @@ from app.explorer.state import (
     UPLOADED,
 )
 from perfmodel import ConfigError, catalog
-from perfmodel.catalog.checkpoint_ids import checkpoint_id
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import METHODS
 
@@ -95,16 +95,16 @@ def state_of(
 def _in_own_words(query: Mapping[str, str]) -> dict[str, str]:
     """The query with the words of the command line, as someone may write them, as the page's."""
     words = dict(query)
-    own: dict[str, tuple[str, Callable[[str], str]]] = {
-        "gpu": ("machine", lambda text: catalog.default_machine(text).name),
-        "engine": ("engine", lambda text: engine_profile(text).name),
-        "target": ("target", lambda text: checkpoint_id(text).model),
+    own: dict[str, tuple[str, Callable[[str], dict[str, str]]]] = {
+        "gpu": ("machine", lambda text: {"machine": catalog.default_machine(text).name}),
+        "engine": ("engine", lambda text: {"engine": engine_profile(text).name}),
+        "target": ("target", checkpoint_values),
     }
     for name, (key, read) in own.items():
         if name in words and words[name] not in CHOICES[key] and ".toml" not in words[name]:
             with suppress(ConfigError):
-                words[key] = read(words[name])
-                words = {k: v for k, v in words.items() if k == key or k != name}
+                found = read(words[name])  # types that the link states hold, not the id's
+                words = found | {k: v for k, v in words.items() if k not in (key, name)}
     draft = words.get("draft", "")
     if draft in ("self", *METHODS, *catalog.model_names()):
         usual = "full" if draft in METHODS else "streamingllm"

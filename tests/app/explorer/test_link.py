@@ -440,7 +440,15 @@ def test_an_invalid_input_of_a_link_is_reported(key: str, value: str) -> None:
     [
         ({"engine": "vllm"}, {"engine": "vllm-0.26"}),
         ({"gpu": "h200"}, {"machine": "hgx-h200"}),
-        ({"target": "Qwen/Qwen3-32B"}, {"target": "qwen3-32b"}),
+        ({"target": "Qwen/Qwen3-32B"}, {"target": "qwen3-32b", "weight_dtype": ""}),
+        (
+            {"target": "Qwen/Qwen3-32B-FP8", "draft": "none"},
+            {"target": "qwen3-32b", "weight_dtype": "fp8_block", "draft": "none"},
+        ),
+        (
+            {"target": "amd/Llama-3.1-70B-Instruct-FP8-KV", "kv_dtype": "bf16"},
+            {"target": "llama-3.1-70b", "weight_dtype": "fp8", "kv_dtype": "bf16"},
+        ),
         ({"draft": "eagle3"}, {"draft": "eagle3:full"}),
         ({"draft": "self"}, {"draft": "self:streamingllm"}),
         ({"draft": "self", "draft_policy": "snapkv"}, {"draft": "self:snapkv"}),
