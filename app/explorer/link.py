@@ -98,7 +98,7 @@ def _in_own_words(query: Mapping[str, str]) -> dict[str, str]:
     own: dict[str, tuple[str, Callable[[str], dict[str, str]]]] = {
         "gpu": ("machine", lambda text: {"machine": catalog.default_machine(text).name}),
         "engine": ("engine", lambda text: {"engine": engine_profile(text).name}),
-        "target": ("target", checkpoint_values),
+        "target": ("target", lambda text: checkpoint_values(text) | {"target_checkpoint": text}),
     }
     for name, (key, read) in own.items():
         if name in words and words[name] not in CHOICES[key] and ".toml" not in words[name]:

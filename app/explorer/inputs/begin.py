@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.inputs.files import apply_values
-from app.explorer.inputs.serve_line import checkpoint_values, serve_values
+from app.explorer.inputs.serve_line import checkpoint_values, quantised_id, serve_values
 from app.explorer.inputs.serve_words import MAX_LINE
 from app.explorer.inputs.session_files import uploaded_paths
 from app.explorer.show import plain
@@ -78,9 +78,9 @@ def _apply_pasted() -> None:
     is_line = any(character.isspace() for character in text)
     try:
         if is_line:
-            given, ignored, engine = serve_values(text)
+            given, ignored, engine, model = serve_values(text)
         else:
-            given, ignored, engine = checkpoint_values(text), [], ""
+            given, ignored, engine, model = checkpoint_values(text), [], "", text
         here = stated_values(state.to_dict(), **uploaded_paths(state))
         kept = {k: v for k, v in here if k not in _REPLACED}
         given |= _profile(kept, engine) if engine else _draft(kept | given, state["runs_on"])
@@ -89,6 +89,7 @@ def _apply_pasted() -> None:
         state["upload_error"] = str(error)
         return
     state["pasted"] = ""
+    state["target_checkpoint"] = quantised_id(model, given["target"], given.get("weight_dtype", ""))
     types = {"weight_dtype": "weights", "kv_dtype": "KV cache"}
     stored = " and ".join(f"{given[key]} {what}" for key, what in types.items() if key in given)
     state["pasted_note"] = f"{given['target']} is the target{stored and f', with {stored}'}."
