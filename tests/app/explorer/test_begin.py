@@ -18,7 +18,7 @@ from app.explorer.cached import scenario_of
 from app.explorer.inputs.begin import USE_CASES
 from app.explorer.inputs.serve_line import serve_values
 from app.explorer.scenario_text import command_text
-from perfmodel import ConfigError, parse_scenario
+from perfmodel import ConfigError, catalog, parse_scenario
 from perfmodel.reports import ExportPlan, export_plan, exportability
 
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
@@ -312,3 +312,19 @@ def test_a_quantised_checkpoint_is_exported_until_the_types_are_others(pasted: s
     at.selectbox(key="weight_dtype").select("bf16").run()
     assert not at.exception and not any(f"serve {pasted} " in code.value for code in at.code)
     assert any("vllm serve Qwen/Qwen3-32B " in code.value for code in at.code)
+
+
+@pytest.mark.parametrize("target", ["llama-3.1-8b", "qwen3-32b"])
+def test_a_pasted_id_keeps_the_draft_or_takes_one_of_known_acceptance(target: str) -> None:
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    at.session_state["view"], at.session_state["gamma"] = "Check", 4
+    at.run()
+    before = scenario_of(at.session_state["values"])
+    for draft in (before.plan.draft, "ngram"):  # the latter has no known acceptance
+        at.session_state["draft"] = f"{draft}:full"
+        at.run()
+        at.text_input(key="pasted").set_value(catalog.model(target).hub_id).run()
+        after = scenario_of(at.session_state["values"])
+        assert not at.exception and after.target.name == target
+        assert after.acceptance is not None or after.curve is not None
+        assert draft == "ngram" or after.plan == before.plan
