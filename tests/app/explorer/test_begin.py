@@ -216,6 +216,9 @@ def test_what_a_line_leaves_open_is_named() -> None:
         "vllm serve bartowski/Qwen3-32B-GGUF",
         f"{SGLANG} Qwen/Qwen3-32B --speculative-algorithm EAGLE",
         "trtllm-serve disaggregated -c config.yaml",
+        "vllm bench serve --model Qwen/Qwen3-32B --num-prompts 100",
+        "python benchmarks/benchmark_serving.py --model Qwen/Qwen3-32B",
+        "python -m sglang.bench_serving --model Qwen/Qwen3-32B",
     ],
 )
 def test_a_line_that_cannot_be_read_is_one_message(line: str) -> None:
