@@ -120,7 +120,8 @@ def _draft(values: dict[str, Any], here: dict[str, Any], runs_on: str) -> dict[s
     """
     base = parse_scenario(values | {"draft": "none"}).scenario()
     version = named_version(runs_on) if runs_on else profile_version(base.engine.name)
-    runs, known = [], []
+    runs: list[dict[str, Any]] = []
+    known: list[dict[str, Any]] = []
     for draft, policy in draft_choices(base):
         plan = {"draft": draft, "draft_policy": policy}
         own = plan.items() <= here.items()
