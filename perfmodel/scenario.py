@@ -41,7 +41,7 @@ class Scenario:
     but the routed experts. `expert_dtype` is "" if routed experts are stored like the other
     weights, and `part_dtypes` are those of other parts that differ (`specs.dtypes.PARTS`).
     `draft_dtype` and `draft_kv_dtype` are "" if a draft has the target's types, or a model those of
-    its checkpoint.
+    its checkpoint. The weights of a head are bf16 if engines cannot quantise them as the target's.
     """
 
     machine: Machine
@@ -142,6 +142,9 @@ class Scenario:
         """The storage types of the draft; those of the target without a draft."""
         target, kv = self.target_types, self.draft_kv_dtype or self.kv_dtype
         weights = self.draft_dtype or target.weights
+        has_head = self.plan.method is not None and self.plan.draft != "mtp"
+        if has_head and not self.draft_dtype and weights not in (*UNQUANTISED, "fp8"):
+            return StoredTypes("bf16", "bf16", kv)  # as published; fp8 is made when loading
         if self.plan.kind is DraftKind.MODEL and self.draft is not None:
             has_own = self.draft_dtype in ("", self.draft.weight_dtype or "bf16")
             parts = self.draft.part_dtypes if has_own else ()

@@ -233,7 +233,7 @@ class ScenarioFields(BaseModel):
         "Machine",
         "DTYPE",
         "Storage type of the draft's weights, such as int4 for a quantised self-draft.",
-        otherwise="that of the target, or of the draft's checkpoint",
+        otherwise="that of the target (of a head bf16, or fp8), or of the draft's checkpoint",
     )
     draft_kv_dtype: Name | None = scenario_field(
         "Machine",

@@ -52,6 +52,9 @@ CELL_HOVER = (
     "%{customdata[0]:.2f}x<br>batch %{customdata[1]:,}, prompt %{customdata[2]:,} tokens"
     "<br>γ %{customdata[3]}"
 )
+UNFIT_HOVER = (
+    "does not fit<br>batch %{customdata[1]:,}, prompt %{customdata[2]:,} tokens<extra></extra>"
+)
 
 
 def cell_data(grid: SpeedupGrid) -> tuple[Array, tuple[str, ...]]:
@@ -146,6 +149,7 @@ def finish_map(
     add_wall(figure, fits, x=log_edges(prompts), y=log_edges(batches))
     if clickable:
         make_clickable(figure)
+        _make_clickable_where(figure, ~fits, "cells that do not fit", UNFIT_HOVER)
     if measured:
         _add_measured(figure, measured)
     work = scenario.workload
@@ -245,18 +249,26 @@ def make_clickable(figure: go.Figure) -> None:
     Only one of them is drawn, and invisibly; all of them are found by the pointer.
     """
     heat = figure.data[0]
-    rows, cells = np.nonzero(np.isfinite(np.asarray(heat.z, float)))
+    known = np.isfinite(np.asarray(heat.z, float))
+    _make_clickable_where(figure, known, "cells", heat.hovertemplate)
+    heat.update(hoverinfo="skip", hovertemplate=None)
+
+
+def _make_clickable_where(
+    figure: go.Figure, chosen: NDArray[np.bool_], name: str, hover: str
+) -> None:
+    heat = figure.data[0]
+    rows, cells = np.nonzero(chosen)
     marks = go.Scatter(
         x=cells if heat.x is None else np.asarray(heat.x)[cells],
         y=rows if heat.y is None else np.asarray(heat.y)[rows],
         mode="markers",
         marker={"opacity": 0, "maxdisplayed": 1},
-        name="cells",
+        name=name,
         showlegend=False,
         customdata=np.asarray(heat.customdata)[rows, cells],
-        hovertemplate=heat.hovertemplate,
+        hovertemplate=hover,
     )
-    heat.update(hoverinfo="skip", hovertemplate=None)
     figure.add_trace(marks)
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+from app.explorer.inputs.serve_line import checkpoint_values
 from app.explorer.packing import MAX_TEXT, pack, unpack, unpack_files
 from app.explorer.state import (
     CHOICES,
@@ -24,7 +25,6 @@ from app.explorer.state import (
     UPLOADED,
 )
 from perfmodel import ConfigError, catalog
-from perfmodel.catalog.checkpoint_ids import checkpoint_id
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import METHODS
 
@@ -64,19 +64,20 @@ def state_of(
     have = {part.partition(":")[0]: (kept or {}).get(part) for part in left_out}
     notes += [_lacks(key) for key in have if have[key] is None and key in _UPLOADS]
     query = {k: v for k, v in query.items() if k != LEFT_OUT} | {k: v for k, v in have.items() if v}
-    query = _in_own_words(query)
+    query, unknown = _in_own_words(query), []
     for name, text in query.items():
         key = FORMER_KEYS.get(name, name)
         if key in FORMER_INPUTS:
             continue
         if key not in DEFAULTS:
-            notes.append(f"The link's {name[:40]} is not an input of this page; it is left out.")
+            unknown.append(name[:40])
             continue
         try:
             state[key] = _value(key, text)
         except (ValueError, KeyError, TypeError):
             used = _text(key, state[key]) or "no value"
             notes.append(f"The link's {key}={text[:40]} is not valid; {used} is used instead.")
+    notes += _without_effect(unknown)
     if state["target"] == UPLOADED and not state["model_config"]:
         state["target"] = DEFAULTS["target"]
         notes.append(
@@ -92,19 +93,35 @@ def state_of(
     return state, notes
 
 
+def _target(text: str) -> dict[str, str]:
+    """The target that a hub id names, with its types and the id if these are quantised."""
+    found = checkpoint_values(text)
+    return found | ({"target_checkpoint": text} if "weight_dtype" in found else {})
+
+
+def _without_effect(names: list[str]) -> list[str]:
+    """One line that names the parameters that are not known; the first of them if they are many."""
+    if len(names) < 2:
+        return [
+            f"The link's {name} is not an input of this page; it is left out." for name in names
+        ]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"The link's {', '.join(names[:3])}{more} are not inputs of this page; left out."]
+
+
 def _in_own_words(query: Mapping[str, str]) -> dict[str, str]:
     """The query with the words of the command line, as someone may write them, as the page's."""
     words = dict(query)
-    own: dict[str, tuple[str, Callable[[str], str]]] = {
-        "gpu": ("machine", lambda text: catalog.default_machine(text).name),
-        "engine": ("engine", lambda text: engine_profile(text).name),
-        "target": ("target", lambda text: checkpoint_id(text).model),
+    own: dict[str, tuple[str, Callable[[str], dict[str, str]]]] = {
+        "gpu": ("machine", lambda text: {"machine": catalog.default_machine(text).name}),
+        "engine": ("engine", lambda text: {"engine": engine_profile(text).name}),
+        "target": ("target", _target),
     }
     for name, (key, read) in own.items():
         if name in words and words[name] not in CHOICES[key] and ".toml" not in words[name]:
             with suppress(ConfigError):
-                words[key] = read(words[name])
-                words = {k: v for k, v in words.items() if k == key or k != name}
+                found = read(words[name])  # types that the link states hold, not the id's
+                words = found | {k: v for k, v in words.items() if k not in (key, name)}
     draft = words.get("draft", "")
     if draft in ("self", *METHODS, *catalog.model_names()):
         usual = "full" if draft in METHODS else "streamingllm"

@@ -68,6 +68,7 @@ PAGE_DEFAULTS: dict[str, Any] = {
     "export_plan": "recommended",
     "deploy_engine": "vllm",
     "draft_checkpoint": "",
+    "target_checkpoint": "",  # a quantised one that was pasted, used while its types are the plan's
     "by_batch": False,
     "measured_on": "",
     "plain_ms": "",

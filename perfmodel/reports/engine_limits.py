@@ -55,7 +55,7 @@ def _dtype_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     weight, kv = plan.scenario.weight_dtype, plan.scenario.kv_dtype
     weights = _loaded_types(version)
     if plan.has_quantised_checkpoint:
-        if reason := _other_types(plan):
+        if not plan.target_checkpoint and (reason := _other_types(plan)):
             return reason
     elif weight not in weights:
         return (

@@ -26,6 +26,7 @@ class ExportPlan:
     `acceptance_per_position` is conditional, as in `Acceptance`. `gamma_schedule` has rows (lowest
     batch, highest batch, gamma) in ascending order from batch 1. `draft_checkpoint` is the hub id
     or path of a draft that the scenario does not identify, such as an EAGLE-3 head;
+    `target_checkpoint` is that of the target quantised in the scenario's types, and
     `longest_tokens` is the longest request to serve. Raises `ConfigError` if the rows of the
     schedule do not follow one another, a model id is not printable, or the length is out of range.
     """
@@ -34,6 +35,7 @@ class ExportPlan:
     acceptance_per_position: tuple[float, ...] | None = None
     gamma_schedule: tuple[tuple[int, int, int], ...] | None = None
     draft_checkpoint: str = ""
+    target_checkpoint: str = ""
     longest_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class ExportPlan:
         named = target.checkpoint or self.scenario.plan.method is None
         follows = not named and checkpoint_variant(head) == "instruct"
         instruct = catalog.instruct_id(target.name) if follows else ""
-        return instruct or _model_id(target)
+        return self.target_checkpoint or instruct or _model_id(target)
 
     @property
     def draft_id(self) -> str:
@@ -95,7 +97,8 @@ class ExportPlan:
         """Whether the target's checkpoint states its types, so that no flag needs to."""
         target = self.scenario.target
         weights = is_quantised(target.weight_dtype)
-        return bool(weights or target.expert_dtype or target.part_dtypes)
+        stated = weights or target.expert_dtype or target.part_dtypes
+        return bool(stated or self.target_checkpoint)
 
     @property
     def quantises_draft(self) -> bool:
@@ -105,7 +108,7 @@ class ExportPlan:
             draft is not None
             and is_quantised(draft.weight_dtype)
             and self.method in ("draft", "mtp")
-        )
+        ) or (self.method == "mtp" and bool(self.target_checkpoint))
         return self.scenario.draft_types.weights == "fp8" and not is_stored
 
     @property

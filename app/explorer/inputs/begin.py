@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.inputs.files import apply_values
-from app.explorer.inputs.serve_line import checkpoint_values, serve_values
+from app.explorer.inputs.serve_line import checkpoint_values, quantised_id, serve_values
 from app.explorer.inputs.serve_words import MAX_LINE
 from app.explorer.inputs.session_files import uploaded_paths
 from app.explorer.show import plain
@@ -78,17 +78,20 @@ def _apply_pasted() -> None:
     is_line = any(character.isspace() for character in text)
     try:
         if is_line:
-            given, ignored, engine = serve_values(text)
+            given, ignored, engine, model = serve_values(text)
         else:
-            given, ignored, engine = checkpoint_values(text), [], ""
+            given, ignored, engine, model = checkpoint_values(text), [], "", text
         here = stated_values(state.to_dict(), **uploaded_paths(state))
         kept = {k: v for k, v in here if k not in _REPLACED}
-        given |= _profile(kept, engine) if engine else _draft(kept | given, state["runs_on"])
+        given |= (
+            _profile(kept, engine) if engine else _draft(kept | given, dict(here), state["runs_on"])
+        )
         apply_values(kept | given)
     except ConfigError as error:
         state["upload_error"] = str(error)
         return
     state["pasted"] = ""
+    state["target_checkpoint"] = quantised_id(model, given["target"], given.get("weight_dtype", ""))
     types = {"weight_dtype": "weights", "kv_dtype": "KV cache"}
     stored = " and ".join(f"{given[key]} {what}" for key, what in types.items() if key in given)
     state["pasted_note"] = f"{given['target']} is the target{stored and f', with {stored}'}."
@@ -110,18 +113,28 @@ def _profile(kept: dict[str, Any], engine: str) -> dict[str, Any]:
     return {} if is_same or fitted else {"engine": engine_profile(engine).name}
 
 
-def _draft(values: dict[str, Any], runs_on: str) -> dict[str, Any]:
-    """A draft that the engine runs, one of known acceptance if there is one."""
+def _draft(values: dict[str, Any], here: dict[str, Any], runs_on: str) -> dict[str, Any]:
+    """A draft that the engine runs, of known acceptance if there is one; that of `here` if it is.
+
+    A given acceptance is that of another target.
+    """
     base = parse_scenario(values | {"draft": "none"}).scenario()
     version = named_version(runs_on) if runs_on else profile_version(base.engine.name)
-    runs, known = [], []
+    runs: list[dict[str, Any]] = []
+    known: list[dict[str, Any]] = []
     for draft, policy in draft_choices(base):
         plan = {"draft": draft, "draft_policy": policy}
+        own = plan.items() <= here.items()
+        if own:
+            keep = ("gamma", "kv_budget", "draft_tp")
+            plan |= {key: here[key] for key in keep if key in here}
         try:
             scenario = parse_scenario(values | plan).scenario()
         except ConfigError:  # as of a draft that TP does not split
             continue
         if scenario.obstacle_on(version) is None:
-            runs.append(plan)
-            known += [plan] if scenario.curve is not None else []
+            place = 0 if own else len(runs)
+            runs.insert(place, plan)
+            if scenario.acceptance is not None or scenario.curve is not None:
+                known.insert(min(place, len(known)), plan)
     return next(iter(known or runs), {"draft": "none"})

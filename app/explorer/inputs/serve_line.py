@@ -48,11 +48,12 @@ _METHOD_NAMES |= {
 
 
 class Served(NamedTuple):
-    """The scenario values of a line, its flags that do not matter, and its engine."""
+    """The scenario values of a line, its flags that do not matter, its engine, and its model."""
 
     values: dict[str, Any]
     ignored: list[str]
     engine: str
+    model: str
 
 
 def serve_values(line: str) -> Served:
@@ -94,7 +95,7 @@ def serve_values(line: str) -> Served:
     if flags.get("quantization") in _QUANTISED:
         values["weight_dtype"] = _QUANTISED[flags["quantization"]]
     plan = _plan(spec, values) if spec else {"draft": "none"}
-    return Served(values | plan, ignored, engine)
+    return Served(values | plan, ignored, engine, model)
 
 
 def checkpoint_values(name: str) -> dict[str, Any]:
@@ -106,6 +107,16 @@ def checkpoint_values(name: str) -> dict[str, Any]:
     found = _checkpoint(name)
     types = {"weight_dtype": found.weight_dtype, "kv_dtype": found.kv_dtype}
     return {"target": found.model} | {key: dtype for key, dtype in types.items() if dtype}
+
+
+def quantised_id(name: str, target: str, weight_dtype: str) -> str:
+    """`name` if it is a quantised checkpoint of a target in this type; otherwise ""."""
+    try:
+        found = checkpoint_id(name)
+    except ConfigError:
+        return ""
+    is_it = (found.model, found.weight_dtype) == (target, weight_dtype) and name.isprintable()
+    return name.strip() if is_it else ""
 
 
 def _checkpoint(name: str) -> CheckpointId:

@@ -23,6 +23,7 @@ _SERVERS = (  # the word after which a server's arguments follow
 _OTHERS = re.compile(
     r"(^|/)(lmdeploy|text-generation-launcher|llama-server|ollama|mlc_llm|tritonserver|llamafile)$"
 )
+_BENCHMARK = re.compile(r"\bbench (serve|latency|throughput)\b|\b(benchmark|bench)_serving\b")
 # Short or former names of flags, and those of the other servers, as vLLM's.
 _NAMES = {
     _VLLM: {
@@ -111,6 +112,11 @@ def _arguments(words: list[str]) -> tuple[str, list[str]]:
             if engine := _server(word, command[place - 1] if place else ""):
                 rest = command[place + 1 :]
                 return engine, rest[1:] if rest[:1] == ["serve"] else rest
+    if any(_BENCHMARK.search(" ".join(command)) for command in commands):
+        raise ConfigError(
+            "the line is of a benchmark's client, which states no plan; paste the line that starts "
+            "the server, such as vllm serve"
+        )
     flagged = (c[i:] for c in commands for i, word in enumerate(c) if word.startswith("--"))
     return _VLLM, next(flagged, [])
 

@@ -171,7 +171,9 @@ def _workload() -> None:
 def _plan(uploaded: str | None) -> None:
     st.subheader("Drafts")
     choices = _choices(uploaded)
-    widgets.keep_within("draft", [*choices, "none"], fallback=choices[0])
+    if widgets.value_of("draft") not in (*choices, "none"):
+        fallback, why = _other_draft(choices, uploaded)
+        widgets.keep_within("draft", [*choices, "none"], fallback=fallback, why=why)
     widgets.select("draft", "Draft of this page's plan", [*choices, "none"], help=DRAFT_HELP)
     draft, _, policy = str(widgets.value_of("draft")).partition(":")
     if draft != "none":
@@ -254,13 +256,17 @@ def _origins(scenario: Scenario) -> str:
 # ---- options ----------------------------------------------------------------------------------
 
 
+def _engine_of_page() -> str:
+    engine = str(widgets.value_of("engine"))
+    if engine == REFITTED:
+        return uploaded_engine(st.session_state) or str(DEFAULTS["engine"])
+    return engine
+
+
 def _choices(uploaded: str | None) -> list[str]:
     """Draft choices of the target, and the chosen one if it is not among them."""
-    engine = widgets.value_of("engine")
-    if engine == REFITTED:
-        engine = uploaded_engine(st.session_state) or DEFAULTS["engine"]
     target = uploaded or widgets.value_of("target")
-    base = parse_scenario({"target": target, "engine": engine}).scenario()
+    base = parse_scenario({"target": target, "engine": _engine_of_page()}).scenario()
     choices = [f"{draft}:{policy}" for draft, policy in draft_choices(base)]
     stated = str(widgets.value_of("draft"))
     draft, _, policy = stated.partition(":")
@@ -269,6 +275,27 @@ def _choices(uploaded: str | None) -> list[str]:
     if stated == "self:full" or built_in or (known and draft != base.target.name):
         choices.append(stated)
     return list(dict.fromkeys(choices))
+
+
+def _other_draft(choices: list[str], uploaded: str | None) -> tuple[str, str]:
+    """A choice that the engine runs instead of the stated one, and why that is not possible.
+
+    It is the same draft with another policy, or else one of known acceptance, if there is one.
+    """
+    stated, why = str(widgets.value_of("draft")), ""
+    base = {"target": uploaded or widgets.value_of("target"), "engine": _engine_of_page()}
+    ranks: dict[str, tuple[bool, bool]] = {}
+    for choice in (stated, *choices):
+        draft, _, policy = choice.partition(":")
+        try:
+            one = parse_scenario(base | {"draft": draft, "draft_policy": policy}).scenario()
+        except ConfigError as error:
+            why = str(error) if choice == stated else why
+            continue
+        if choice != stated and one.engine_obstacle is None:
+            known = one.acceptance is not None or one.curve is not None
+            ranks[choice] = (draft != stated.partition(":")[0], not known)
+    return min(ranks, key=ranks.__getitem__, default=choices[0]), why
 
 
 def _degrees(key: str, model: ModelSpec, most: int) -> list[int]:

@@ -54,12 +54,14 @@ def text(key: str, label: str, **more: Any) -> None:
     st.text_input(label, key=key, max_chars=MAX_TEXT, **more)
 
 
-def keep_within(key: str, options: Sequence[Any], *, fallback: Any) -> None:
+def keep_within(key: str, options: Sequence[Any], *, fallback: Any, why: str = "") -> None:
     """Select the fallback, and say so, if another input has removed the widget's option."""
     chosen = st.session_state[key]
     if chosen not in options:
         st.session_state[key] = fallback
-        say_replaced(f"{key}={chosen} is not possible here; {fallback} is used instead.")
+        say_replaced(
+            f"{key}={chosen} is not possible here{why and f' ({why})'}; {fallback} is used instead."
+        )
 
 
 def say_replaced(note: str) -> None:

@@ -172,7 +172,7 @@ def _engines(candidate: Candidate) -> dict[str, str | None]:
     plan = ExportPlan(
         scenario=candidate.scenario, draft_checkpoint="a checkpoint" if trained else ""
     )
-    reasons = exportability(plan)
+    reasons = exportability(export.with_checkpoint(plan))
     return {engine_label(engine, plan): reasons[engine] for engine in ENGINES}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import streamlit as st
 
 from app.explorer.cached import point_of
+from app.explorer.inputs.serve_line import quantised_id
 from app.explorer.inputs.session_files import shown_paths
 from app.explorer.inputs.widgets import segmented, text, value_of
 from app.explorer.show import plain, show_chart, show_error
@@ -57,6 +58,13 @@ def _name(point: RoundEstimate) -> str:
     return f"{plan_label(scenario)}, TP {scenario.tp}{draft_tp}"
 
 
+def with_checkpoint(plan: ExportPlan) -> ExportPlan:
+    """The plan with the quantised checkpoint that was pasted, if its types are the plan's."""
+    named, scenario = st.session_state["target_checkpoint"], plan.scenario
+    found = quantised_id(named, scenario.target.name, scenario.weight_dtype)
+    return replace(plan, target_checkpoint=found)
+
+
 def _show_for(engine: str) -> None:
     st.session_state["deploy_engine"] = engine
 
@@ -75,7 +83,7 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
     `rule` is how γ is chosen by batch, if it can be.
     """
     scenario = point.scenario
-    plan = ExportPlan.of_scenario(scenario, engine=engine)
+    plan = with_checkpoint(ExportPlan.of_scenario(scenario, engine=engine))
     method = scenario.plan.method
     if method is not None and method.kind is not MethodKind.LOOKUP and engine != "specroof":
         label, usual = f"Checkpoint of the {method.label} draft", _usual_head(plan)

@@ -124,6 +124,9 @@ def _panel(values: Values, rivals: Mapping[str, Values]) -> None:
     work, of = scenario.workload, of_plan(stated, st.session_state["objective"])
     st.markdown(f"### Batch {work.batch:,}, {work.prompt_tokens:,} prompt tokens")
     st.markdown(plain(plan_label(scenario)))
+    if not result["feasible"]:
+        st.markdown(plain(f"Does not fit: it needs {of[MEMORY]} of a GPU's memory."))
+        return
     low, high = result["speedup_low"], result["speedup_high"]
     span = "" if low is None else f" ({low:.2f}-{high:.2f})"
     figures = {
@@ -131,7 +134,7 @@ def _panel(values: Values, rivals: Mapping[str, Values]) -> None:
         DECODE_TPOT: of[DECODE_TPOT],
         GAIN: of[GAIN],
         TPOT: of[TPOT],
-        MEMORY: of[MEMORY] + ("" if result["feasible"] else ", does not fit"),
+        MEMORY: of[MEMORY],
     }
     st.markdown("\n".join(f"- {plain(name)}: **{plain(text)}**" for name, text in figures.items()))
     for label, view in (("Use on this page", ""), ("Use, and see why", "Why")):

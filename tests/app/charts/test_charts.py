@@ -108,11 +108,15 @@ def test_map_rows_are_the_estimates_at_their_gamma(scenario: Scenario) -> None:
         assert row["speedup"] == pytest.approx(float(point.speedup))
 
 
-def test_a_clickable_map_has_a_marker_on_every_known_cell(scenario: Scenario) -> None:
+def test_a_clickable_map_has_a_marker_on_every_cell_that_is_known_or_does_not_fit(
+    scenario: Scenario,
+) -> None:
     grid = charts.speedup_grid(scenario)
     figure = charts.speedup_map(scenario, grid, clickable=True)
     cells = next(trace for trace in figure.data if trace.name == "cells")
     assert len(cells.x) == np.sum(np.isfinite(grid.speedup))
+    walled = next(trace for trace in figure.data if trace.name == "cells that do not fit")
+    assert len(walled.x) == np.sum(~grid.fits) > 0
     assert figure.data[0].hoverinfo == "skip"
     assert len(charts.chart_rows(figure)) == grid.speedup.size
 

@@ -18,7 +18,7 @@ from app.explorer.cached import scenario_of
 from app.explorer.inputs.begin import USE_CASES
 from app.explorer.inputs.serve_line import serve_values
 from app.explorer.scenario_text import command_text
-from perfmodel import ConfigError, parse_scenario
+from perfmodel import ConfigError, catalog, parse_scenario
 from perfmodel.reports import ExportPlan, export_plan, exportability
 
 ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
@@ -47,14 +47,14 @@ def test_an_exported_line_is_read_back(plan: dict[str, Any], engine: str) -> Non
     if exportability(exported)[engine] is not None:
         assert engine == "sglang" and stated.draft == "p-eagle"
         return
-    values, _, served = serve_values(export_plan(engine=engine, plan=exported))
+    values, _, served, _ = serve_values(export_plan(engine=engine, plan=exported))
     assert served == engine
     read = parse_scenario({"gpu": "h100-sxm", "kv_dtype": stated.kv_dtype} | values)
     assert read.scenario() == stated.scenario()
 
 
 def test_other_spellings_of_a_line() -> None:
-    values, ignored, engine = serve_values(LINE)
+    values, ignored, engine, _ = serve_values(LINE)
     assert values == {
         "target": "qwen3-32b",
         "tp": 2,
@@ -72,7 +72,7 @@ def test_other_spellings_of_a_line() -> None:
     values = serve_values(dotted).values
     assert (values["draft"], values["gamma"], values["draft_tp"]) == ("llama-3.2-1b", 4, 8)
     assert values["ep"] == 8
-    replicas, ignored, _ = serve_values(
+    replicas, ignored, *_ = serve_values(
         "vllm serve Qwen/Qwen3-32B -tp 2 -pp 1 --data-parallel-size=4"
     )
     assert replicas["tp"] == 2 and any("one of the 4 replicas" in one for one in ignored)
@@ -172,7 +172,7 @@ SGLANG = "python3 -m sglang.launch_server --model-path"
     ],
 )
 def test_a_line_of_each_server_is_read(line: str, engine: str, stated: dict[str, Any]) -> None:
-    values, _, served = serve_values(line)
+    values, _, served, _ = serve_values(line)
     if values["draft"] != "none":
         assert values.pop("draft_policy") == "full"
     assert served == engine
@@ -216,6 +216,9 @@ def test_what_a_line_leaves_open_is_named() -> None:
         "vllm serve bartowski/Qwen3-32B-GGUF",
         f"{SGLANG} Qwen/Qwen3-32B --speculative-algorithm EAGLE",
         "trtllm-serve disaggregated -c config.yaml",
+        "vllm bench serve --model Qwen/Qwen3-32B --num-prompts 100",
+        "python benchmarks/benchmark_serving.py --model Qwen/Qwen3-32B",
+        "python -m sglang.bench_serving --model Qwen/Qwen3-32B",
     ],
 )
 def test_a_line_that_cannot_be_read_is_one_message(line: str) -> None:
@@ -300,3 +303,31 @@ def test_a_gpu_is_described_by_a_form_and_kept_in_the_link(
 
 def _use_gpu(at: AppTest) -> None:
     next(b for b in at.button if b.label == "Use this GPU").click().run()
+
+
+@pytest.mark.parametrize("pasted", ["Qwen/Qwen3-32B-FP8", "RedHatAI/Qwen3-32B-quantized.w4a16"])
+def test_a_quantised_checkpoint_is_exported_until_the_types_are_others(pasted: str) -> None:
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    at.run()
+    at.text_input(key="pasted").set_value(f"vllm serve {pasted} -tp 4 --max-num-seqs 8").run()
+    assert not at.exception and at.session_state["target_checkpoint"] == pasted
+    assert any(f"vllm serve {pasted} " in code.value for code in at.code)
+    at.selectbox(key="weight_dtype").select("bf16").run()
+    assert not at.exception and not any(f"serve {pasted} " in code.value for code in at.code)
+    assert any("vllm serve Qwen/Qwen3-32B " in code.value for code in at.code)
+
+
+@pytest.mark.parametrize("target", ["llama-3.1-8b", "qwen3-32b"])
+def test_a_pasted_id_keeps_the_draft_or_takes_one_of_known_acceptance(target: str) -> None:
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    at.session_state["view"], at.session_state["gamma"] = "Check", 4
+    at.run()
+    before = scenario_of(at.session_state["values"])
+    for draft in (before.plan.draft, "ngram"):  # the latter has no known acceptance
+        at.session_state["draft"] = f"{draft}:full"
+        at.run()
+        at.text_input(key="pasted").set_value(catalog.model(target).hub_id).run()
+        after = scenario_of(at.session_state["values"])
+        assert not at.exception and after.target.name == target
+        assert after.acceptance is not None or after.curve is not None
+        assert draft == "ngram" or after.plan == before.plan

@@ -229,14 +229,21 @@ def test_a_click_on_the_map_shows_the_cell_and_a_button_uses_it(watched: Watched
     watched.page.wait_for_function(FINAL_WIDTH)
     watched.settle()  # the caption above the map moves it
     plot.scroll_into_view_if_needed()
-    cell = plot.evaluate(
-        """p => { const m = p._fullData.find(t => t.name === 'cells'), l = p._fullLayout;
+    place = """name => { const p = document.querySelector('.js-plotly-plot');
+        const m = p._fullData.find(t => t.name === name), l = p._fullLayout;
         const i = Math.floor(m.x.length / 3), box = p.getBoundingClientRect();
         const c = m.customdata[i];
         return {x: box.x + l.xaxis._offset + l.xaxis.d2p(m.x[i]),
                 y: box.y + l.yaxis._offset + l.yaxis.d2p(m.y[i]),
                 speedup: c[0], batch: c[1], prompt: c[2], gamma: c[3]} }"""
-    )
+    walled = watched.page.evaluate(place, "cells that do not fit")
+    watched.page.mouse.move(walled["x"], walled["y"])
+    plot.locator(".hoverlayer .hovertext").first.wait_for()
+    watched.page.mouse.click(walled["x"], walled["y"])
+    watched.page.get_by_text("Does not fit: it needs").wait_for(timeout=30_000)
+    watched.page.wait_for_function(FINAL_WIDTH)
+    watched.settle()
+    cell = watched.page.evaluate(place, "cells")
     watched.page.mouse.move(cell["x"], cell["y"])
     plot.locator(".hoverlayer .hovertext").first.wait_for()  # Plotly clicks what it hovers
     watched.page.mouse.click(cell["x"], cell["y"])

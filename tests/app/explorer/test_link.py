@@ -440,7 +440,25 @@ def test_an_invalid_input_of_a_link_is_reported(key: str, value: str) -> None:
     [
         ({"engine": "vllm"}, {"engine": "vllm-0.26"}),
         ({"gpu": "h200"}, {"machine": "hgx-h200"}),
-        ({"target": "Qwen/Qwen3-32B"}, {"target": "qwen3-32b"}),
+        ({"target": "Qwen/Qwen3-32B"}, {"target": "qwen3-32b", "weight_dtype": ""}),
+        (
+            {"target": "Qwen/Qwen3-32B-FP8", "draft": "none"},
+            {
+                "target": "qwen3-32b",
+                "target_checkpoint": "Qwen/Qwen3-32B-FP8",
+                "weight_dtype": "fp8_block",
+                "draft": "none",
+            },
+        ),
+        (
+            {"target": "amd/Llama-3.1-70B-Instruct-FP8-KV", "kv_dtype": "bf16"},
+            {
+                "target": "llama-3.1-70b",
+                "target_checkpoint": "amd/Llama-3.1-70B-Instruct-FP8-KV",
+                "weight_dtype": "fp8",
+                "kv_dtype": "bf16",
+            },
+        ),
         ({"draft": "eagle3"}, {"draft": "eagle3:full"}),
         ({"draft": "self"}, {"draft": "self:streamingllm"}),
         ({"draft": "self", "draft_policy": "snapkv"}, {"draft": "self:snapkv"}),
@@ -458,6 +476,20 @@ def test_a_link_in_the_words_of_the_command_line_is_read(
 def test_a_word_of_a_link_that_names_nothing_is_reported(written: dict[str, str]) -> None:
     state, notes = state_of(written)
     assert len(notes) == 1 and state["machine"] == DEFAULTS["machine"]
+
+
+def test_a_draft_that_a_link_cannot_have_is_replaced_by_one_that_the_engine_runs() -> None:
+    words = {"engine": "vllm", "draft": "llama-3.2-1b", "draft_policy": "snapkv"}
+    at = page(words, view="Check")
+    assert plan(at).engine_obstacle is None and plan(at).plan.draft == "llama-3.2-1b"
+    (warning,) = at.warning
+    assert "snapkv is not available" in warning.value.replace("\\", "")
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_unknown_parameters_are_one_line(count: int) -> None:
+    (note,) = state_of({f"unknown{i}": "1" for i in range(count)})[1]
+    assert "unknown0" in note and len(note) < 200 and "\n" not in note
 
 
 def test_a_link_of_an_earlier_version_keeps_its_engine_and_draft() -> None:

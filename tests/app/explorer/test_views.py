@@ -425,6 +425,19 @@ def test_a_cell_is_chosen_without_a_pointer() -> None:
         assert values.get("gamma", 0) == gamma
 
 
+@pytest.mark.parametrize("kind", ["speedup", "winner"])
+def test_a_cell_that_does_not_fit_says_so_and_shows_no_other_figures(kind: str) -> None:
+    at = opened("Map", map_kind=kind)
+    for key, index in (("cell_batch", 0), ("cell_prompt", 0), ("cell_batch", -1)):
+        box = at.selectbox(key=key)
+        box.select_index(index % len(box.options)).run()
+    at.selectbox(key="cell_prompt").select_index(len(at.selectbox(key="cell_prompt").options) - 1)
+    at.run()
+    panel = [text for text in said(at) if "Does not fit" in text]
+    assert not at.exception and len(panel) == 1
+    assert not any(f"- {SPEEDUP}: " in text for text in said(at))
+
+
 def test_the_best_gamma_is_used() -> None:
     at = opened("Why", why_part="tune")
     at.button(key="use_gamma").click().run()
