@@ -178,7 +178,7 @@ class ScenarioCommand(Command):
             return super().invoke(ctx)
         except SpecroofError as error:
             if not given and self.name in BEGIN:
-                error.args = (f"{error}; begin with `specroof {self.name} {BEGIN[self.name]}`",)
+                error.args = (f"{error}; try `{BEGIN[self.name]}`",)
             raise
 
     def flags(self) -> tuple[Any, ...]:

@@ -66,7 +66,7 @@ class MemoryEstimate:
             if float(getattr(self, name)) > 0
         )
         need, capacity = format_bytes(float(self.total)), format_bytes(self.capacity)
-        return f"the scenario needs {need} per GPU, but only {capacity} are available: {terms}"
+        return f"it needs {need} per GPU, {capacity} are available: {terms}"
 
 
 TERMS = tuple(term.name for term in fields(MemoryEstimate) if term.name != "capacity")

@@ -135,20 +135,21 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def conversation_tokens(turns: Any) -> tuple[int, int] | None:
-    """Tokens of the first question that is followed by an answer, and of the answer."""
+    """Tokens of the first question with an answer and the system turns before it; of the answer."""
     if not isinstance(turns, list):
         raise ValueError("conversations is not a list of turns")
     if not all(isinstance(turn, dict) for turn in turns):
         raise ValueError("conversations has a turn that is not an object")
-    for question, answer in itertools.pairwise(turns):
-        roles = [str(turn.get("from", turn.get("role", ""))).lower() for turn in (question, answer)]
-        if roles == ["", ""] or (roles[0] in ASKING and roles[1] in ANSWERING):
-            return _text_tokens(question), _text_tokens(answer)
+    roles = [str(turn.get("from", turn.get("role", ""))).lower() for turn in turns]
+    for i, (asking, answering) in enumerate(itertools.pairwise(roles)):
+        if asking == answering == "" or (asking in ASKING and answering in ANSWERING):
+            system = [turns[j] for j in range(i) if roles[j] == "system"]
+            return _text_tokens(*system, turns[i]), _text_tokens(turns[i + 1])
     return None
 
 
-def _text_tokens(turn: dict[str, Any]) -> int:
-    text = turn["value"] if "value" in turn else turn["content"]
-    if not isinstance(text, str):
+def _text_tokens(*turns: dict[str, Any]) -> int:
+    texts = [turn["value"] if "value" in turn else turn["content"] for turn in turns]
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("the value of a turn is not text")
-    return max(1, round(len(text) / CHARACTERS_PER_TOKEN))
+    return max(1, round(sum(map(len, texts)) / CHARACTERS_PER_TOKEN))

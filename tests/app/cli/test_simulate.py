@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def test_all_requests_of_a_trace_are_simulated(capsys: pytest.CaptureFixture[str
     assert [r["label"] for r in result["runs"]] == ["no speculation", "gamma 4", "schedule"]
     for played in result["runs"]:
         assert (played["requests"], played["output_tokens"]) == (3, 620)
+
+
+def test_without_flags_one_short_line_says_what_is_needed_and_what_to_try(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["simulate"]) == 3
+    line = capsys.readouterr().err
+    flags = re.findall(r"try `(.*)`$", line.strip())[0].split()
+    assert len(line) < 200 and line.count("\n") == 1
+    assert len(re.findall(r"[\d.]+ [GM]B", line)) == 6  # needed, available and four terms
+    assert run(["simulate", *flags, "--requests", "2"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,15 @@ def test_the_first_question_with_an_answer_counts(tmp_path: Path, array: bool) -
     assert skipped == {NO_ANSWER: 3}
 
 
+def test_system_turns_before_the_question_are_part_of_the_prompt(tmp_path: Path) -> None:
+    said = json.loads(turns("12345678", "1234", "5678", "9"))
+    said["conversations"].insert(0, {"from": "system", "value": "s" * 400})
+    said["conversations"].insert(3, {"from": "system", "value": "later"})
+    path = tmp_path / "s.json"
+    path.write_text(json.dumps([said]))
+    assert [row[:3] for row in trace_rows(path)] == [(None, 102, 1)]
+
+
 def test_requests_that_failed_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "burst.csv"
     path.write_text(BURSTGPT + "11,ChatGPT,5,0,5,API log\n12,ChatGPT,5.0,7,12,API log\n")
