@@ -140,14 +140,14 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
             f"{format_seconds(capacity['ttft_s'])})"
             f"{f'; 95 % of the highest rate from {enough:,} on' if enough < most else ''}"
         )
-    if answer["best"]["cost_per_million_tokens"] is not None:
+    fleet, plain_fleet = answer["fleet"], answer["fleet_without_speculation"]
+    if not fleet and answer["best"]["cost_per_million_tokens"] is not None:
         plain = answer["without_speculation"]["cost_per_million_tokens"]
         lines.append(
             f"cost per million output tokens: {answer['best']['cost_per_million_tokens']:.3g} "
             f"(without speculation: {plain:.3g}"
             f"{'' if answer['without_speculation_meets_limits'] else ', which misses the limits'})"
         )
-    fleet, plain_fleet = answer["fleet"], answer["fleet_without_speculation"]
     if fleet:
         replica = fleet["replica"]
         other = "does not meet the limits" if not plain_fleet else f"{plain_fleet['gpus']} GPUs"
@@ -159,6 +159,13 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
             f" x TP {replica['tp']} with {replica['label']}, each at most "
             f"{replica['concurrency']:,} requests at once ({fleet['load']:.0%} loaded; {other})"
         )
+        if (cost := fleet["cost_per_million_tokens"]) is not None:
+            plain = plain_fleet["cost_per_million_tokens"] if plain_fleet else None
+            other = "does not meet the limits" if plain is None else f"{plain:.3g}"
+            lines.append(
+                f"cost per million output tokens of this fleet at "
+                f"{fleet['rate']:g} requests/s: {cost:.3g} (without speculation: {other})"
+            )
     return lines
 
 

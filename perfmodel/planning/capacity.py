@@ -63,6 +63,11 @@ class Fleet:
         """The request rate over the capacity of the replicas."""
         return self.rate / (self.replicas * self.capacity.requests_per_s)
 
+    def cost_per_million_tokens(self, price_per_hour: float) -> float:
+        """Price of a million output tokens at the rate, in the currency of a GPU hour's price."""
+        tokens_per_s = self.rate * self.capacity.candidate.scenario.workload.output_tokens
+        return self.gpus * price_per_hour / 3600.0 / tokens_per_s * 1e6
+
 
 def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
     """The largest concurrency at which a plan meets the limits; None if none does."""
@@ -147,7 +152,7 @@ def fleets(result: Search, rate: float) -> list[Fleet]:
     A choice whose plans all miss the limits at the scenario's batch may meet them at a lower one.
     """
     best = _best((*result.ranked(), *sorted(result.candidates, key=result.cost)))
-    sized = [_fleet(candidate, result.slo, rate) for candidate in best]
+    sized = [fleet_of(candidate, result.slo, rate) for candidate in best]
     made = [fleet for fleet in sized if fleet is not None]
     return sorted(made, key=lambda f: (f.gpus, f.capacity.candidate.parts, f.load))
 
@@ -184,7 +189,7 @@ def fewest(sized: Sequence[Fleet], limits: SLO) -> Fleet | None:
     )
 
 
-def _fleet(candidate: Candidate, limits: SLO, rate: float, gain: float = 1.0) -> Fleet | None:
+def fleet_of(candidate: Candidate, limits: SLO, rate: float, gain: float = 1.0) -> Fleet | None:
     """The replicas of a plan that serve a rate if rounds are `gain` times as fast as predicted."""
     slo = limits if limits.tpot_s is None else replace(limits, tpot_s=limits.tpot_s * gain)
     sized = capacity(candidate, slo)
@@ -201,5 +206,5 @@ def _beats(rival: Fleet, fleet: Fleet, limits: SLO) -> bool:
     one, other = rival.capacity.scenario, fleet.capacity.scenario
     gain = relative_gain(one, other) if other.plan.speculates else service_gain(one)
     low = float(gain.low / gain.value)
-    slower = _fleet(rival.capacity.candidate, limits, rival.rate, low)
+    slower = fleet_of(rival.capacity.candidate, limits, rival.rate, low)
     return slower is not None and slower.gpus < fleet.gpus

@@ -8,7 +8,7 @@ from html import escape
 
 from perfmodel.display import html_table, number_range
 from perfmodel.planning.candidate import Candidate
-from perfmodel.planning.capacity import Capacity, Fleet
+from perfmodel.planning.capacity import Capacity, Fleet, fleet_of
 from perfmodel.planning.search import Unmeasured
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine_support import EngineVersion, profile_version
@@ -268,15 +268,34 @@ class Recommendation:
         )
 
     def cost_per_million_tokens(self, candidate: Candidate) -> float | None:
-        """Price of a million output tokens, in the currency of the price of a GPU hour."""
+        """Price of a million output tokens, in the currency of the price of a GPU hour.
+
+        With a rate, that of the fewest GPUs that serve it with this plan, or None if it misses the
+        limits; otherwise, that of a saturated service. None without a price.
+        """
         if self.price_per_hour is None:
             return None
+        if self.fleet is not None:
+            sized = fleet_of(candidate, self.rule.limits, self.fleet.rate)
+            return None if sized is None else sized.cost_per_million_tokens(self.price_per_hour)
         return self.price_per_hour / 3600.0 / candidate.throughput_per_gpu * 1e6
 
     @property
     def answer(self) -> str:
-        """The verdict and its figures in one sentence."""
-        return f"{self._answer()}."
+        """The verdict and its figures in one sentence, after the fleet if a rate was given."""
+        return f"{self._for_rate()}{self._answer()}."
+
+    def _for_rate(self) -> str:
+        """The fewest GPUs for the rate and their plan, which may be simpler than the best one."""
+        if self.fleet is None:
+            return ""
+        fleet, plan = self.fleet, self.fleet.capacity.candidate
+        count = "1 GPU" if fleet.gpus == 1 else f"{fleet.gpus:,} GPUs"
+        what = "without speculation, as no draft clearly needs fewer"
+        if plan.parts:
+            what = f"with {plan.label}"
+        size = f"{count} ({fleet.replicas:,} x TP {plan.scenario.tp})"
+        return f"{fleet.rate:g} requests/s need {size} {what}. At full load: "
 
     def _answer(self) -> str:
         if self.speculates:

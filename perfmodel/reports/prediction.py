@@ -278,10 +278,10 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
             "ideal": plan(gap.ideal),
         },
         "capacity": None if answer.capacity is None else capacity_dict(answer.capacity),
-        "fleet": None if answer.fleet is None else fleet_dict(answer.fleet),
+        "fleet": None if answer.fleet is None else fleet_dict(answer.fleet, answer.price_per_hour),
         "fleet_without_speculation": None
         if answer.plain_fleet is None
-        else fleet_dict(answer.plain_fleet),
+        else fleet_dict(answer.plain_fleet, answer.price_per_hour),
         "studied": None if answer.studied is None else plan(answer.studied),
         "break_even_acceptance": _number(
             math.nan if answer.alpha_to_break_even is None else answer.alpha_to_break_even
@@ -319,13 +319,14 @@ def capacity_dict(capacity: Capacity) -> dict[str, Any]:
     }
 
 
-def fleet_dict(fleet: Fleet) -> dict[str, Any]:
-    """The GPUs that serve a rate of requests."""
+def fleet_dict(fleet: Fleet, price: float | None) -> dict[str, Any]:
+    """The GPUs that serve a rate of requests, and their cost if a price of an hour is given."""
     return {
         "rate": fleet.rate,
         "gpus": fleet.gpus,
         "replicas": fleet.replicas,
         "load": fleet.load,
+        "cost_per_million_tokens": None if price is None else fleet.cost_per_million_tokens(price),
         "replica": capacity_dict(fleet.capacity),
         "scenario": scenario_dict(fleet.capacity.scenario),
     }

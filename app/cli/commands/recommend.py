@@ -138,6 +138,7 @@ def _trace_values(
 
     These are the mean lengths, and the share of the prompt tokens in the prefix cache.
     """
+    from perfmodel import ConfigError
     from perfmodel.serving import mean_lengths
 
     given = parse_overrides(scenario, flags)
@@ -148,14 +149,20 @@ def _trace_values(
         listed = " and ".join(f"{name}={value}" for name, value in values.items())
         what = "is the mean" if len(values) == 1 else "are the means"
         notes = [f"{listed} {what} of {path}, as none was given"]
-    if not float(given.get("prefix_hit_rate") or 0.0):
-        share, tp = _prefix_hits(path, requests, _searched_values(flags | values, scenario))
-        if share:
-            values["prefix_hit_rate"] = f"{share:.4g}"
-            notes.append(
-                f"prefix_hit_rate={share:.4g} is the share of the prompt tokens in {path} that are "
-                f"in the prefix cache, simulated without speculation at TP {tp}"
-            )
+    if not _records_prefixes(path, requests):
+        return values, notes
+    if float(stated := given.get("prefix_hit_rate") or 0.0):
+        raise ConfigError(
+            f"{path} records the prefixes that requests share (hash_ids); remove "
+            f"prefix_hit_rate={stated}"
+        )
+    share, tp = _prefix_hits(path, requests, _searched_values(flags | values, scenario))
+    if share:
+        values["prefix_hit_rate"] = f"{share:.4g}"
+        notes.append(
+            f"prefix_hit_rate={share:.4g} is the share of the prompt tokens in {path} that are in "
+            f"the prefix cache, simulated without speculation at TP {tp}"
+        )
     return values, notes
 
 
@@ -163,16 +170,13 @@ def _prefix_hits(path: str, requests: int, values: dict[str, Any]) -> tuple[floa
     """Share of a trace's prompt tokens that the prefix cache holds, and the TP.
 
     It is that of `simulate` without speculation on the fewest GPUs that hold the model; 0 if the
-    trace records no prefixes, or if no TP holds it.
+    trace has no hits, or if no TP holds the model.
     """
     import perfmodel
     from perfmodel.planning import plain_scenarios
     from perfmodel.reports import workload_dict
-    from perfmodel.serving import trace_rows
     from perfmodel.specs import SLO
 
-    if not any(row.blocks for row in itertools.islice(trace_rows(path), requests)):
-        return 0.0, 0
     for plain in plain_scenarios(values):
         try:
             run = perfmodel.simulate_requests(
@@ -185,13 +189,19 @@ def _prefix_hits(path: str, requests: int, values: dict[str, Any]) -> tuple[floa
     return 0.0, 0
 
 
+def _records_prefixes(path: str, requests: int) -> bool:
+    from perfmodel.serving import trace_rows
+
+    return any(row.blocks for row in itertools.islice(trace_rows(path), requests))
+
+
 def _simulation(scenario: Scenario, path: str, requests: int, slo: SLO) -> Simulation:
     """The simulation of recorded requests; those with recorded prefixes state their own hits."""
     import perfmodel
-    from perfmodel.serving import Serving, scenario_acceptance, trace_rows
+    from perfmodel.serving import Serving, scenario_acceptance
 
     work = scenario.workload
-    recorded = any(row.blocks for row in itertools.islice(trace_rows(path), requests))
+    recorded = _records_prefixes(path, requests)
     return perfmodel.Simulation(
         traffic=perfmodel.Traffic(
             requests=requests,

@@ -160,8 +160,11 @@ def test_a_rate_and_a_price_size_the_deployment(capsys: pytest.CaptureFixture[st
     assert fleet["gpus"] == fleet["replicas"] * fleet["replica"]["tp"]
     assert "largest concurrency within the limits" in text
     assert "cost per million output tokens" in text
-    cost = result["best"]["cost_per_million_tokens"]
-    assert cost == pytest.approx(2.5 / 3600 / result["best"]["throughput_per_gpu"] * 1e6)
+    tokens_per_s = 5 * fleet["scenario"]["output_tokens"]
+    cost = fleet["cost_per_million_tokens"]
+    assert cost == pytest.approx(fleet["gpus"] * 2.5 / 3600 / tokens_per_s * 1e6)
+    assert f"{cost:.3g} (without speculation" in text
+    assert text.startswith(result["answer"]) and f"{fleet['gpus']} GPU" in result["answer"]
 
 
 def test_recommend_respects_given_choices(capsys: pytest.CaptureFixture[str]) -> None:

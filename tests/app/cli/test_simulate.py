@@ -180,6 +180,7 @@ def test_a_trace_that_meets_limits_at_its_own_rate_is_not_refused_for_a_saturate
     assert tight["best"]["tpot_s"] > 0.012 > simulated["runs"][0]["tpot"]["p99_s"]
     assert tight["verdict"] == tight["traffic"]["verdict"]
     assert run(["recommend", *plan, "--slo", "tpot<0.5ms"]) == 3
+    assert run(["recommend", *plan, "--prefix-hit-rate", "0.5"]) == 2
 
 
 def test_the_closed_form_is_that_of_the_simulated_requests(

@@ -156,8 +156,12 @@ def test_a_rate_finds_the_fewest_gpus_and_their_concurrency() -> None:
         assert fleet.capacity.tpot_s <= 0.05
         assert rate > (fleet.replicas - 1) * fleet.capacity.requests_per_s
         assert answer.plain_fleet is None or fleet.gpus <= answer.plain_fleet.gpus
-        cost = answer.cost_per_million_tokens(answer.best)
-        assert cost == pytest.approx(2.0 / 3600 / answer.best.throughput_per_gpu * 1e6)
+        cost = answer.cost_per_million_tokens(fleet.capacity.candidate)
+        assert cost is not None
+        assert cost == pytest.approx(fleet.gpus * 2.0 / 3600 / (rate * 500) * 1e6)
+        assert answer.answer.startswith(f"{rate:g} requests/s need {fleet.gpus} GPU")
+        saturated = 2.0 / 3600 / fleet.capacity.candidate.throughput_per_gpu * 1e6
+        assert cost > 0.99 * saturated  # as idle GPUs are paid for
     assert large.fleet is not None and small.fleet is not None
     assert large.fleet.gpus > small.fleet.gpus
 

@@ -58,7 +58,12 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
     speculates = answer.verdict == "speculate"
     # One verdict in the flag, the best plan and the sentence.
     assert result["speculate"] is speculates is answer.best.scenario.plan.speculates
-    start = answer.sentence.split(":")[0]
+    fleet, start = answer.fleet, answer.sentence.split(":")[0]
+    if fleet is not None:  # stated first, with the plan that it runs
+        stated, _, rest = answer.sentence.partition(" At full load: ")
+        plan, start = fleet.capacity.candidate, rest.split(":")[0]
+        assert f"need {fleet.gpus:,} GPU" in stated and f"x TP {plan.scenario.tp}" in stated
+        assert (plan.label if plan.parts else "without speculation") in stated
     assert start.startswith(answer.best.label) if speculates else start in (
         "No clear gain", "Do not speculate"
     )  # fmt: skip
