@@ -184,7 +184,7 @@ def recommend(
     objective: str = "throughput",
     rate: float | None = None,
     price_per_hour: float | None = None,
-    acceptance_budget: int | None = None,
+    acceptance_budget: int | str | None = None,
     **values: Any,
 ) -> Recommendation:
     """Search drafts, TP, KV budget and γ for the best plan; `.sentence` is the answer.

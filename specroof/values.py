@@ -51,20 +51,26 @@ def planned(base: Base) -> str | Mapping[str, Any] | Scenario:
     return base.scenario if isinstance(base, RoundEstimate | Candidate) else base
 
 
+def _looped(axes: Mapping[str, list[Any]]) -> tuple[str, ...]:
+    """The axes that are evaluated one by one; KV budgets are if one is a share of the context."""
+    shares = any("%" in str(budget) for budget in axes.get("kv_budget", ()))
+    return (*LOOP_AXES, "kv_budget") if shares else LOOP_AXES
+
+
 def check_some_point(fixed: Mapping[str, Any], axes: Mapping[str, list[Any]]) -> None:
     """Raise the first error if no point of the grid is valid, such as for an unknown GPU."""
     chosen = {}
     for name, several in axes.items():
         if None in several:
             raise ConfigError(f"{name} contains None; give every value, or leave the axis out")
-        if name in ARRAY_AXES and several:
+        if name in ARRAY_AXES and several and name not in _looped(axes):
             try:
                 chosen[name] = min(several) if name == "kv_budget" else max(several)
             except TypeError as error:
                 raise ConfigError(
                     f"{name}={several!r} mixes numbers and text; use numbers"
                 ) from error
-    loops = {name: several for name, several in axes.items() if name in LOOP_AXES}
+    loops = {name: several for name, several in axes.items() if name in _looped(axes)}
     fault = None
     for values in product(*loops.values()):
         point = dict(fixed) | chosen | dict(zip(loops, values, strict=True))

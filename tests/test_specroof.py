@@ -213,3 +213,10 @@ def test_the_notebook_runs_and_holds_no_output() -> None:
     assert isinstance(shown[0], RoundEstimate)
     speculative, plain = shown[-1].values()
     assert speculative < plain
+
+
+def test_shares_of_the_context_and_tokens_are_swept_together() -> None:
+    grid = specroof.sweep("llama-3.1-8b", **PLAN | {"kv_budget": ["5%", "10%", 512]})
+    tokens = specroof.sweep("llama-3.1-8b", **PLAN | {"kv_budget": [1600, 3200, 512]})
+    columns = ["kv_budget", "speedup"]
+    assert grid.to_pandas()[columns].values.tolist() == tokens.to_pandas()[columns].values.tolist()

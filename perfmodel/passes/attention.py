@@ -21,6 +21,7 @@ from perfmodel.specs.dtypes import UNQUANTISED, dtype_bytes
 from perfmodel.specs.labels import Bound, Origin
 
 WINDOW_TILE = 128  # tokens
+_BF16_BYTES = 2.0
 
 
 def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, Origin]:
@@ -74,6 +75,12 @@ def _attention(
         seconds = np.maximum(seconds, plain)
     ratio, origin = _kv_factor(rank, batch * kv_heads, kv)
     seconds = seconds * ratio
+    if element < _BF16_BYTES and curve.tensor_core_error and np.any(query > 1):
+        # The ratio is that of decoding; operations at an assumed rate take no longer than in bf16.
+        wide = timed(kv_tokens=kv + new, query_tokens=query, kv_bytes_per_element=_BF16_BYTES)
+        decoding = timed(kv_tokens=kv + np.minimum(new, 1.0), query_tokens=np.ones(())) * ratio
+        least = np.minimum(seconds, np.maximum(wide, decoding))
+        seconds = np.where(query > 1, least, seconds)
     engine = rank.engine
     factor: Floats | float = (
         engine.attention_factor if whole_cache else engine.draft_attention_factor

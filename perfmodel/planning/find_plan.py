@@ -46,7 +46,7 @@ def find_plan(
     objective: str = "throughput",
     rate: float | None = None,
     price_per_hour: float | None = None,
-    acceptance_budget: int | None = None,
+    acceptance_budget: int | str | None = None,
     runs_on: str = "",
 ) -> Recommendation:
     """The best draft, TP, KV budget and γ for a scenario.
@@ -65,8 +65,9 @@ def find_plan(
         Requests per second to serve. Without a given batch, the concurrency is searched too. [1/s]
     price_per_hour : float, optional
         Price of a GPU hour, in any currency.
-    acceptance_budget : int, optional
-        KV budget at which a given acceptance was measured. [tokens]
+    acceptance_budget : int or str, optional
+        KV budget at which a given acceptance was measured: tokens, or a share such as "5%" of the
+        context.
     runs_on : str
         A serving engine or its version, such as "vllm" or "vllm-0.23", that must run the plan;
         by default the one that the engine profile names, if any. Times are those of the profile.
@@ -94,7 +95,8 @@ def find_plan(
             raise ConfigError(f"{name}={value:g} must be a positive number")
     _check_draft_tp(given, plain, choices)
     budgets = _budgets(given, plain.prompt_tokens, choices)
-    _check_acceptance_budget(given, choices, budgets, acceptance_budget)
+    measured = _measured_budget(acceptance_budget, plain.prompt_tokens)
+    _check_acceptance_budget(given, choices, budgets, measured)
     batches = CONCURRENCIES if rate is not None and "batch" not in given else None
     searches = [
         search(
@@ -104,7 +106,7 @@ def find_plan(
             choices=choices,
             tps=degrees,
             batches=batches,
-            measured_budget=acceptance_budget,
+            measured_budget=measured,
             runs_on=version,
             **_draft_tps(given),
             **budgets,
@@ -226,6 +228,16 @@ def _check_curves(scenario: Scenario, choices: list[Choice]) -> None:
         )
 
 
+def _measured_budget(budget: int | str | None, prompt_tokens: int) -> int | None:
+    """The budget at which an acceptance was measured. [tokens]"""
+    if budget is None:
+        return None
+    try:
+        return parse_scenario({"kv_budget": budget}).budget_tokens(prompt_tokens)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("kv_budget", "acceptance_budget")) from error
+
+
 def _check_acceptance_budget(
     values: Mapping[str, Any],
     choices: list[Choice],
@@ -238,8 +250,6 @@ def _check_acceptance_budget(
         raise ConfigError(
             "acceptance_budget needs a given acceptance and a draft with a KV budget; leave it out"
         )
-    if measured is not None and measured < 1:
-        raise ConfigError(f"acceptance_budget={measured} must be at least 1")
     several = len(budgets.get("budgets", BUDGETS)) > 1 and choices[0][1] != DraftPolicy.FULL
     if given and several and measured is None:
         raise ConfigError(

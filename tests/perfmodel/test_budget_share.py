@@ -79,6 +79,8 @@ def test_a_recommendation_compares_shares_with_fixed_budgets() -> None:
         find_plan(values | {"kv_budget": budget}, acceptance_budget=1600).best
         for budget in ("5%", "1600", ["5%", 512])
     ]
+    shared = find_plan(values | {"kv_budget": "5%"}, acceptance_budget="5%").best
+    assert (shared.tpot_s, shared.scenario) == (chosen[0].tpot_s, chosen[0].scenario)
     assert chosen[0].scenario.plan.kv_budget_tokens == 1600
     assert chosen[0].tpot_s == chosen[1].tpot_s
     assert chosen[2].tpot_s <= 1.01 * chosen[0].tpot_s  # costs within 1 % are equal

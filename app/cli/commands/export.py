@@ -47,7 +47,7 @@ def export(
         option("RPS", "With --recommended: one replica of the fewest GPUs."),
     ] = None,
     acceptance_budget: Annotated[
-        int | None, option("TOKENS", "With --recommended: as in `recommend`.", min=1)
+        str | None, option("TOKENS|P%", "With --recommended: as in `recommend`.")
     ] = None,
     matrix: Annotated[
         bool, switch("--matrix", "Print which draft choices each engine can run.")

@@ -42,8 +42,8 @@ def recommend(
         float | None, option("PRICE", "Price of a GPU hour, for the cost per million tokens.")
     ] = None,
     acceptance_budget: Annotated[
-        int | None,
-        option("TOKENS", "KV budget at which the given acceptance was measured.", min=1),
+        str | None,
+        option("TOKENS|P%", "KV budget at which the given acceptance was measured."),
     ] = None,
     runs_on: Annotated[
         str,

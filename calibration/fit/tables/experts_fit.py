@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from calibration.fit.errors import Errors
 from calibration.fit.tables.correction import (
@@ -119,7 +120,7 @@ def read_cells(data: Path, gpu: MeasuredGpu, kernels: str, table: str = "moe") -
     return cells
 
 
-def broken(cells: pd.DataFrame, bf16: pd.DataFrame) -> Array:
+def broken(cells: pd.DataFrame, bf16: pd.DataFrame) -> NDArray[np.bool_]:
     """Whether each cell takes much longer than a cell of at least its work.
 
     Splitting a layer over more ranks leaves each fewer weights, rows and operations, and fp8 halves

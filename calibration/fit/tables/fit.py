@@ -6,7 +6,7 @@ latent attention and fp8 caches are optional.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from calibration.fit.errors import Errors
@@ -35,6 +35,9 @@ from calibration.fit.tables.gpus import (
 )
 from calibration.fit.tables.kv_fp8_fit import fit_kv_fp8
 from calibration.records.jsonl import RecordError
+
+# Text of the catalog file, errors, and notes.
+_Fit = Callable[[Path, MeasuredGpu], tuple[str, list[Errors], list[str]]]
 
 
 def fit_tables(folder: Path, gpu: str | None = None) -> FitReport:
@@ -127,9 +130,9 @@ def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
         if has_table(data, gpu, table):
             check_table(data, gpu, table)
     _add(report, *fit_formats(data, gpu))
-    fits = {
+    fits: dict[str, tuple[tuple[str, ...], _Fit]] = {
         "experts": (("moe",), experts_fit.fit_experts),
-        "latent": (("generation_mla", "context_mla"), latent_fit.fit_latent),
+        "latent": (("generation_mla", "context_mla"), _latent),
     }
     for name, (tables, fit) in fits.items():
         if missing := [table for table in tables if not has_table(data, gpu, table)]:
@@ -138,6 +141,10 @@ def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
         text, errors, notes = fit(data, gpu)
         report.notes += notes
         _add(report, {f"efficiency/{gpu.name}/{name}.toml": text}, errors)
+
+
+def _latent(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors], list[str]]:
+    return *latent_fit.fit_latent(data, gpu), []
 
 
 def _add(report: FitReport, files: Mapping[str, str], errors: Iterable[Errors]) -> None:

@@ -27,7 +27,6 @@ _MODELOPT = {
     "NVFP4": "nvfp4",
     "W4A16_NVFP4": "nvfp4",
     "W4A16_AWQ": "int4",
-    "W4A8_AWQ": "int4",
     "MXFP4": "mxfp4",
 }
 # Fields that a method may have: those that are read here, and those that change neither the bytes
@@ -134,6 +133,11 @@ def _check_bits(stated: Mapping[str, Any], dtype: str, where: str) -> None:
                 f"{where}: {key}={shown(bits)} contradicts {shown(stated['quant_method'])}, whose "
                 f"weights are {dtype}; remove the wrong field"
             )
+    scheme = stated.get("activation_scheme")
+    if scheme not in (None, "dynamic", "static"):
+        raise ConfigError(
+            f"{where}: activation_scheme={shown(scheme)} is not supported; use dynamic or static"
+        )
     kind = stated.get("fmt")
     if dtype.startswith("fp8") and kind is not None and not str(kind).startswith(("e4m3", "float")):
         raise ConfigError(f"{where}: fmt={shown(kind)} is not supported; use a checkpoint in e4m3")

@@ -48,6 +48,11 @@ class Delta(Text):
         layers = self.of_kind(name, self.kinds(), "linear_attention")
         if layers == spec.layers:
             raise ConfigError(f"{name}: layer_types has no full_attention; at least one is needed")
+        if self.linear_num_value_heads % self.linear_num_key_heads:
+            raise ConfigError(
+                f"{name}: linear_num_value_heads={self.linear_num_value_heads} is not a multiple "
+                f"of linear_num_key_heads={self.linear_num_key_heads}; use a multiple"
+            )
         linear = LinearAttention(
             layers=layers,
             key_heads=self.linear_num_key_heads,

@@ -69,6 +69,12 @@ class Shared(Text):
             raise ConfigError(
                 f"{name}: topk_group={chosen} exceeds n_group={groups}; use at most that many"
             )
+        within = self.n_routed_experts // groups * chosen
+        if self.n_group and self.topk_group and self.num_experts_per_tok > within:
+            raise ConfigError(
+                f"{name}: num_experts_per_tok={self.num_experts_per_tok} exceeds the {within} "
+                f"experts of topk_group={chosen} groups; use at most that many"
+            )
 
 
 class Glm4Moe(Shared):

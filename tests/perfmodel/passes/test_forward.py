@@ -21,7 +21,7 @@ from strategies import (
     with_peaks,
 )
 
-from perfmodel import catalog
+from perfmodel import catalog, estimate, parse_scenario
 from perfmodel.kernels.attention_scheduled import ScheduledAttention
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.passes import prefill_pass
@@ -327,3 +327,16 @@ def test_neighbouring_batches_take_similar_times_on_gpus_without_measured_kernel
                     rank, batch=batch, context_tokens=kv, query_tokens=query
                 ).total_s
                 assert np.max(step[1:] / step[:-1]) < 1.2, (name, target, query, kv)
+
+
+def test_verification_with_an_fp8_cache_is_never_slower_than_with_bf16_at_an_assumed_rate() -> None:
+    """FlashInfer's FLOP/s on a B200 are assumed, and the measured ratio is that of decoding."""
+    values = {"target": "llama-3.1-8b", "gpu": "b200", "batch": 32, "prompt_tokens": 8000}
+    for gamma in (1, 3, 4, 5, 8):
+        drafts = {"draft": "ngram", "acceptance": 0.8, "gamma": gamma}
+        fp8, bf16 = (
+            estimate(parse_scenario(values | drafts | {"kv_dtype": dtype}).scenario())
+            for dtype in ("fp8", "bf16")
+        )
+        times = fp8.target_step.total_s, fp8.verify.total_s, bf16.verify.total_s
+        assert times == tuple(sorted(times))

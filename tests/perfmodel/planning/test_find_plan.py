@@ -115,6 +115,8 @@ def test_options_that_are_not_valid_are_refused() -> None:
         find_plan(SMALL, rate=-1.0)
     with pytest.raises(ConfigError, match="acceptance_budget needs a given acceptance"):
         find_plan(SMALL, acceptance_budget=512)
+    with pytest.raises(ConfigError, match="acceptance_budget='0' is not valid"):
+        find_plan(SMALL, acceptance_budget="0")
 
 
 def test_an_acceptance_at_a_measured_budget_is_not_held_while_the_budget_shrinks() -> None:
