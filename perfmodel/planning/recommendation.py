@@ -187,8 +187,11 @@ class Recommendation:
         else:
             reason = f"which is within the error, and {self.best.label} is simpler"
         if acceptance_is_weak(candidate.scenario):
-            least = self.faster.alpha_to_break_even
-            reason += f"; measure its acceptance to decide (it breaks even at α={least:.2f})"
+            least, gamma = self.faster.alpha_to_break_even, candidate.scenario.plan.gamma
+            reason += (
+                f"; measure its acceptance to decide (at γ={gamma}, it breaks even at "
+                f"α={least:.2f})"
+            )
         return f"{start}, {reason}"
 
     @property
