@@ -83,6 +83,7 @@ class Recommendation:
     # If no draft with a known acceptance meets the limits, the one that misses them by least.
     beyond_limits: Candidate | None
     drafts: tuple[str, ...]  # that were searched
+    not_run: tuple[str, ...]  # why the engine does not run some of them
     tpot: Interval  # of the best plan's service
     plain_tpot: Interval  # without speculation on as many GPUs
     studied: Candidate | None  # the plan to which the following fields apply
@@ -331,12 +332,11 @@ class Recommendation:
 
     def _unknown(self) -> str:
         """Why no draft with a known acceptance was compared with plain decoding."""
-        runs = f" that {self.runs_on.label} runs" if self.runs_on else ""
         beyond = ""
         if self.beyond_limits is not None:
             beyond = f" ({self.beyond_limits.label} {self._excess(self.beyond_limits)})"
         if not self.unmeasured:
-            return f"no draft choice{runs} meets the limits{beyond}"
+            return self._none_runs() or f"no draft choice meets the limits{beyond}"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
         of = "the acceptance of the draft choices"
         if beyond:
@@ -347,6 +347,15 @@ class Recommendation:
             f"{of} is unknown; {least.candidate.label} would pay from "
             f"α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
         )
+
+    def _none_runs(self) -> str:
+        """That the engine runs no draft choice, or none within the limits; empty if it runs one."""
+        if self.runs_on is None or self.beyond_limits is not None:
+            return ""
+        label = self.runs_on.label
+        if not self.not_run:
+            return f"{label} runs none of the draft choices within the limits"
+        return f"{label} runs none of the draft choices: {'; '.join(self.not_run)}"
 
     def _excess(self, candidate: Candidate) -> str:
         """The limit that a plan misses by most."""

@@ -188,7 +188,7 @@ def test_a_prediction_notes_what_the_version_of_its_profile_cannot_run() -> None
     own = replace(SELF.scenario, engine=engine)
     assert own.engine_obstacle in own.notes
     assert own.engine_obstacle == (
-        "vLLM 0.26 cannot run this plan: it has no self-speculation with a snapkv cache"
+        "vLLM 0.26 cannot run this plan: it has no self-speculation with a KV budget"
     )
     for runnable in (STANDALONE, EAGLE3, PLAIN):
         assert replace(runnable.scenario, engine=engine).engine_obstacle is None
