@@ -94,7 +94,7 @@ def find_plan(
             raise ConfigError(f"{name}={value:g} must be a positive number")
     _check_draft_tp(given, plain, choices)
     budgets = _budgets(given, plain.prompt_tokens, choices)
-    _check_acceptance_budget(given, choices, budgets, acceptance_budget)
+    _check_acceptance_budget(given, plain, choices, budgets, acceptance_budget)
     batches = CONCURRENCIES if rate is not None and "batch" not in given else None
     searches = [
         search(
@@ -220,6 +220,7 @@ def _check_curves(scenario: Scenario, choices: list[Choice]) -> None:
 
 def _check_acceptance_budget(
     values: Mapping[str, Any],
+    plain: ScenarioInput,
     choices: list[Choice],
     budgets: Mapping[str, list[int]],
     measured: int | None,
@@ -234,9 +235,12 @@ def _check_acceptance_budget(
         raise ConfigError(f"acceptance_budget={measured} must be at least 1")
     several = len(budgets.get("budgets", BUDGETS)) > 1 and choices[0][1] != DraftPolicy.FULL
     if given and several and measured is None:
+        ep, degrees = _layouts(values, plain)[0]
+        remedy = "state the budget at which it was measured (acceptance_budget), or one kv_budget"
+        if _base({**values, "ep": ep}, choices, degrees[-1]).curve is None:  # to carry it along
+            remedy = "state the one at which it was measured (kv_budget)"
         raise ConfigError(
-            f"{given[0]} falls with the KV budget, and several budgets are compared; state the "
-            f"budget at which it was measured (acceptance_budget), or one kv_budget"
+            f"{given[0]} falls with the KV budget, and several budgets are compared; {remedy}"
         )
 
 
