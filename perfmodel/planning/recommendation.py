@@ -12,6 +12,7 @@ from perfmodel.planning.capacity import Capacity, Fleet
 from perfmodel.planning.search import Unmeasured
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine_support import EngineVersion, profile_version
+from perfmodel.specs.labels import Origin
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import (
     BreakEven,
@@ -25,6 +26,8 @@ from perfmodel.speculation import (
     without_speculation,
 )
 from perfmodel.units import format_seconds
+
+DECIDED_ALPHA = 0.005  # α to break even below which no measurement of α changes the answer
 
 
 def _between(interval: Interval) -> str:
@@ -66,6 +69,19 @@ class Faster:
     lead: Interval  # its gain over the recommended plan
     advantage: Interval  # over the best plan without speculation
     alpha_to_break_even: float
+
+    @property
+    def measure(self) -> str:
+        """What to measure to decide; empty if α is well known, or if any α breaks even."""
+        scenario, least = self.candidate.scenario, self.alpha_to_break_even
+        if least < DECIDED_ALPHA or not acceptance_is_weak(scenario):
+            return ""
+        given, curve = scenario.acceptance, scenario.curve
+        origin = given.origin if given else curve.origin if curve else None
+        what = "measure its acceptance to decide"
+        if origin in (Origin.MEASURED, Origin.FITTED):
+            what = "its acceptance was measured on other prompts, so measure it on yours to decide"
+        return f"; {what} (at γ={scenario.plan.gamma}, it breaks even at α={least:.2f})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,13 +203,7 @@ class Recommendation:
             reason = f"but its gain over plain decoding is not clear ({ends})"
         else:
             reason = f"which is within the error, and {self.best.label} is simpler"
-        if acceptance_is_weak(candidate.scenario):
-            least, gamma = self.faster.alpha_to_break_even, candidate.scenario.plan.gamma
-            reason += (
-                f"; measure its acceptance to decide (at γ={gamma}, it breaks even at "
-                f"α={least:.2f})"
-            )
-        return f"{start}, {reason}"
+        return f"{start}, {reason}{self.faster.measure}"
 
     @property
     def notes(self) -> tuple[str, ...]:
