@@ -209,7 +209,8 @@ class Recommendation:
     def notes(self) -> tuple[str, ...]:
         """Caveats of the best plan, of the search, and of an engine that was not measured."""
         engine, version = self.best.scenario.engine.name, self.runs_on
-        notes = (*self._not_searched(), *self.best.scenario.notes, *self._steps())
+        notes = (*self._not_searched(), *self._first_token(), *self.best.scenario.notes)
+        notes = (*notes, *self._steps())
         method = self.best.scenario.plan.method
         if version is None and method is not None:
             notes = (
@@ -248,6 +249,17 @@ class Recommendation:
                 f"this step was not measured, and prompts of different lengths spread it"
             )
         return notes
+
+    def _first_token(self) -> list[str]:
+        """What a limit on the first token counts if other GPUs process the prompts."""
+        is_shared = self.best.scenario.workload.prefill is Prefill.SHARED
+        if self.rule.limits.ttft_s is None or is_shared:
+            return []
+        return [
+            "the limit on ttft is compared with the time of a prompt alone on a machine like this "
+            "one; `simulate` leaves out the prompt, and counts the wait for a place in the decode "
+            "batch"
+        ]
 
     def _not_searched(self) -> list[str]:
         """A note on draft heads that the engine runs and that were not searched.
