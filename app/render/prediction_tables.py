@@ -89,7 +89,8 @@ def _round_table(prediction: Mapping[str, Any]) -> Table:
         table.add_row(
             "tokens per round", number_text(prediction["tokens_per_round"]), _source(acceptance)
         )
-        table.add_row("α to break even", number_text(prediction["break_even_acceptance"]), "")
+        needed = number_text(prediction["break_even_acceptance"])
+        table.add_row(f"α to break even at γ={gamma}", needed, "")
     target, plain = prediction["target_step_s"], prediction["plain_tpot_s"]
     if plain > target:
         parts = f"{format_seconds(target)} + {format_seconds(plain - target)}"

@@ -104,9 +104,9 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
     else:
         lines.append("binding limit: none")
     if answer["studied"]:
-        needed = answer["break_even_acceptance"]
+        needed, gamma = answer["break_even_acceptance"], answer["studied"]["scenario"]["gamma"]
         lines.append(
-            f"break-even α: {'none' if needed is None else f'{needed:.2f}'}; "
+            f"break-even α at γ={gamma}: {'none' if needed is None else f'{needed:.2f}'}; "
             f"{_paying_range(answer, 'break_even_batch', 'batch')}; "
             f"{_paying_range(answer, 'break_even_prompt_tokens', 'prompt tokens')}"
         )

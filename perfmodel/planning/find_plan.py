@@ -96,7 +96,7 @@ def find_plan(
     _check_draft_tp(given, plain, choices)
     budgets = _budgets(given, plain.prompt_tokens, choices)
     measured = _measured_budget(acceptance_budget, plain.prompt_tokens)
-    _check_acceptance_budget(given, choices, budgets, measured)
+    _check_acceptance_budget(given, plain, choices, budgets, measured)
     batches = CONCURRENCIES if rate is not None and "batch" not in given else None
     searches = [
         search(
@@ -240,6 +240,7 @@ def _measured_budget(budget: int | str | None, prompt_tokens: int) -> int | None
 
 def _check_acceptance_budget(
     values: Mapping[str, Any],
+    plain: ScenarioInput,
     choices: list[Choice],
     budgets: Mapping[str, list[int]],
     measured: int | None,
@@ -252,9 +253,12 @@ def _check_acceptance_budget(
         )
     several = len(budgets.get("budgets", BUDGETS)) > 1 and choices[0][1] != DraftPolicy.FULL
     if given and several and measured is None:
+        ep, degrees = _layouts(values, plain)[0]
+        remedy = "state the budget at which it was measured (acceptance_budget), or one kv_budget"
+        if _base({**values, "ep": ep}, choices, degrees[-1]).curve is None:  # to carry it along
+            remedy = "state the one at which it was measured (kv_budget)"
         raise ConfigError(
-            f"{given[0]} falls with the KV budget, and several budgets are compared; state the "
-            f"budget at which it was measured (acceptance_budget), or one kv_budget"
+            f"{given[0]} falls with the KV budget, and several budgets are compared; {remedy}"
         )
 
 

@@ -100,6 +100,7 @@ def recommend(
         unmeasured=result.unmeasured,
         beyond_limits=None if drafts else _nearest_draft(result),
         drafts=result.drafts,
+        not_run=_reasons(result),
         tpot=service_tpot(best.scenario),
         plain_tpot=service_tpot(without_speculation(best.scenario)),
         studied=studied,
@@ -286,6 +287,16 @@ def _ranked_without(result: Search, limits: SLO, *, ignore_memory: bool) -> list
         return not broken or (ignore_memory and broken == {"memory"})
 
     return sorted(filter(allowed, result.candidates), key=result.cost)
+
+
+def _reasons(result: Search) -> tuple[str, ...]:
+    """Why the engine does not run plans with a known acceptance, each reason once."""
+    version = result.version
+    if version is None:
+        return ()
+    start = f"{version.label} cannot run this plan: "
+    reasons = (one.scenario.obstacle_on(version) or "" for one in result.not_runnable if one.parts)
+    return tuple(dict.fromkeys(reason.removeprefix(start) for reason in reasons))
 
 
 def _nearest_draft(result: Search) -> Candidate | None:

@@ -12,6 +12,7 @@ from perfmodel.planning.capacity import Capacity, Fleet, fleet_of
 from perfmodel.planning.search import Unmeasured
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine_support import EngineVersion, profile_version
+from perfmodel.specs.labels import Origin
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import (
     BreakEven,
@@ -25,6 +26,8 @@ from perfmodel.speculation import (
     without_speculation,
 )
 from perfmodel.units import format_seconds
+
+DECIDED_ALPHA = 0.005  # α to break even below which no measurement of α changes the answer
 
 
 def _between(interval: Interval) -> str:
@@ -67,6 +70,19 @@ class Faster:
     advantage: Interval  # over the best plan without speculation
     alpha_to_break_even: float
 
+    @property
+    def measure(self) -> str:
+        """What to measure to decide; empty if α is well known, or if any α breaks even."""
+        scenario, least = self.candidate.scenario, self.alpha_to_break_even
+        if least < DECIDED_ALPHA or not acceptance_is_weak(scenario):
+            return ""
+        given, curve = scenario.acceptance, scenario.curve
+        origin = given.origin if given else curve.origin if curve else None
+        what = "measure its acceptance to decide"
+        if origin in (Origin.MEASURED, Origin.FITTED):
+            what = "its acceptance was measured on other prompts, so measure it on yours to decide"
+        return f"; {what} (at γ={scenario.plan.gamma}, it breaks even at α={least:.2f})"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
@@ -83,6 +99,7 @@ class Recommendation:
     # If no draft with a known acceptance meets the limits, the one that misses them by least.
     beyond_limits: Candidate | None
     drafts: tuple[str, ...]  # that were searched
+    not_run: tuple[str, ...]  # why the engine does not run some of them
     tpot: Interval  # of the best plan's service
     plain_tpot: Interval  # without speculation on as many GPUs
     studied: Candidate | None  # the plan to which the following fields apply
@@ -186,16 +203,14 @@ class Recommendation:
             reason = f"but its gain over plain decoding is not clear ({ends})"
         else:
             reason = f"which is within the error, and {self.best.label} is simpler"
-        if acceptance_is_weak(candidate.scenario):
-            least = self.faster.alpha_to_break_even
-            reason += f"; measure its acceptance to decide (it breaks even at α={least:.2f})"
-        return f"{start}, {reason}"
+        return f"{start}, {reason}{self.faster.measure}"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of the best plan, of the search, and of an engine that was not measured."""
         engine, version = self.best.scenario.engine.name, self.runs_on
-        notes = (*self._not_searched(), *self.best.scenario.notes, *self._steps())
+        notes = (*self._not_searched(), *self._first_token(), *self.best.scenario.notes)
+        notes = (*notes, *self._steps())
         method = self.best.scenario.plan.method
         if version is None and method is not None:
             notes = (
@@ -234,6 +249,17 @@ class Recommendation:
                 f"this step was not measured, and prompts of different lengths spread it"
             )
         return notes
+
+    def _first_token(self) -> list[str]:
+        """What a limit on the first token counts if other GPUs process the prompts."""
+        is_shared = self.best.scenario.workload.prefill is Prefill.SHARED
+        if self.rule.limits.ttft_s is None or is_shared:
+            return []
+        return [
+            "the limit on ttft is compared with the time of a prompt alone on a machine like this "
+            "one; `simulate` leaves out the prompt, and counts the wait for a place in the decode "
+            "batch"
+        ]
 
     def _not_searched(self) -> list[str]:
         """A note on draft heads that the engine runs and that were not searched.
@@ -347,12 +373,11 @@ class Recommendation:
 
     def _unknown(self) -> str:
         """Why no draft with a known acceptance was compared with plain decoding."""
-        runs = f" that {self.runs_on.label} runs" if self.runs_on else ""
         beyond = ""
         if self.beyond_limits is not None:
             beyond = f" ({self.beyond_limits.label} {self._excess(self.beyond_limits)})"
         if not self.unmeasured:
-            return f"no draft choice{runs} meets the limits{beyond}"
+            return self._none_runs() or f"no draft choice meets the limits{beyond}"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
         of = "the acceptance of the draft choices"
         if beyond:
@@ -363,6 +388,15 @@ class Recommendation:
             f"{of} is unknown; {least.candidate.label} would pay from "
             f"α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
         )
+
+    def _none_runs(self) -> str:
+        """That the engine runs no draft choice, or none within the limits; empty if it runs one."""
+        if self.runs_on is None or self.beyond_limits is not None:
+            return ""
+        label = self.runs_on.label
+        if not self.not_run:
+            return f"{label} runs none of the draft choices within the limits"
+        return f"{label} runs none of the draft choices: {'; '.join(self.not_run)}"
 
     def _excess(self, candidate: Candidate) -> str:
         """The limit that a plan misses by most."""

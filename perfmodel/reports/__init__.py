@@ -3,6 +3,7 @@
 from perfmodel.reports.engine_config import (
     ENGINES,
     engine_label,
+    export_notes,
     export_plan,
     exportability,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "check_fits",
     "choice_dict",
     "engine_label",
+    "export_notes",
     "export_plan",
     "exportability",
     "infeasible_reason",

@@ -49,6 +49,11 @@ def export_plan(*, engine: str, plan: ExportPlan) -> str:
     return "\n".join(lines) + "\n"
 
 
+def export_notes(*, engine: str, plan: ExportPlan) -> list[str]:
+    """What must be set up beside a serving engine's configuration, which also says it."""
+    return [] if engine == "specroof" else engine_writers.pool_notes(_version(engine, plan), plan)
+
+
 def exportability(plan: ExportPlan) -> dict[str, str | None]:
     """For each engine the reason why it cannot run the plan, or None if it can."""
     return {

@@ -181,6 +181,27 @@ def tensorrt_llm(version: EngineVersion, plan: ExportPlan) -> list[str]:
     return lines
 
 
+# How each engine is started as the server of a decode pool.
+DECODE_POOL = {
+    "vllm": "start both with --kv-transfer-config, which names the connector of your network",
+    "sglang": "start this one with --disaggregation-mode decode, the others with prefill",
+    "tensorrt-llm": "give both a cache_transceiver_config, and start `trtllm-serve disaggregated` "
+    "with this one in generation_servers and the others in context_servers",
+}
+
+
+def pool_notes(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    """That a plan whose prompts are processed elsewhere is only half of a deployment."""
+    if not plan.is_decode_pool:
+        return []
+    notes = [
+        "This is a server of the decode pool: separate prefill servers must process the prompts, "
+        f"and the plan does not count them; {DECODE_POOL[version.engine]}. As written, it "
+        "processes its own prompts."
+    ]
+    return [*notes, *filter(None, [plan.with_own_prompts])]
+
+
 def _heading(version: EngineVersion, plan: ExportPlan) -> list[str]:
     """Comments: the engine's version, and what limits the plan."""
     what = "plain decoding" if not plan.most_drafts else f"{plan.method}, γ={plan.most_drafts}"
@@ -188,6 +209,7 @@ def _heading(version: EngineVersion, plan: ExportPlan) -> list[str]:
         what = f"{plan.method}, γ={plan.schedule[-1][-1]} at batch {plan.batch:,}, by schedule"
     based = " ".join(evidence(plan.scenario).sentence.split())
     lines = [f"# {version.label}, {CHECKED}: {what}", f"# {based}"]
+    lines += [f"# {note}" for note in pool_notes(version, plan)]
     if plan.longest_tokens is None:
         lines += [
             f"# Requests may have up to {plan.served_tokens:,} tokens; their mean in the scenario "

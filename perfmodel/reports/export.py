@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 from perfmodel import catalog
@@ -13,8 +13,12 @@ from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS
 from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.dtypes import is_quantised
 from perfmodel.specs.model import ModelSpec, checkpoint_variant
+from perfmodel.specs.workload import Prefill
+from perfmodel.speculation.gain import gain_value
 from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import estimate
+from perfmodel.speculation.service import service
+from perfmodel.units import format_seconds
 
 LEAST_MEMORY_SHARE, MOST_MEMORY_SHARE = 0.9, 0.98
 
@@ -115,6 +119,35 @@ class ExportPlan:
     def method(self) -> str:
         """The decoding method: "plain", "draft", or a built-in draft."""
         return method_of(self.scenario)
+
+    @property
+    def is_decode_pool(self) -> bool:
+        """Whether other servers process the prompts, which the plan's figures do not count."""
+        return self.scenario.workload.prefill is Prefill.DISAGGREGATED
+
+    @property
+    def with_own_prompts(self) -> str:
+        """What the server of a decode pool would do if it processed its prompts, as a sentence.
+
+        Empty for other plans, and where α is unknown.
+        """
+        if not self.is_decode_pool:
+            return ""
+        work = replace(self.scenario.workload, prefill=Prefill.SHARED)
+        shared = replace(self.scenario, workload=work)
+        there, here = service(self.scenario), service(shared)
+        if math.isnan(float(here.tpot_s)):
+            return ""
+        times = [format_seconds(float(one.tpot_s)) for one in (here, there)]
+        gain = ""
+        if self.scenario.plan.speculates:
+            gains = [gain_value(one) for one in (shared, self.scenario)]
+            gain = f", and a throughput gain of {gains[0]:.2f}x instead of {gains[1]:.2f}x"
+        return (
+            f"If this server processed its own prompts, they would take "
+            f"{float(here.prefill_share):.0%} of its time, for {times[0]} per token instead of "
+            f"{times[1]}{gain}."
+        )
 
     @property
     def batch(self) -> int:

@@ -17,8 +17,14 @@ from perfmodel.serving.fixed_batch import FixedBatchRun
 from perfmodel.serving.round_times import BOUNDS
 from perfmodel.serving.simulate import ServingRun
 from perfmodel.serving.stats import QUANTILES, RECORD, Durations, ServingStats
+from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import estimate, evidence, service, without_speculation
 from perfmodel.speculation.evidence import labels
+
+NO_PROMPT = (
+    "prompts are processed on other GPUs: TTFT is the wait for a place in the decode batch, "
+    "without the prompt; that of `recommend` and `predict` is the prompt alone, without a wait"
+)
 
 
 def simulation_dict(
@@ -60,7 +66,11 @@ def simulation_dict(
         "seed": seed,
         "exact": exact,
         "scenario": scenario_dict(base),
-        "notes": [*base.notes, *skipped_notes((workload or {}).get("skipped", {}))],
+        "notes": [
+            *([NO_PROMPT] if workload and mean.workload.prefill is Prefill.DISAGGREGATED else []),
+            *base.notes,
+            *skipped_notes((workload or {}).get("skipped", {})),
+        ],
     }
 
 

@@ -209,7 +209,8 @@ def draft_obstacle(
     if not plan.speculates:
         return None
     if plan.is_self:
-        return f"it has no self-speculation with a {plan.policy} cache"
+        budget = "a KV budget" if plan.policy != DraftPolicy.FULL else "a quantised draft"
+        return f"it has no self-speculation with {budget}"
     if plan.method is not None:
         if plan.draft in version.methods:
             return None

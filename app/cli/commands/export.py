@@ -68,7 +68,7 @@ def export(
     """Write a plan as an engine's configuration."""
     from perfmodel import ConfigError
     from perfmodel.errors import unknown_name
-    from perfmodel.reports import ENGINES, engine_label, export_plan
+    from perfmodel.reports import ENGINES, engine_label, export_notes, export_plan
 
     stated = {"to": to, "recommended": recommended, "output": output, **context.obj}
     stated |= {"draft_checkpoint": draft_checkpoint, "max_model_len": max_model_len}
@@ -109,7 +109,9 @@ def export(
     if output is not None:
         write_text(output, text)
     if as_json:
-        print_json({"engine": to, "version": engine_label(to, plan), "text": text})
+        notes = export_notes(engine=to, plan=plan)
+        version = engine_label(to, plan)
+        print_json({"engine": to, "version": version, "text": text, "notes": notes})
     elif output is None:
         print(text, end="")
 

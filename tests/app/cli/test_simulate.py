@@ -229,6 +229,23 @@ def test_an_acceptance_recording_replaces_alpha(
     assert result["runs"][1]["rounds"] == 50
 
 
+def test_both_commands_say_whether_a_limit_on_ttft_counts_prompts_of_other_gpus(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = ["--target", "llama-3.1-8b", "--gpu", "h200", "--tp", "1", "--batch", "8"]
+    work += ["--prompt-tokens", "8000", "--slo", "ttft<2s", "--draft", "eagle3"]
+    for prefill, is_noted in (("shared", False), ("disaggregated", True)):
+        given = [*work, "--prefill", prefill]
+        advice = result_of(capsys, "recommend", *given)
+        played = result_of(
+            capsys, "simulate", *given, "--gamma", "2", "--rate", "0.1", "--requests", "5"
+        )
+        for result, other in ((advice, "`simulate`"), (played, "`recommend`")):
+            assert any(other in note for note in result["notes"]) == is_noted
+        waits = played["runs"][0]["ttft"]["mean_s"] < 0.1 * advice["best"]["ttft_s"]
+        assert waits == is_noted
+
+
 def test_recommend_for_traffic_names_the_best_run(capsys: pytest.CaptureFixture[str]) -> None:
     result = result_of(capsys, "recommend", "--scenario", "default", "--tp", "8", *TRAFFIC)
     choice = result["traffic"]

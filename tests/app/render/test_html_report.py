@@ -101,6 +101,12 @@ def test_sentence_comes_first(report: str) -> None:
     assert re.match(r"<body><h1>[^<]+</h1>", body)
 
 
+def test_the_break_even_acceptance_is_that_of_the_gamma_in_the_answer(report: str) -> None:
+    title = report[report.index("<h1>") : report.index("</h1>")]
+    (chosen,) = re.findall(r"γ=(\d+)", title)
+    assert re.findall(r"break-even α at γ=(\d+)", report) == [chosen]
+
+
 @pytest.fixture
 def scenario() -> Scenario:
     values = {"draft": "self", "tp": 8, "gamma": 4, "gpu": "a100-sxm-80gb"}

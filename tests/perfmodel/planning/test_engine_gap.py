@@ -82,7 +82,8 @@ def test_without_a_draft_that_runs_the_answer_is_plain_decoding_with_the_gap() -
     answer = recommend(result)
     assert not answer.speculates and answer.studied is None and answer.engine_gap is not None
     assert answer.answer == (
-        "Do not speculate: no draft choice that vLLM 0.26 runs meets the limits."
+        "Do not speculate: vLLM 0.26 runs none of the draft choices: it has no self-speculation "
+        "with a KV budget."
     )
     assert answer.engine_gap.ideal.scenario.plan.is_self
     assert answer.engine_gap.cost_percent == pytest.approx(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -117,6 +118,28 @@ def test_options_that_are_not_valid_are_refused() -> None:
         find_plan(SMALL, acceptance_budget=512)
     with pytest.raises(ConfigError, match="acceptance_budget='0' is not valid"):
         find_plan(SMALL, acceptance_budget="0")
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "remedy"),
+    [
+        ("llama-3.1-8b", "self:snapkv", {"acceptance_budget": 1024}),
+        ("llama-3.1-70b", "llama-3.1-8b:streamingllm", {"kv_budget": 1024}),  # without a curve
+    ],
+)
+def test_the_remedy_for_an_acceptance_at_an_unknown_budget_is_accepted(
+    target: str, draft: str, remedy: dict[str, int]
+) -> None:
+    values: dict[str, Any] = {"target": target, "draft": draft, "acceptance": 0.75, "gpu": "h200"}
+    values |= {"tp": 8, "batch": 8}
+    with pytest.raises(ConfigError, match="several budgets are compared") as refused:
+        find_plan(values)
+    named = re.findall(r"acceptance_budget|kv_budget", str(refused.value))
+    assert set(remedy) <= set(named)
+    assert "acceptance_budget" in remedy or "acceptance_budget" not in named
+    budget = remedy.get("acceptance_budget")
+    answer = find_plan({**values, "kv_budget": remedy.get("kv_budget")}, acceptance_budget=budget)
+    assert answer.studied is not None
 
 
 def test_an_acceptance_at_a_measured_budget_is_not_held_while_the_budget_shrinks() -> None:

@@ -302,6 +302,15 @@ def test_a_draft_that_may_be_faster_is_not_refused_as_slower() -> None:
 NGRAM = ("ngram", "full")
 
 
+def test_no_measurement_of_alpha_is_asked_for_where_any_alpha_breaks_even() -> None:
+    """With one decoded token per request, every round finishes it, whatever is accepted."""
+    values = {"target": "llama-3.1-8b", "gpu": "h200", "tp": 1, "engine": "vllm-0.26"}
+    values |= {"batch": 16, "prompt_tokens": 1, "output_tokens": 2, "draft": "eagle3"}
+    answer = find_plan(values)
+    assert answer.faster is not None and answer.faster.alpha_to_break_even == 0.0
+    assert answer.faster.measure == "" and "measure" not in answer.why_not_fastest
+
+
 def test_the_sentence_states_the_break_even_batch() -> None:
     result = answer(batch=64, tp=4, engine="magicdec", choices=[("self", "streamingllm")], **APART)
     assert result.batch is not None and result.batch.from_value is not None

@@ -14,13 +14,16 @@ import pytest
 from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.catalog.method_acceptance import published_head
 from perfmodel.errors import ConfigError
-from perfmodel.reports.engine_config import ENGINES, export_plan, exportability
+from perfmodel.reports.engine_config import ENGINES, export_notes, export_plan, exportability
 from perfmodel.reports.engine_limits import obstacle
 from perfmodel.reports.export import ExportPlan
 from perfmodel.scenario_input import parse_scenario
 from perfmodel.specs.engine_support import engine_version
 from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.evidence import evidence
+from perfmodel.speculation.gain import gain_value
+from perfmodel.speculation.service import service
+from perfmodel.units import format_seconds
 
 BASE = {
     "target": "llama-3.1-70b",
@@ -185,7 +188,7 @@ def test_a_prediction_notes_what_the_version_of_its_profile_cannot_run() -> None
     own = replace(SELF.scenario, engine=engine)
     assert own.engine_obstacle in own.notes
     assert own.engine_obstacle == (
-        "vLLM 0.26 cannot run this plan: it has no self-speculation with a snapkv cache"
+        "vLLM 0.26 cannot run this plan: it has no self-speculation with a KV budget"
     )
     for runnable in (STANDALONE, EAGLE3, PLAIN):
         assert replace(runnable.scenario, engine=engine).engine_obstacle is None
@@ -310,6 +313,29 @@ def test_every_text_starts_with_the_engine_and_the_date_of_the_check(
 def test_an_export_states_what_its_plan_is_based_on(engine: str) -> None:
     lines = export_plan(engine=engine, plan=STANDALONE).splitlines()
     assert f"# {evidence(STANDALONE.scenario).sentence}" in lines
+
+
+@pytest.mark.parametrize(
+    ("engine", "flag"),
+    [
+        ("vllm", "--kv-transfer-config"),
+        ("sglang", "--disaggregation-mode decode"),
+        ("tensorrt-llm", "cache_transceiver_config"),
+    ],
+)
+def test_a_decode_pool_says_so_and_what_it_would_do_with_its_own_prompts(
+    engine: str, flag: str
+) -> None:
+    shared = replace(plan_of(draft="eagle3", **RATES), draft_checkpoint="me/eagle3-head")
+    pool = replace(plan_of(draft="eagle3", prefill="disaggregated", **RATES), draft_checkpoint="me")
+    assert export_notes(engine=engine, plan=shared) == []
+    assert "decode pool" not in export_plan(engine=engine, plan=shared)
+    what, own = export_notes(engine=engine, plan=pool)
+    assert flag in what
+    assert format_seconds(float(service(shared.scenario).tpot_s)) in own
+    assert f"{gain_value(shared.scenario):.2f}x" in own
+    text = export_plan(engine=engine, plan=pool)
+    assert {f"# {what}", f"# {own}"} <= set(text.splitlines())
 
 
 def test_a_schedule_states_the_gamma_at_the_plans_batch() -> None:
