@@ -11,7 +11,7 @@ from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.reports.engine_limits import TORCH_DTYPES
 from perfmodel.reports.export import ExportPlan
 from perfmodel.specs.draft_methods import METHODS, MethodKind
-from perfmodel.specs.engine_support import EngineVersion
+from perfmodel.specs.engine_support import EngineVersion, profile_version
 from perfmodel.speculation.evidence import evidence
 
 CHECKED = "checked November 2026"
@@ -210,6 +210,9 @@ def _heading(version: EngineVersion, plan: ExportPlan) -> list[str]:
     based = " ".join(evidence(plan.scenario).sentence.split())
     lines = [f"# {version.label}, {CHECKED}: {what}", f"# {based}"]
     lines += [f"# {note}" for note in pool_notes(version, plan)]
+    timed = profile_version(plan.scenario.engine.name)
+    if timed is not None and timed.engine != version.engine:
+        lines += [f"# The predicted times are those of {timed.label}, not of {version.label}."]
     if plan.longest_tokens is None:
         lines += [
             f"# Requests may have up to {plan.served_tokens:,} tokens; their mean in the scenario "

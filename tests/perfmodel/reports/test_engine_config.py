@@ -183,6 +183,14 @@ def test_a_profile_selects_the_version() -> None:
     assert export_plan(engine="sglang", plan=plan).startswith("# SGLang 0.5, ")
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_an_export_says_if_its_times_are_those_of_another_engine(engine: str) -> None:
+    other = replace(STANDALONE.scenario.engine, name="vllm-0.26")
+    plan = replace(STANDALONE, scenario=replace(STANDALONE.scenario, engine=other))
+    says = "# The predicted times are those of vLLM 0.26, not of SGLang 0.5.\n"
+    assert (says in export_plan(engine=engine, plan=plan)) == (engine == "sglang")
+
+
 def test_a_prediction_notes_what_the_version_of_its_profile_cannot_run() -> None:
     engine = replace(SELF.scenario.engine, name="vllm-0.26")
     own = replace(SELF.scenario, engine=engine)
