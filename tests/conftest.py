@@ -2,7 +2,7 @@
 
 Properties are drawn without a deadline, since a machine may be busy. Files of slow tests run first,
 so that two processes end at about the same time. A shell starts background jobs with Ctrl-C
-ignored, and the commands under test would inherit that. Threads of several processes would compete
+ignored (and nohup with hang-ups), and the commands under test would inherit that. Threads of several processes would compete
 for the cores, so each process and what it starts has one. pytest-xdist states the width of the
 terminal, to which the commands under test would fit their tables.
 """
@@ -21,6 +21,8 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -40,8 +40,9 @@ def _gather(rank: Rank, rows: Floats) -> Part:
     Logits of the ranks arrive one after the other, so another kernel joins those of each row.
     """
     curve, link, engine = rank.curves.collectives, rank.machine.link, rank.engine
-    row_bytes, joined_s = 8.0 * rank.tp, np.zeros(())
+    row_bytes, joined_s, received = 8.0 * rank.tp, np.zeros(()), 1.0
     if engine.gathers_logits:
+        received = (rank.tp - 1) / rank.tp  # a rank has its own
         row_bytes = float(ACTIVATION_BYTES * rank.tp * rank.spec.padded_vocab_per_rank(rank.tp))
         joined_s = 2.0 * row_bytes * rows / rank.machine.gpu.hbm_bandwidth
     gathered = row_bytes * rows
@@ -50,7 +51,7 @@ def _gather(rank: Rank, rows: Floats) -> Part:
     )
     if rank.exchange is not None:
         seconds = np.asarray(rank.exchange.gather_s)
-    return _link_part(rank, "gather", seconds + joined_s, gathered)
+    return _link_part(rank, "gather", seconds + joined_s, received * gathered)
 
 
 def _sum_seconds(rank: Rank, message: Floats) -> Floats:
