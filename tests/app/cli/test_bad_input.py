@@ -436,7 +436,8 @@ def test_a_command_alone_says_how_to_begin(
 ) -> None:
     assert run([command]) in (2, 3)
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and any(way in err for way in ("specroof ", "one of", "try `--"))
+    assert err.count("\n") == 1
+    assert any(way in err for way in ("specroof ", "one of", "try `--"))
 
 
 @pytest.mark.parametrize(
