@@ -2,9 +2,9 @@
 
 Properties are drawn without a deadline, since a machine may be busy. Files of slow tests run first,
 so that two processes end at about the same time. A shell starts background jobs with Ctrl-C
-ignored (and nohup with hang-ups), and the commands under test would inherit that. Threads of several processes would compete
-for the cores, so each process and what it starts has one. pytest-xdist states the width of the
-terminal, to which the commands under test would fit their tables.
+ignored, nohup with hang-ups ignored, and the commands under test would inherit that. Threads of
+several processes would compete for the cores, so each process and what it starts has one.
+pytest-xdist states the width of the terminal, to which the commands would fit their tables.
 """
 
 import os
