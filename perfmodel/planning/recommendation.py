@@ -9,9 +9,9 @@ from html import escape
 from perfmodel.display import html_table, number_range
 from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import Capacity, Fleet, fleet_of
+from perfmodel.planning.caveats import caveats
 from perfmodel.planning.search import Unmeasured
-from perfmodel.specs.draft_methods import METHODS
-from perfmodel.specs.engine_support import EngineVersion, profile_version
+from perfmodel.specs.engine_support import EngineVersion
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import (
@@ -22,8 +22,6 @@ from perfmodel.speculation import (
     Rule,
     Sensitivity,
     acceptance_is_weak,
-    most_sequences_in_graph,
-    without_speculation,
 )
 from perfmodel.units import format_seconds
 
@@ -208,76 +206,14 @@ class Recommendation:
     @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of the best plan, of the search, and of an engine that was not measured."""
-        engine, version = self.best.scenario.engine.name, self.runs_on
-        notes = (*self._not_searched(), *self._first_token(), *self.best.scenario.notes)
-        notes = (*notes, *self._steps())
-        method = self.best.scenario.plan.method
-        if version is None and method is not None:
-            notes = (
-                f"`specroof run` has no {method.label} drafts: state the engine that will run the "
-                f"plan with --runs-on, and measure its acceptance",
-                *notes,
-            )
-        if version is not None and self.best.scenario.ep > 1:
-            notes = (
-                "export does not write expert or data parallelism yet: set it in the engine",
-                *notes,
-            )
-        if version is None or version == profile_version(engine):
-            return notes
-        return (
-            f"{version.label} runs the plan, but the times are those of engine {engine}: measure "
-            f"yours with `specroof calibrate engine` and give its profile as --engine",
-            *notes,
+        return caveats(
+            self.best,
+            studied=self.studied,
+            batch=self.batch,
+            limits=self.rule.limits,
+            version=self.runs_on,
+            drafts=self.drafts,
         )
-
-    def _steps(self) -> list[str]:
-        """Notes on ranges of batches that end where passes with prompts exceed CUDA graphs."""
-        if self.batch is None or self.studied is None:
-            return []
-        studied, notes = self.studied.scenario, []
-        ends = {end for first, last in self.batch.ranges for end in (first - 1, last)}
-        for scenario, passes in ((without_speculation(studied), "plain"), (studied, "draft")):
-            most = most_sequences_in_graph(scenario)
-            if most is None or not any(abs(end - most) <= 0.02 * most for end in ends):
-                continue
-            prompt, limit = scenario.workload.prompt_tokens, int(scenario.engine.graph_tokens)
-            kind = "" if passes == "plain" else " that verify drafts"
-            notes.append(
-                f"a range of batches ends at {most} because larger passes{kind} with a prompt of "
-                f"{prompt:,} tokens exceed the {limit} tokens of the engine's largest CUDA graph; "
-                f"this step was not measured, and prompts of different lengths spread it"
-            )
-        return notes
-
-    def _first_token(self) -> list[str]:
-        """What a limit on the first token counts if other GPUs process the prompts."""
-        is_shared = self.best.scenario.workload.prefill is Prefill.SHARED
-        if self.rule.limits.ttft_s is None or is_shared:
-            return []
-        return [
-            "the limit on ttft is compared with the time of a prompt alone on a machine like this "
-            "one; `simulate` leaves out the prompt, and counts the wait for a place in the decode "
-            "batch"
-        ]
-
-    def _not_searched(self) -> list[str]:
-        """A note on draft heads that the engine runs and that were not searched.
-
-        MTP counts if the target has such a head, and EAGLE-3 beside it or if no draft pays.
-        """
-        target, version = self.best.scenario.target, self.runs_on
-        runs = {"mtp", "eagle3"} if version is None else set(version.methods)
-        mtp = bool(target.mtp_layers) and "mtp" in runs and "mtp" not in self.drafts
-        heads = ["mtp"] if mtp else []
-        if "eagle3" in runs and "eagle3" not in self.drafts and (mtp or not self.speculates):
-            heads.append("eagle3")
-        if not heads:
-            return []
-        labels = " and ".join(METHODS[name].label for name in heads)
-        has = f"{target.name} has an MTP head, but " if mtp else ""
-        choices = ",".join([*heads, *self.drafts])
-        return [f"{has}{labels} drafts were not searched: give --draft {choices}"]
 
     @property
     def prefill(self) -> str:
