@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -382,63 +381,6 @@ def without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def test_many_models_of_the_catalog_were_compared_with_their_published_configs() -> None:
     assert len({catalog_name(row["hub_id"]) for row in HUB_CONFIGS} - {""}) >= 20
-
-
-# ---- published figures --------------------------------------------------------------------------
-
-# Each row is one published figure, with its source. "all" counts every parameter, "embedded" leaves
-# out the input embedding, "layers" both vocabulary matrices; for a cache, `counted` is its tokens.
-PUBLISHED = rows_of("published_sizes.csv")
-UNITS = {"million": 1e6, "billion": 1e9, "trillion": 1e12, "GB": 1e9, "GiB": 2.0**30,
-         "thousand bytes": 1e3, "thousand elements": 2e3}  # fmt: skip
-
-
-def stated(value: float, published: str) -> bool:
-    """Whether a value rounds, or is cut, to the published digits."""
-    unit = 10.0 ** -len(published.partition(".")[2])
-    digits = round(float(published) / unit)
-    return digits in (math.floor(value / unit + 0.5), math.floor(value / unit))
-
-
-def counted(spec: ModelSpec, row: Mapping[str, str]) -> float:
-    """The figure that a row publishes, as the cost model has it. [parameters or bytes]"""
-    if row["quantity"] == "kv":
-        return spec.kv_bytes_per_token_per_rank(1) * int(row["counted"])
-    matrix = spec.vocab * spec.hidden
-    matrices = 1 if spec.tied_embeddings or row["counted"] == "embedded" else 2
-    without = {"all": 0, "embedded": matrix, "layers": matrices * matrix}[row["counted"]]
-    total = {"parameters": spec.parameters, "active": spec.active_parameters}[row["quantity"]]
-    return float(total - without)
-
-
-@pytest.mark.parametrize(
-    "row", PUBLISHED, ids=lambda row: f"{row['model']}, {row['quantity']}, {row['counted']}"
-)
-def test_sizes_are_the_published_ones(row: dict[str, str]) -> None:
-    assert row["publisher"] in ("maker", "other") and row["source"]
-    assert stated(counted(catalog.model(row["model"]), row) / UNITS[row["unit"]], row["value"])
-
-
-def published(quantity: str) -> set[str]:
-    return {row["model"] for row in PUBLISHED if row["quantity"] == quantity}
-
-
-def test_there_are_published_figures_of_thirty_models() -> None:
-    assert len(published("parameters")) >= 30
-    mixtures = {name for name in catalog.model_names() if catalog.model(name).experts}
-    assert published("active") == mixtures
-
-
-def test_kimi_k2_has_as_many_parameters_as_its_report_says_with_experts_in_all_layers() -> None:
-    """Its report (arXiv 2507.20534, table 2) says 1.04 trillion; its checkpoint has 1.3 % fewer.
-
-    Its first layer is dense. If it were a mixture too, the report's figure would be right.
-    """
-    fields = {**catalog.model_config("kimi-k2"), "first_k_dense_replace": 0}
-    del fields["quantization_config"]
-    spec = model_spec(fields, name="all mixtures")
-    assert stated(spec.parameters / 1e12, "1.04")
-    assert catalog.model("kimi-k2").parameters / 1.04e12 == pytest.approx(1, abs=0.014)
 
 
 # ---- what is read -------------------------------------------------------------------------------
