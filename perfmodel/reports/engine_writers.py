@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,35 +21,21 @@ NGRAM = {"prompt_lookup_max": 4, "prompt_lookup_min": 2}
 
 def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
     """A `vllm serve` command, and one that benchmarks it with the plan's acceptance."""
-    command = [
-        *("vllm", "serve", plan.target_id),
-        *("--tensor-parallel-size", str(plan.scenario.tp)),
-        *(("--enable-expert-parallel",) if plan.scenario.ep > 1 else ()),
-        *("--max-num-seqs", str(plan.batch)),
-        *("--max-model-len", str(plan.served_tokens)),
-        *("--max-num-batched-tokens", str(plan.step_tokens)),
-        *_graph_flags(plan),
-        *("--gpu-memory-utilization", f"{plan.memory_share:.2f}"),
-        *_dtype_flags(plan, kv_fp8="fp8"),
+    one = replace(plan, gamma_schedule=None)
+    command, lines = _vllm_command(version, one), _heading(version, one)
+    lines += [
+        _with_config(command, config)
+        if (config := _speculative_config(version, one))
+        else shlex.join(command)
     ]
-    lines = _heading(version, plan)
-    if not plan.most_drafts:
-        return [*lines, shlex.join(command)]
-    config = _speculative_config(version, plan)
-    if plan.schedule:
-        lines += _schedule_price(version, plan)
     if plan.method == "suffix":
         lines += ["# Suffix decoding needs the package arctic-inference in addition to vLLM."]
-    lines += [_with_config(command, config)]
     if plan.schedule:
-        fixed = {k: v for k, v in config.items() if k != SCHEDULE} | {
-            "num_speculative_tokens": max(1, plan.scenario.plan.gamma)
-        }
-        lines += ["# The same with one γ:", f"# {_with_config(command, fixed)}"]
-    if plan.acceptance_per_position is not None:
+        lines += _with_schedule(version, plan)
+    if one.most_drafts and plan.acceptance_per_position is not None:
         # vLLM's rates are unconditional: P(drafts 1 ... i all accepted), one per draft.
         values = plan.acceptance_per_position
-        each = [values[min(i, len(values) - 1)] for i in range(plan.most_drafts)]
+        each = [values[min(i, len(values) - 1)] for i in range(one.most_drafts)]
         config |= {"rejection_sample_method": "synthetic"}
         config |= {"synthetic_acceptance_rates": [round(p, 6) for p in np.cumprod(each).tolist()]}
         lines += ["# Benchmark with this plan's acceptance, for any weights (the rates are"]
@@ -57,9 +44,23 @@ def vllm(version: EngineVersion, plan: ExportPlan) -> list[str]:
     return lines
 
 
-def _graph_flags(plan: ExportPlan) -> list[str]:
-    """Sizes of CUDA graphs; those of a schedule of γ are left to vLLM, up to the largest."""
-    if plan.schedule:
+def _vllm_command(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    return [
+        *("vllm", "serve", plan.target_id),
+        *("--tensor-parallel-size", str(plan.scenario.tp)),
+        *(("--enable-expert-parallel",) if plan.scenario.ep > 1 else ()),
+        *("--max-num-seqs", str(plan.batch)),
+        *("--max-model-len", str(plan.served_tokens)),
+        *("--max-num-batched-tokens", str(plan.step_tokens)),
+        *_graph_flags(version, plan),
+        *("--gpu-memory-utilization", f"{plan.memory_share:.2f}"),
+        *_dtype_flags(plan, kv_fp8="fp8"),
+    ]
+
+
+def _graph_flags(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    """Sizes of CUDA graphs; left to vLLM if a schedule of γ rules out full ones anyway."""
+    if plan.schedule and plan.method not in version.full_graphs_with_schedule:
         return ["--max-cudagraph-capture-size", str(plan.graph_tokens)]
     return ["--cudagraph-capture-sizes", *map(str, plan.graph_sizes)]
 
@@ -68,6 +69,9 @@ SCHEDULE = "num_speculative_tokens_per_batch_size"
 
 
 def _speculative_config(version: EngineVersion, plan: ExportPlan) -> dict[str, object]:
+    """vLLM's speculative configuration; empty for plain decoding."""
+    if not plan.most_drafts:
+        return {}
     config: dict[str, object] = {
         "method": version.methods[plan.method],
         "num_speculative_tokens": plan.most_drafts,
@@ -85,18 +89,25 @@ def _speculative_config(version: EngineVersion, plan: ExportPlan) -> dict[str, o
     return config
 
 
-def _schedule_price(version: EngineVersion, plan: ExportPlan) -> list[str]:
-    """What a γ schedule costs in this version."""
-    if plan.method in version.full_graphs_with_schedule:
+def _with_schedule(version: EngineVersion, plan: ExportPlan) -> list[str]:
+    """Comments: the same command with the plan's γ schedule, and what that costs."""
+    drafts = {gamma for _, _, gamma in plan.schedule}
+    if plan.method in version.schedule_loses_steps and plan.most_drafts - 1 in drafts:
+        rows = ", ".join(f"batch {low} to {high}: {gamma}" for low, high, gamma in plan.schedule)
         return [
-            f"# With a γ schedule, {version.label} has full CUDA graphs for {plan.method}, but not",
-            "# at all batches: rounds between their sizes are launched layer by layer.",
+            f"# γ by batch is left out ({rows}): {version.label} divides by zero when it starts",
+            f"# with rows of both {plan.most_drafts - 1} and {plan.most_drafts} drafts.",
         ]
-    return [
-        f"# A γ schedule has a cost in {version.label}: for this method, it replaces full CUDA",
-        "# graphs with piecewise ones, which made a single stream 14 % slower in a public",
-        "# measurement. specroof's predictions do not include this; compare both commands.",
-    ]
+    if plan.method in version.full_graphs_with_schedule:
+        cost = ["# γ by batch, with CUDA graphs for every batch, so that it takes longer to start:"]
+    else:
+        cost = [
+            f"# γ by batch has a cost in {version.label}: for this method, it replaces full CUDA",
+            "# graphs with piecewise ones, which made a single stream 14 % slower in a public",
+            "# measurement. specroof's predictions do not include this; compare both commands.",
+        ]
+    config = _speculative_config(version, plan)
+    return [*cost, f"# {_with_config(_vllm_command(version, plan), config)}"]
 
 
 def _with_config(command: list[str], config: dict[str, object]) -> str:
@@ -205,8 +216,6 @@ def pool_notes(version: EngineVersion, plan: ExportPlan) -> list[str]:
 def _heading(version: EngineVersion, plan: ExportPlan) -> list[str]:
     """Comments: the engine's version, and what limits the plan."""
     what = "plain decoding" if not plan.most_drafts else f"{plan.method}, γ={plan.most_drafts}"
-    if plan.schedule:
-        what = f"{plan.method}, γ={plan.schedule[-1][-1]} at batch {plan.batch:,}, by schedule"
     based = " ".join(evidence(plan.scenario).sentence.split())
     lines = [f"# {version.label}, {CHECKED}: {what}", f"# {based}"]
     lines += [f"# {note}" for note in pool_notes(version, plan)]

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from perfmodel import catalog
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS
+from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, full_graph_sizes
 from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.dtypes import is_quantised
 from perfmodel.specs.model import ModelSpec, checkpoint_variant
@@ -214,21 +214,19 @@ class ExportPlan:
     def graph_sizes(self) -> list[int]:
         """Tokens of the CUDA graphs, with which no round of up to the whole batch misses one.
 
-        vLLM captures full graphs of a round in multiples of γ+1, up to those of the whole batch,
-        and those of a draft step up to the batch. A size that is not a multiple only has a
-        piecewise graph of the target; the multiple before the batch takes the smaller rounds.
-        Larger sizes have piecewise graphs only: for passes with prompts, and for the first step of
-        a draft model, which reads γ+2 tokens per sequence.
+        Those of a draft step are captured up to the batch; with a schedule, vLLM 0.26 misses those
+        that are not captured for each batch (`EngineVersion.schedule_loses_steps`). Sizes beyond a
+        round of the whole batch have piecewise graphs only: for passes with prompts, and for the
+        first step of a draft model, which reads γ+2 tokens per sequence.
         """
         batch, per_round = self.batch, self.most_drafts + 1
         step = max(16, batch // 32)
-        counts = {*range(1, min(batch, 8)), *range(8, min(batch, 64), 8), *range(64, batch, step)}
-        sizes = {per_round * count for count in counts | {batch}}
-        sizes |= {batch, batch // per_round * per_round}
         most = max(DEFAULT_GRAPH_TOKENS, batch * (per_round + (self.method == "draft")))
         unit = math.lcm(per_round, max(32, step))
-        sizes |= {size for size in range(unit, most + unit, unit) if size > batch * per_round}
-        return sorted(sizes - {0})
+        larger = {size for size in range(unit, most + unit, unit) if size > batch * per_round}
+        rows = self.schedule or ((1, batch, self.most_drafts),)
+        every = range(1, batch) if self.schedule else ()
+        return full_graph_sizes(rows, step=step, others={*larger, batch, *every})
 
     @property
     def step_tokens(self) -> int:

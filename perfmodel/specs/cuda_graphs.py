@@ -14,6 +14,9 @@ and `_set_cudagraph_sizes` in vllm/config/vllm.py of vLLM 0.26.0.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from itertools import product
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -54,6 +57,53 @@ def largest_multiple(gamma: ArrayLike, *, most: float) -> NDArray[np.int64]:
     per_round = np.floor(np.asarray(gamma, dtype=float)).astype(np.int64)[..., None] + 1
     rounded = -(-captured_sizes(int(most)) // per_round) * per_round
     return np.asarray(np.where(rounded <= most, rounded, 0).max(axis=-1))
+
+
+def full_graph_sizes(
+    rows: Sequence[tuple[int, int, int]], *, step: int, others: Collection[int] = ()
+) -> list[int]:
+    """Tokens of graphs with which every round of a γ schedule replays a full one.
+
+    Parameters
+    ----------
+    rows : (lowest batch, highest batch, γ), from batch 1
+        Several rows need vLLM's model runner V2, which rounds each size up to a multiple of γ + 1
+        for every γ of the schedule. A round replays a full graph if the smallest that holds it is
+        one of its own γ.
+    step : int
+        Sequences between graphs from 64 sequences on.
+    others : sizes that are captured too
+    """
+    sizes = set(others)
+    for low, high, gamma in rows:
+        sizes |= {(gamma + 1) * count for count in _counts(low, high, step)}
+    limits = rows[-1][1], {gamma + 1 for _, _, gamma in rows}
+    complete = False
+    while not complete:
+        complete, full = True, _full_graphs(sizes, *limits)
+        for low, high, gamma in rows:
+            per_round = gamma + 1
+            for tokens in range(high * per_round, low * per_round - 1, -per_round):
+                smallest = min(size for size in full if size >= tokens)
+                if per_round not in full[smallest]:
+                    sizes.add(tokens)
+                    complete, full = False, _full_graphs(sizes, *limits)
+    return sorted(sizes)
+
+
+def _counts(low: int, high: int, step: int) -> set[int]:
+    counts = {*range(1, 8), *range(8, 64, 8), *range(64, high, step), low, high}
+    return {count for count in counts if low <= count <= high}
+
+
+def _full_graphs(sizes: Collection[int], batch: int, lengths: set[int]) -> dict[int, set[int]]:
+    """The tokens of each graph, and the tokens per sequence of the full ones of that size."""
+    most, graphs = max(sizes), {size: set[int]() for size in sizes}
+    for size, length in product(sizes, lengths):
+        rounded = -(-size // length) * length
+        if rounded <= min(most, batch * length):
+            graphs.setdefault(rounded, set()).add(length)
+    return graphs
 
 
 def default_graph_notes(launch_s: float, tokens: int) -> list[str]:

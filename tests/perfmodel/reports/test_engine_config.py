@@ -6,10 +6,12 @@ import json
 import shlex
 import tomllib
 from dataclasses import replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from perfmodel.acceptance.tokens import tokens_per_round
 from perfmodel.catalog.method_acceptance import published_head
@@ -94,28 +96,40 @@ def test_vllm_gets_a_command_with_a_json_config() -> None:
     }
 
 
-def test_vllm_takes_the_gamma_schedule_and_enough_tokens_for_it() -> None:
-    one = plan_of(draft="llama-3.1-8b", draft_policy="full", **(RATES | {"gamma": 1}))
+def scheduled_command(text: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if "per_batch_size" in line]
+    return shlex.split(line.removeprefix("# "))
+
+
+def test_vllm_gets_the_gamma_of_the_plan_and_its_schedule_as_an_alternative() -> None:
+    one = plan_of(draft="llama-3.1-8b", draft_policy="full", **(RATES | {"gamma": 2}))
     plan = replace(one, gamma_schedule=SCHEDULE)
-    config = json.loads(
-        flag(command(export_plan(engine="vllm", plan=plan)), "--speculative-config")
-    )
+    text = export_plan(engine="vllm", plan=plan)
+    assert command(text) == command(export_plan(engine="vllm", plan=one))
+    config = json.loads(flag(scheduled_command(text), "--speculative-config"))
     assert config["num_speculative_tokens_per_batch_size"] == [
         [1, 8, 3],
         [9, 12, 1],
         [13, 16, 0],
     ]
     assert config["num_speculative_tokens"] == 3
-    text = export_plan(engine="vllm", plan=plan)
-    assert "A γ schedule has a cost in vLLM 0.26" in text and "# The same with one γ:" in text
+    assert "γ by batch has a cost in vLLM 0.26" in text
     head = replace(EAGLE3, gamma_schedule=SCHEDULE)
-    assert "has full CUDA graphs for eagle3" in export_plan(engine="vllm", plan=head)
+    assert "with CUDA graphs for every batch" in export_plan(engine="vllm", plan=head)
     same = replace(one, gamma_schedule=((1, 32, 3), (33, 64, 1)))  # beyond the batch
-    config = json.loads(
-        flag(command(export_plan(engine="vllm", plan=same)), "--speculative-config")
-    )
-    assert "num_speculative_tokens_per_batch_size" not in config
-    assert config["num_speculative_tokens"] == 3
+    assert "per_batch_size" not in export_plan(engine="vllm", plan=same)
+
+
+@pytest.mark.parametrize("gammas, starts", [((4, 3), False), ((4, 2, 1), True), ((1, 0), False)])
+def test_a_schedule_that_vllm_cannot_start_with_is_left_out(
+    gammas: tuple[int, ...], starts: bool
+) -> None:
+    """Its graphs of draft steps divide by 1 + γ - (largest γ)."""
+    rows = tuple((5 * i + 1, 5 * i + 5, gamma) for i, gamma in enumerate(gammas))
+    plan = replace(plan_of(draft="eagle3", **RATES), draft_checkpoint="me/head")
+    text = export_plan(engine="vllm", plan=replace(plan, gamma_schedule=rows))
+    assert ("per_batch_size" in text) is starts
+    assert ("γ by batch is left out" in text) is not starts
 
 
 def test_vllms_synthetic_rates_are_unconditional_one_per_draft() -> None:
@@ -138,20 +152,48 @@ def graph_sizes(words: list[str]) -> list[int]:
 @pytest.mark.parametrize("gamma", [0, 1, 2, 3, 4, 5, 6, 7, 10, 16])
 @pytest.mark.parametrize("batch", [1, 3, 17, 64, 102, 128, 300])
 def test_every_round_up_to_the_batch_replays_a_full_graph(batch: int, gamma: int) -> None:
-    """The rule of vLLM 0.26's `CudaGraphManager`, for the target and for a head's draft steps."""
     draft = {"draft": "llama-3.1-8b", "draft_policy": "full", "gamma": gamma} if gamma else {}
     plan = plan_of(**draft, batch=batch, prompt_tokens=100, output_tokens=28)
     words = command(export_plan(engine="vllm", plan=plan))
     assert int(flag(words, "--max-num-seqs")) == batch
     sizes = graph_sizes(words)
     assert sizes == sorted(set(sizes)) and sizes[-1] <= int(flag(words, "--max-num-batched-tokens"))
-    for per_pass in {gamma + 1, 1}:
-        full = {-(-size // per_pass) * per_pass for size in sizes}
-        full = {size for size in full if size <= min(batch * per_pass, sizes[-1])}
-        # A draft step has no piecewise graphs, so only full ones count.
-        captured = sorted(full | set(sizes if per_pass > 1 or not gamma else ()))
-        for running in range(1, batch + 1):
-            assert next(s for s in captured if s >= running * per_pass) in full, running
+    assert misses(sizes, [(1, batch, gamma)]) == []
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.integers(1, 200), st.integers(0, 10), min_size=2, max_size=5))
+def test_every_round_of_a_schedule_replays_a_full_graph(gammas: dict[int, int]) -> None:
+    ends = sorted(gammas)
+    rows = [(low + 1, high, gammas[high]) for low, high in pairwise([0, *ends])]
+    plan = plan_of(draft="eagle3", **RATES, batch=ends[-1], prompt_tokens=100, output_tokens=28)
+    plan = replace(plan, draft_checkpoint="me/head", gamma_schedule=tuple(rows))
+    text = export_plan(engine="vllm", plan=plan)
+    assume("per_batch_size" in text)
+    assert misses(graph_sizes(scheduled_command(text)), rows) == []
+
+
+def misses(sizes: list[int], rows: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+    """The batches, with their γ, that miss a full graph in a round or in a head's draft step.
+
+    The rule of vLLM 0.26's `CudaGraphManager`. A draft step has no piecewise graphs; with a
+    schedule, its numbers of tokens per sequence are those of the rounds less the largest γ.
+    """
+    batch, most = rows[-1][1], max(gamma for _, _, gamma in rows)
+    missed = []
+    for less, longest in ((0, most + 1), (most, 1)):
+        lengths = {gamma + 1 - less for _, _, gamma in rows}
+        graphs = {(-(-size // length) * length, length) for size in sizes for length in lengths}
+        graphs = {(size, n) for size, n in graphs if size <= min(batch * longest, sizes[-1])}
+        graphs = {(size, n) for size, n in graphs if size // n <= batch}
+        captured = sorted({size for size, _ in graphs} | ({*sizes} if not less else set()))
+        for low, high, gamma in rows:
+            per_pass = 1 if less else gamma + 1
+            for running in range(low, high + 1):
+                smallest = next(size for size in captured if size >= running * per_pass)
+                if (smallest, per_pass) not in graphs:
+                    missed.append((running, gamma))
+    return missed
 
 
 def test_the_longest_request_is_the_users_or_what_the_cache_holds() -> None:
@@ -344,13 +386,6 @@ def test_a_decode_pool_says_so_and_what_it_would_do_with_its_own_prompts(
     assert f"{gain_value(shared.scenario):.2f}x" in own
     text = export_plan(engine=engine, plan=pool)
     assert {f"# {what}", f"# {own}"} <= set(text.splitlines())
-
-
-def test_a_schedule_states_the_gamma_at_the_plans_batch() -> None:
-    plan = with_schedule(STANDALONE)
-    first = export_plan(engine="vllm", plan=plan).splitlines()[0]
-    gamma = next(g for low, high, g in plan.schedule if low <= plan.batch <= high)
-    assert f"γ={gamma} at batch {plan.batch}, by schedule" in first
 
 
 def without_id(spec: ModelSpec) -> ModelSpec:
