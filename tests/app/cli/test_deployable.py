@@ -74,7 +74,7 @@ def test_the_recommended_plan_is_the_exported_one(
 @pytest.mark.parametrize(
     "engine, known, how",
     [
-        ("vllm-0.9", "vllm-0.26 or vllm-0.7", "--out vllm.jsonl"),
+        ("vllm-0.9", "vllm-0.23, vllm-0.26 or vllm-0.7", "--out vllm.jsonl"),
         ("sglang-0.1", "sglang-0.5", "--url URL"),
         ("tensorrt-llm-2.0", "tensorrt-llm-1.2", "--import REPORT"),
     ],

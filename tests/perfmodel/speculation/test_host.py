@@ -162,6 +162,27 @@ def test_steps_of_vllms_first_engine_lie_in_their_intervals(
     assert float(estimate(old).plain_overhead_s) > float(estimate(new).plain_overhead_s) == 0.0
 
 
+@pytest.mark.parametrize("batch, tokens, plain, eagle, drafts",
+    [(24, 4096, 8.6, 10.8, 41.0), (8, 4096, 6.0, 7.9, 37.8), (1, 16_384, 5.5, 7.1, 29.1)])  # fmt: skip
+def test_the_version_and_the_method_decide_whether_a_draft_can_pay(
+    batch: int, tokens: int, plain: float, eagle: float, drafts: float
+) -> None:
+    """Measured with vLLM 0.23 on an H200 (docs/results/serving-engines.md); 0.26 has graphs."""
+    work = {"target": "llama-3.1-8b", "gpu": "h200", "batch": batch, "prompt_tokens": tokens}
+    model = {"draft": "llama-3.2-1b", "draft_policy": "full", "gamma": 3, "acceptance": 0.99}
+    head = model | {"draft": "eagle3"}
+    old, new = "vllm-0.23", "vllm-0.26"
+    interval = tpot_interval(a_scenario(engine=old, draft="none", **work))
+    assert interval.low < 1e-3 * plain < interval.high
+    for values, round_ms in ((head, eagle), (model, drafts)):
+        predicted = float(estimate(a_scenario(engine=old, **values, **work)).round_s)
+        assert 1e3 * predicted == pytest.approx(round_ms, rel=0.25)
+    gains = [
+        float(estimate(a_scenario(engine=name, **model, **work)).speedup) for name in (old, new)
+    ]
+    assert gains[0] < 1.0 < gains[1]
+
+
 @pytest.mark.parametrize("engine", ["specroof", "magicdec", "vllm", "sglang", "tensorrt-llm"])
 @pytest.mark.parametrize(
     ("target", "draft"),
