@@ -162,8 +162,10 @@ def test_steps_of_vllms_first_engine_lie_in_their_intervals(
     assert float(estimate(old).plain_overhead_s) > float(estimate(new).plain_overhead_s) == 0.0
 
 
-@pytest.mark.parametrize("batch, tokens, plain, eagle, drafts",
-    [(24, 4096, 8.6, 10.8, 41.0), (8, 4096, 6.0, 7.9, 37.8), (1, 16_384, 5.5, 7.1, 29.1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "batch, tokens, plain, eagle, drafts",
+    [(24, 4096, 8.6, 10.8, 41.0), (8, 4096, 6.0, 7.9, 37.8), (1, 16_384, 5.5, 7.1, 29.1)],
+)
 def test_the_version_and_the_method_decide_whether_a_draft_can_pay(
     batch: int, tokens: int, plain: float, eagle: float, drafts: float
 ) -> None:
