@@ -37,8 +37,8 @@ def _sum_add_norm_kernel(  # type: ignore[no-untyped-def]
     inside = column < width
     kind: tl.constexpr = out.dtype.element_ty
     scale = tl.load(weight + column, mask=inside, other=0.0)
-    tl.extra.cuda.gdc_launch_dependents()
     tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()
     turn = tl.load(turns + row)
     place, before = turn % _TURNS, (turn + _TURNS - 1) % _TURNS
     value = summed(x + row * width + column, inside, stride, PARTS, kind)
