@@ -159,8 +159,8 @@ def test_the_ring_of_the_l40_machine_is_the_fit_to_one_published_row() -> None:
     assert max(map(abs, errors.values())) < 0.07
 
 
-# Two sets on two GPUs with rounds of an earlier engine, two blind ones of the engine that was fitted,
-# and one of a later engine.
+# Two sets on two GPUs with rounds of an earlier engine, two blind ones of the engine that was
+# fitted, and one of a later engine.
 OF_EARLIER_ROUNDS = ("steps-h200-tp2-seed2114", "steps-h200-tp2-seed2115")
 BLIND = ("steps-h200-seed31", "steps-h200-tp2-seed2118")
 LATER = ("steps-h200-seed2914",)
