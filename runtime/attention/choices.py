@@ -1,7 +1,7 @@
 """Tables of the next draft phase for every number of drafts that a round may accept.
 
-They are computed while the round verifies. After it, `TableChoices.fill` only selects, since the
-time from the verdict to the next launch is not hidden behind the GPU.
+They are computed and copied to the device while the round verifies. The device then selects among
+them by the verdict, so that the draft begins without waiting for the host.
 """
 
 from __future__ import annotations
@@ -9,64 +9,88 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from runtime.attention.split_kv import pages_read
+from runtime.attention.split_kv import Ints, pages_read
 from runtime.attention.tables import PassTables
 
 
 class TableChoices:
-    """Values to fill into `tables`, whose passes all have one query token per sequence.
+    """`count` choices for `tables`, whose passes all have one query token per sequence."""
 
-    Parameters
-    ----------
-    page_tables : list of list of sequence of int
-        Pages to read, for each sequence and choice.
-    kv_tokens, positions : array (choices, steps, B)
-        Tokens to read, the new one included, and the new token's rotary position.
-    """
+    def __init__(self, tables: PassTables, count: int) -> None:
+        (self._run,) = tables.runs
+        self._tables = tables
+        shape, device = (count, len(tables.words)), tables.words.device
+        pinned = device.type == "cuda"
+        self._staged = torch.empty(shape, dtype=torch.int32, pin_memory=pinned)
+        self._words = torch.empty(shape, dtype=torch.int32, device=device)
+        # The row of the batch that each word depends on.
+        owners, rows = np.zeros((1, shape[1]), np.int32), np.arange(tables.batch, dtype=np.int32)
+        pages, words = self._parts(owners)
+        pages[:] = rows[:, None]
+        self._run.write(words, rows, rows, rows)
+        self._owners = torch.from_numpy(owners[0]).to(device, torch.long)
 
-    def __init__(
+    def _parts(self, words: Ints) -> tuple[Ints, Ints]:
+        """Views of the page tables (count, batch, page_room) and passes (count, steps, words)."""
+        tables, count = self._tables, len(words)
+        pages = words[:, : tables.pages.size].reshape(count, *tables.pages.shape)
+        passes = words[:, tables.pages.size : tables.token_words.start]
+        return pages, passes.reshape(count, self._run.steps, -1)
+
+    def prepare(
         self,
-        tables: PassTables,
         page_tables: Sequence[Sequence[Sequence[int]]],
         kv_tokens: NDArray[np.int64],
         positions: NDArray[np.int64],
-    ) -> None:
-        (self._run,) = tables.runs
-        self._tables, self._page_tables = tables, page_tables
-        self._varying = [row for row, all_ in enumerate(page_tables) if all_[0] is not all_[-1]]
-        self._rows = np.arange(tables.batch)
-        grid, used = self._run.grid, len(page_tables)
-        tables.write_pages([choices[0] for choices in page_tables])
+    ) -> bool:
+        """Compute every choice and copy it to the device.
+
+        Parameters
+        ----------
+        page_tables : list of list of sequence of int
+            Pages to read, for each sequence and choice.
+        kv_tokens, positions : array (choices, steps, B)
+            Tokens to read, the new one included, and the new token's rotary position; the last
+            choice has the most tokens.
+
+        Returns
+        -------
+        bool
+            False if the choices need different splits of KV into blocks, which the device cannot
+            select.
+        """
+        tables, run, used = self._tables, self._run, len(page_tables)
+        tables.write_pages([choices[-1] for choices in page_tables])
         kv = np.ones((*kv_tokens.shape[:2], tables.batch), dtype=np.int32)  # 1 in idle rows
         kv[..., :used] = kv_tokens
         place = np.zeros_like(kv)
         place[..., :used] = positions
-        index, offset = np.divmod(kv - 1, grid.page_tokens)
-        # A choice after which the sequence ends may have too few pages; it is never selected.
-        pages = tables.pages[self._rows, np.minimum(index, tables.page_room - 1)]
-        for row in self._varying:
-            for choice, table in enumerate(page_tables[row]):
-                last = np.minimum(index[choice, :, row], len(table) - 1)
-                pages[choice, :, row] = np.asarray(table)[last]
-        values = (
-            self._run.last_page(kv),
-            pages * grid.page_tokens + offset,
-            place,
-            pages_read(grid, kv),
-        )
-        # (value, step, choice * batch + row)
-        stacked = np.stack(values).swapaxes(1, 2)
-        self._values = np.ascontiguousarray(stacked).reshape(4, kv.shape[1], -1)
+        read = pages_read(run.grid, kv)
+        run.fill_blocks(read[-1])
+        if not run.has_blocks_for(read):
+            return False
+        staged: Ints = self._staged.numpy()
+        staged[:] = tables.staged.numpy()
+        pages, words = self._parts(staged)
+        for row, choices in enumerate(page_tables):
+            if choices[0] is not choices[-1]:
+                for choice, table in enumerate(choices):
+                    pages[choice, row, : len(table)] = table
+        index, offset = np.divmod(kv - 1, run.grid.page_tokens)
+        slots = np.take_along_axis(pages, index.swapaxes(1, 2), 2).swapaxes(1, 2)
+        run.write(words, run.last_page(kv), slots * run.grid.page_tokens + offset, place)
+        self._words.copy_(self._staged, non_blocking=True)
+        if tables.copied is not None:
+            tables.copied.record()
+        return True
 
-    def fill(self, choice: NDArray[np.int64], tokens: NDArray[np.int64]) -> None:
-        """Copy to the device what each sequence's choice (B,) needs, and its first token (B,)."""
-        columns, used = self._rows.copy(), len(choice)
-        columns[:used] += choice * len(columns)
-        last_page, slots, positions, pages = self._values.take(columns, axis=2)
-        for row in self._varying:
-            table = self._page_tables[row][choice[row]]
-            self._tables.pages[row, : len(table)] = table
-        self._run.write(last_page, slots, positions, pages)
-        self._tables.send(tokens)
+    def select(self, choice: Tensor, tokens: Tensor) -> None:
+        """Write what each sequence's choice (B,) needs, and its first token (B,), on the device."""
+        tables = self._tables
+        rows = torch.nn.functional.pad(choice, (0, tables.batch - len(choice)))
+        torch.gather(self._words, 0, rows[self._owners][None], out=tables.words[None])
+        tables.tokens[: len(tokens)].copy_(tokens)

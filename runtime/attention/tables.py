@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.attention.base import Counts, PassLayout, runs_of_equal_queries
@@ -154,12 +156,12 @@ class PassTables:
         segments = [Segments.of(grid) for grid, _ in grids]
         words = pages + first_tokens
         words += sum(len(run) * parts.words for run, parts in zip(runs, segments, strict=True))
-        self._staged = torch.zeros(words, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._device = torch.zeros(words, dtype=torch.int32, device=device)
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None
-        host: Ints = self._staged.numpy()
-        self._tokens = slice(words - first_tokens, words)
-        self._host_tokens = host[self._tokens]
+        self.staged = torch.zeros(words, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.words = torch.zeros(words, dtype=torch.int32, device=device)
+        self.copied = torch.cuda.Event() if device.type == "cuda" else None
+        host: Ints = self.staged.numpy()
+        self.token_words = slice(words - first_tokens, words)
+        self._host_tokens = host[self.token_words]
         self.pages = host[:pages].reshape(batch, self.page_room)
         self.runs: list[PassRun] = []
         self.passes: list[DeviceTables] = []
@@ -173,10 +175,10 @@ class PassTables:
                     grid,
                     parts,
                     causal=bool((queries > 1).any()),
-                    pages=self._device[:pages],
+                    pages=self.words[:pages],
                     words=row,
                 )
-                for row in self._device[start:stop].view(len(run), -1)
+                for row in self.words[start:stop].view(len(run), -1)
             ]
             start = stop
 
@@ -187,7 +189,7 @@ class PassTables:
     @property
     def tokens(self) -> Tensor:
         """Input tokens of the first pass, on the device."""
-        return self._device[self._tokens]
+        return self.words[self.token_words]
 
     def fill(self, layouts: Sequence[PassLayout], tokens: Counts = ()) -> None:
         """Copy lengths, pages, blocks and the first pass's tokens to the device.
@@ -209,8 +211,8 @@ class PassTables:
 
     def write_pages(self, page_tables: Sequence[Sequence[int]]) -> None:
         """Write the page tables of the first rows on the host, once the last copy has ended."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        if self.copied is not None:
+            self.copied.synchronize()
         for row, table in enumerate(page_tables):
             self.pages[row, : len(table)] = table
         self.pages[len(page_tables) :] = self._shape.idle_page
@@ -218,9 +220,9 @@ class PassTables:
     def send(self, tokens: Counts) -> None:
         """Copy the host's tables and these tokens to the device."""
         self._host_tokens[: len(tokens)] = tokens
-        self._device.copy_(self._staged, non_blocking=True)
-        if self._copied is not None:
-            self._copied.record()
+        self.words.copy_(self.staged, non_blocking=True)
+        if self.copied is not None:
+            self.copied.record()
 
     def _padded(self, rows: Sequence[Counts | None]) -> Ints:
         """Counts of each pass (passes, batch), zero for idle rows."""
@@ -283,21 +285,27 @@ class PassRun:
         slots = pages[self.sequence, table_index] * page + offset
         if first is not None:
             place = first[:, self.sequence] + self.index
-        self.write(self.last_page(kv), slots, place, pages_read(self.grid, kv))
+        self.write(self.region, self.last_page(kv), slots, place)
+        self.fill_blocks(pages_read(self.grid, kv))
 
     def last_page(self, kv: Ints) -> Ints:
         """The words that set lengths; see the module's docstring."""
         return kv - (self.page_room - 1) * self.grid.page_tokens
 
-    def write(self, last_page: Ints, slots: Ints, positions: Ints, pages: Ints) -> None:
-        """Write these words (steps, words) and the blocks that read `pages` (steps, batch)."""
-        region, parts = self.region, self.parts
-        region[:, parts.last_page] = last_page
-        region[:, parts.slots] = slots
-        region[:, parts.positions] = positions
-        self._fill_blocks(pages)
+    def write(self, region: NDArray[Any], last_page: Ints, slots: Ints, positions: Ints) -> None:
+        """Write these words (..., steps, words) into `region`."""
+        parts = self.parts
+        region[..., parts.last_page] = last_page
+        region[..., parts.slots] = slots
+        region[..., parts.positions] = positions
 
-    def _fill_blocks(self, pages: Ints) -> None:
+    def has_blocks_for(self, pages: Ints) -> bool:
+        """Whether the blocks suit these pages (..., steps, batch) too."""
+        if not self.grid.split:
+            return True
+        return bool((-(-pages // self._range_pages) == self._ranges).all())
+
+    def fill_blocks(self, pages: Ints) -> None:
         """Write the blocks of the passes that need other ones for these pages (steps, batch).
 
         Blocks depend on lengths only through the number of ranges of each sequence, so they stay as

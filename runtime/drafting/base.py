@@ -101,21 +101,27 @@ class SelfDrafter(Drafter):
         return self.passes.draft(steps, gamma, self.sampler)
 
     def prepare(self, sequences: Sequence[SequenceState], gamma: int) -> PreparedDraft:
-        """A view for every number of tokens that the sequences may have after this round."""
-        tables = []
-        skipped = np.empty((len(sequences), gamma + 1), dtype=np.int64)
+        """A view for every number of tokens that the sequences may have after this round.
+
+        A sequence that ends with the round drafts too, to no effect: its tokens are counted only as
+        far as it could go on, for which it has pages.
+        """
+        tables, width = [], gamma + 1
+        skipped = np.empty((len(sequences), width), dtype=np.int64)
+        room = np.array([max(1, sequence.room - 1) for sequence in sequences], dtype=np.int64)
+        added = np.minimum(1 + np.arange(width)[:, None], room)
         for row, sequence in enumerate(sequences):
-            least = sequence.table.tokens + 1
-            views = [self.policy.view(sequence, least + gamma)]
+            least, most = (sequence.table.tokens + int(added[at, row]) for at in (0, -1))
+            views = [self.policy.view(sequence, most)]
             if views[0] == self.policy.view(sequence, least):  # mostly
-                views *= gamma + 1
-                tables.append([views[0].pages(sequence.table)] * (gamma + 1))
+                views *= width
+                tables.append([views[0].pages(sequence.table)] * width)
             else:
-                views = [self.policy.view(sequence, least + count) for count in range(gamma + 1)]
+                tokens = (sequence.table.tokens + added[:, row]).tolist()
+                views = [self.policy.view(sequence, count) for count in tokens]
                 tables.append([view.pages(sequence.table) for view in views])
             skipped[row] = [self._skipped(view) for view in views]
-        tokens = np.array([sequence.table.tokens for sequence in sequences])
-        positions = tokens + np.arange(1, gamma + 2)[:, None]
+        positions = added + np.array([sequence.table.tokens for sequence in sequences])
         choices = NextDraft(
             page_tables=tables,
             cached=positions - skipped.T,

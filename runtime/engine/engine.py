@@ -9,9 +9,9 @@ one. Maximum lengths are known in advance. An end token is seen one step late; t
 computed after it is dropped.
 
 A speculative round depends on how many drafts the last one accepted. While a round verifies, the
-host prepares the next self-draft for every possible number, so that it only selects after reading
-the verdict; it appends tokens and rolls back while that draft runs. If a sequence ends, or for a
-draft model, the next draft is launched after this.
+host prepares the next self-draft for every possible number and launches it; the device selects by
+the verdict. The host reads the verdict, appends tokens and rolls back while that draft runs. What
+was drafted for a sequence that has ended is dropped. A draft model is launched after this.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from runtime.attention.paged_cache import PagedCache
 from runtime.drafting.base import Drafter
 from runtime.engine.clock import HostClock, PhaseClock
 from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
-from runtime.engine.verdict import Launched, Verdict, any_ends, to_device
+from runtime.engine.verdict import Launched, Verdict, to_device
 from runtime.errors import EngineError, InputError, OutOfPages
 from runtime.execution.draft_steps import PreparedDraft, Proposal
 from runtime.execution.eager import Passes, output_rows
@@ -199,22 +199,20 @@ class Engine:
         """Launch a round unless one is running, and the next step or draft; commit the first."""
         number = len(self.rounds)
         launched = self._ahead or self._launch(self.active)
-        self._ahead, prepared = None, None
+        self._ahead = None
         if self.gamma == 0:
             self._ahead = self._launch_after(launched)
-        else:
-            prepared = self._prepare(launched.sequences)
-        HERE.note(f"round {number}: accept")
-        verdict = self._read(launched.verdict)
-        if prepared and not any_ends(launched.sequences, verdict, self.eos_tokens):
+        elif prepared := self._prepare(launched.sequences):
             HERE.note(f"round {number + 1}: draft")
-            accepted = verdict[:, 0]
-            last = verdict[np.arange(len(verdict)), accepted + 1]
-            self._drafted = prepared(accepted, last)
-        record = self._commit(launched, verdict.tolist())
+            self._drafted = prepared(launched.verdict.rows)
+        HERE.note(f"round {number}: accept")
+        record = self._commit(launched, self._read(launched.verdict).tolist())
+        if self._drafted is not None:
+            rows = [row for row, one in enumerate(launched.sequences) if one.finish is None]
+            self._drafted = self._drafted.of_rows(rows)
         self.rounds.append(record)
         if not self.active:
-            self._ahead = None  # only sequences that met an end token
+            self._ahead = self._drafted = None  # only sequences that met an end token
         return record
 
     def _launch(self, active: list[SequenceState]) -> Launched:
@@ -229,8 +227,11 @@ class Engine:
         return self._verify_and_accept(active, last, proposal)
 
     def _prepare(self, active: list[SequenceState]) -> PreparedDraft | None:
-        """The next round's draft, or None if it cannot be prepared or there are too few pages."""
+        """The next round's draft, or None if it cannot be prepared, there are too few pages, or
+        every sequence may end."""
         width = self.gamma + 1
+        if all(sequence.room <= width for sequence in active):
+            return None
         try:
             for sequence in active:
                 # Without the room of a sequence that could not draft again.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,20 +36,6 @@ class Verdict:
             self._copied.synchronize()
         rows: NDArray[np.int64] = self._host.numpy()
         return rows
-
-
-def any_ends(
-    sequences: Sequence[SequenceState], rows: NDArray[np.int64], eos_tokens: frozenset[int]
-) -> bool:
-    """Whether a sequence reaches its maximum length or an end token with these rows."""
-    accepted, tokens = rows[:, 0], rows[:, 1:]
-    room = np.array([sequence.room for sequence in sequences])
-    if (accepted + 1 >= room).any():
-        return True
-    if not eos_tokens:
-        return False
-    ends = np.isin(tokens, list(eos_tokens))
-    return bool((ends & (np.arange(tokens.shape[1]) <= accepted[:, None])).any())
 
 
 @dataclass(frozen=True, slots=True)

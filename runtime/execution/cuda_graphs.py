@@ -17,7 +17,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.attention.base import Counts, PassLayout
@@ -44,6 +43,7 @@ class Captured(Generic[_Output]):
     passes: PlannedPasses
     output: _Output
     too_large: int = 0
+    choices: TableChoices | None = None  # of a draft phase
 
     def replay(self) -> _Output:
         """Launch it; the output is valid until the next replay."""
@@ -84,23 +84,31 @@ class GraphPasses:
         return self._replay_draft(captured, len(phase.cached))
 
     def prepare(self, choices: NextDraft, gamma: int, sampler: Sampler) -> PreparedDraft:
-        """The tables of all choices, if there is a graph that fits them."""
+        """The tables of all choices, if there is a graph that fits them all."""
         batch = len(choices.page_tables)
         longest = max(len(table) for tables in choices.page_tables for table in tables)
         key = (gamma, 1, choices.window_tokens, sampler.greedy)
         captured = self._fitting(self._drafts.get(key, ()), batch, longest)
+
+        def by_host(verdict: Tensor) -> Proposal:
+            return self.draft(choices.select(verdict), gamma, sampler)
+
         if captured is None:
-            return lambda accepted, last: self.draft(choices.select(accepted, last), gamma, sampler)
-        steps = np.arange(gamma)[:, None]
-        tables = TableChoices(
-            captured.passes.tables,
+            return by_host
+        if captured.choices is None:
+            captured.choices = TableChoices(captured.passes.tables, gamma + 1)
+        tables, steps = captured.choices, np.arange(gamma)[:, None]
+        fits = tables.prepare(
             choices.page_tables,
             kv_tokens=choices.cached[:, None] + 1 + steps,
             positions=choices.first_positions[:, None] + steps,
         )
+        if not fits:
+            return by_host
 
-        def launch(accepted: NDArray[np.int64], last: NDArray[np.int64]) -> Proposal:
-            tables.fill(accepted, last)
+        def launch(verdict: Tensor) -> Proposal:
+            accepted = verdict[:, 0]
+            tables.select(accepted, verdict.gather(1, accepted[:, None] + 1)[:, 0])
             return self._replay_draft(captured, batch)
 
         return launch

@@ -23,6 +23,13 @@ class Proposal:
     probabilities: Tensor | None = None
     drafted: Tensor | None = None
 
+    def of_rows(self, rows: list[int]) -> Proposal:
+        """The drafts of these sequences."""
+        if len(rows) == len(self.tokens):
+            return self
+        drawn = self.probabilities
+        return Proposal(self.tokens[rows], None if drawn is None else drawn[rows])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftPhase:
@@ -32,7 +39,7 @@ class DraftPhase:
     drawn before it. `cached` counts the tokens already in the pages.
     """
 
-    first_tokens: Sequence[Sequence[int]] | NDArray[np.int64]
+    first_tokens: Sequence[Sequence[int]]
     first_positions: Counts
     page_tables: Sequence[Sequence[int]]
     cached: Counts
@@ -62,8 +69,8 @@ class DraftPhase:
         ]
 
 
-# Launches a prepared phase; each sequence accepted so many drafts (B,) and then got a token (B,).
-PreparedDraft = Callable[[NDArray[np.int64], NDArray[np.int64]], Proposal]
+# Launches a prepared phase after a verdict (B, γ + 2) on the device; see `sampling`.
+PreparedDraft = Callable[[Tensor], Proposal]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,14 +92,14 @@ class NextDraft:
     first_positions: NDArray[np.int64]
     window_tokens: int | None = None
 
-    def select(self, accepted: NDArray[np.int64], last: NDArray[np.int64]) -> DraftPhase:
-        """The phase after each sequence accepted so many drafts (B,) and then got `last` (B,)."""
-        rows = np.arange(len(accepted))
-        choices = zip(self.page_tables, accepted.tolist(), strict=True)
+    def select(self, verdict: Tensor) -> DraftPhase:
+        """The phase after this verdict (B, γ + 2)."""
+        rows = [(row[0], row[row[0] + 1]) for row in verdict.tolist()]
+        counts, index = [count for count, _ in rows], np.arange(len(rows))
         return DraftPhase(
-            first_tokens=last[:, None],
-            first_positions=self.first_positions[accepted, rows],
-            page_tables=[tables[count] for tables, count in choices],
-            cached=self.cached[accepted, rows],
+            first_tokens=[[last] for _, last in rows],
+            first_positions=self.first_positions[counts, index],
+            page_tables=[t[count] for t, count in zip(self.page_tables, counts, strict=True)],
+            cached=self.cached[counts, index],
             window_tokens=self.window_tokens,
         )

@@ -51,7 +51,7 @@ class EagerPasses:
 
     def prepare(self, choices: NextDraft, gamma: int, sampler: Sampler) -> PreparedDraft:
         """Nothing is done in advance."""
-        return lambda accepted, last: self.draft(choices.select(accepted, last), gamma, sampler)
+        return lambda verdict: self.draft(choices.select(verdict), gamma, sampler)
 
     def draft(self, phase: DraftPhase, gamma: int, sampler: Sampler) -> Proposal:
         """All steps are planned before the first."""

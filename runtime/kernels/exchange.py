@@ -106,8 +106,8 @@ def _best_chunk_kernel(logits, keys, width, limit, first, CHUNK: tl.constexpr): 
     """The largest key of one chunk of a row, ordered by value, then by the lowest column."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     column = chunk * CHUNK + tl.arange(0, CHUNK)
-    tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
     value = tl.load(logits + row * width + column, mask=column < limit, other=-float("inf"))
     bits = value.to(tl.float32).to(tl.int32, bitcast=True)
     ordered = tl.where(bits < 0, bits ^ _INDEX, bits).to(tl.int64)
@@ -123,8 +123,8 @@ def _best_kernel(  # type: ignore[no-untyped-def]
     """The largest key over a row's chunks, then over ranks; no token has key 0."""
     row = tl.program_id(0).to(tl.int64)
     chunk = tl.arange(0, BLOCK)
-    tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
     low: tl.constexpr = -(2**63)
     best = tl.max(tl.load(keys + row * chunks + chunk, mask=chunk < chunks, other=low), axis=0)
     if RANKS > 1:

@@ -3,8 +3,8 @@
 A product may leave partial sums over ranges of the depth, which the next kernel adds up as it reads
 them, so that a matrix of few columns still keeps every multiprocessor loading. Values are rounded
 where `TorchOps` rounds, so that results agree to the last bits of the storage type. Each kernel is
-launched before its predecessor ends and waits for it on the device (programmatic dependent launch),
-which hides the launch latency.
+launched as soon as its predecessor's blocks run and waits for it on the device (programmatic
+dependent launch), which hides the launch latency.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ def _linear_kernel(  # type: ignore[no-untyped-def]
     inputs = x + m[None, :] * depth + k[:, None]
     inside_n, inside_m = (n < width)[:, None], (m < rows)[None, :]
     total = tl.zeros((BN, BM), dtype=tl.float32)
+    tl.extra.cuda.gdc_launch_dependents()
     tl.extra.cuda.gdc_wait()
     for _ in range(0, range_depth, BK):
         w = tl.load(weights, mask=inside_n, other=0.0, eviction_policy="evict_first")
@@ -54,7 +55,6 @@ def _linear_kernel(  # type: ignore[no-untyped-def]
         total = tl.dot(w, v, total)
         weights += BK
         inputs += BK
-    tl.extra.cuda.gdc_launch_dependents()
     place = out + part * rows * width + m[None, :] * width + n[:, None]
     tl.store(place, total.to(out.dtype.element_ty), mask=inside_n & inside_m)
 
@@ -99,8 +99,8 @@ def _add_norm_kernel(  # type: ignore[no-untyped-def]
     inside = column < width
     scale = tl.load(weight + column, mask=inside, other=0.0)
     kind: tl.constexpr = out.dtype.element_ty
-    tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
     value = summed(x + row * width + column, inside, stride, PARTS, kind)
     if ADD:
         held = tl.load(residual + row * width + column, mask=inside, other=0.0)
@@ -134,8 +134,8 @@ def _silu_mul_kernel(  # type: ignore[no-untyped-def]
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     kind: tl.constexpr = out.dtype.element_ty
-    tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
     gate = summed(x + row * 2 * width + column, inside, stride, PARTS, kind)
     up = summed(x + row * 2 * width + width + column, inside, stride, PARTS, kind)
     wide = gate.to(tl.float32)
@@ -191,8 +191,8 @@ def _place_kernel(  # type: ignore[no-untyped-def]
     sin = tl.where(turned, tl.sin(angle) * factor, 0.0)
     slot = tl.load(slots + token).to(tl.int64)
     source = qkv + token * (QUERY_HEADS + 2 * KV_HEADS) * dim + head * dim + column
-    tl.extra.cuda.gdc_wait()
     tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
     first = summed(source, inside, stride, PARTS, kind)
     second = summed(source + HALF, inside, stride, PARTS, kind)
     if NORM:

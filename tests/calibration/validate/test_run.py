@@ -84,6 +84,7 @@ def two_ranks(seed: int, gpu: str) -> CaseFile:
         ("cases-h200-tp2-seed2115.json", lambda: two_ranks(2115, "h100-sxm")),
         ("cases-h100-tp2-seed2117.json", lambda: two_ranks(2117, "h100-sxm")),
         ("cases-h200-seed31.json", lambda: sample_cases(SampleOptions(seed=31))),
+        ("cases-h200-seed2914.json", lambda: sample_cases(SampleOptions(seed=2914))),
         ("cases-h200-tp2-seed2118.json", lambda: two_ranks(2118, "h200")),
         (
             "cases-h100-tp2-rounds-seed2119.json",

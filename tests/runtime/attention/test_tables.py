@@ -17,7 +17,7 @@ from runtime.attention.paged_cache import PagedCache
 from runtime.attention.reference import ReferenceAttention
 from runtime.attention.tables import AttentionShape, DeviceTables, PassTables
 
-PAGE, ROOM = 4, 64
+PAGE, ROOM = 4, 1024
 
 
 def reference() -> ReferenceAttention:
@@ -97,6 +97,25 @@ def test_slots_and_positions_equal_the_reference(
         assert (one.last_page + (ROOM - 1) * PAGE).tolist() == list(layout.kv_tokens)
 
 
+def check_blocks(one: DeviceTables, queries: list[int], kv: list[int]) -> None:
+    """Every tile's ranges cover its KV once, if it is split."""
+    if not one.grid.split:  # lengths change nothing in the blocks
+        return
+    requests, tiles, ranges, outputs, (range_tokens,), _, merges = visible_blocks(one)
+    cuts = [-(-count // range_tokens) for count in kv]
+    tile_counts = [-(-2 * count // one.grid.tile_rows) for count in queries]
+    assert list(zip(requests, tiles, ranges, strict=True)) == [
+        (row, tile, cut)
+        for row in range(len(queries))
+        for tile in range(tile_counts[row])
+        for cut in range(cuts[row])
+    ]
+    rows = [cuts[row] for row, count in enumerate(queries) for _ in range(count)]
+    assert merges == [0, *itertools.accumulate(rows)]
+    parts = [cut * count for cut, count in zip(cuts, queries, strict=True)]
+    assert outputs == [0, *itertools.accumulate(parts)]
+
+
 @given(phases())
 @settings(max_examples=60, deadline=None)
 def test_after_refills_blocks_cover_every_page_once(
@@ -109,20 +128,7 @@ def test_after_refills_blocks_cover_every_page_once(
     for step, one in enumerate(used.passes):
         kv = [count + step for count in rounds[2]]
         assert (one.last_page + (ROOM - 1) * PAGE).tolist() == kv
-        if one.grid.split:  # otherwise lengths change nothing in the blocks
-            requests, tiles, ranges, outputs, (range_tokens,), _, merges = visible_blocks(one)
-            cuts = [-(-count // range_tokens) for count in kv]
-            tile_counts = [-(-2 * count // one.grid.tile_rows) for count in queries]
-            assert list(zip(requests, tiles, ranges, strict=True)) == [
-                (row, tile, cut)
-                for row in range(len(queries))
-                for tile in range(tile_counts[row])
-                for cut in range(cuts[row])
-            ]
-            rows = [cuts[row] for row, count in enumerate(queries) for _ in range(count)]
-            assert merges == [0, *itertools.accumulate(rows)]
-            parts = [cut * count for cut, count in zip(cuts, queries, strict=True)]
-            assert outputs == [0, *itertools.accumulate(parts)]
+        check_blocks(one, queries, kv)
 
 
 @given(phases(), st.data())
@@ -138,17 +144,22 @@ def test_a_choice_among_prepared_lengths_equals_filling_them(
     prepared, filled = tables_of(first), tables_of(first)
     prepared.fill(first)
     filled.fill(first)
-    tables = [layouts_of(ones, kv, 1)[0].page_tables for kv in rounds]
-    shifted = [[[page + index for page in row] for row in tables[index]] for index in range(3)]
+    more = data.draw(st.lists(st.integers(0, 6), min_size=3, max_size=3))
+    counts = np.minimum(rounds[0], PAGE * ROOM - 10) + np.sort(more)[:, None]
+    tables = layouts_of(ones, rounds[0], 1)[0].page_tables
+    shifted = [[[page + index for page in row] for row in tables] for index in range(3)]
     vary = data.draw(st.lists(st.booleans(), min_size=batch, max_size=batch))
     pages = [
-        [shifted[index][row] if vary[row] else tables[0][row] for index in range(3)]
+        [shifted[index][row] if vary[row] else tables[row] for index in range(3)]
         for row in range(batch)
     ]
-    kv = np.array(rounds)[:, None] + np.arange(steps)[:, None]
-    choices = TableChoices(prepared, pages, kv, 3 * kv)
+    kv = counts[:, None] + np.arange(steps)[:, None]
+    choices = TableChoices(prepared, 3)
     choice = data.draw(st.lists(st.integers(0, 2), min_size=batch, max_size=batch))
-    choices.fill(np.array(choice), np.arange(batch))
+    if not choices.prepare(pages, kv, 3 * kv):
+        assert prepared.passes[0].grid.split
+        return
+    choices.select(torch.tensor(choice), torch.arange(batch))
     chosen = kv[choice, :, range(batch)]  # (batch, steps)
     layouts = [
         PassLayout(
@@ -165,8 +176,20 @@ def test_a_choice_among_prepared_lengths_equals_filling_them(
         assert one.positions.tolist() == other.positions.tolist()
         assert one.last_page.tolist() == other.last_page.tolist()
         assert one.pages.tolist() == other.pages.tolist()
-        assert visible_blocks(one) == visible_blocks(other)
+        lengths = one.last_page + (ROOM - 1) * PAGE
+        check_blocks(one, [1] * (batch + idle), lengths.tolist())
     assert prepared.tokens.tolist() == filled.tokens.tolist()
+
+
+def test_choices_that_need_different_blocks_are_not_prepared() -> None:
+    layouts = layouts_of([1], [4000], 1)
+    tables = tables_of(layouts)
+    tables.fill(layouts)
+    assert tables.passes[0].grid.split
+    pages = [[layouts[0].page_tables[0]] * 2]
+    for fewest, same in ((3999, True), (400, False)):
+        kv = np.array([fewest, 4000])[:, None, None]
+        assert TableChoices(tables, 2).prepare(pages, kv, kv) == same
 
 
 def test_runs_are_consecutive_layouts_with_the_same_query_counts() -> None:

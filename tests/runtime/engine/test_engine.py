@@ -46,7 +46,9 @@ def test_the_host_reads_the_device_once_a_round(
     with counted_reads(monkeypatch) as reads:
         for _ in range(3):
             engine.round()
-    assert reads == ["numpy"] * 3
+    # Without graphs, the host also selects the tables of the next self-draft.
+    selects = ["tolist"] if draft.startswith("self") else []
+    assert reads == [*selects, "numpy"] * 3
 
 
 def started(draft: str, gamma: int = 3) -> Engine:
@@ -112,14 +114,14 @@ def test_a_plain_step_without_pages_waits_for_the_one_before_it() -> None:
     assert engine.run_to_end(ttft_s=0.0).sequences == run(case).sequences
 
 
-def test_a_self_draft_begins_before_tokens_are_appended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_self_draft_begins_before_the_verdict_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = random_prompts((9, 5), seed=3)
     case = Case(
         family="llama-2", prompts=prompts, new_tokens=(9, 4), draft="self-full", gamma=2
     )  # three, then one token of each sequence, and the second one ends
     engine, events = build(case), list[str]()
     engine.start(case.prompts, case.new_tokens)
-    for owner, name in ((engine.passes, "draft"), (engine, "_commit")):
+    for owner, name in ((engine.passes, "draft"), (engine, "_read")):
         original = getattr(owner, name)
 
         def spy(*arguments: Any, name: str = name, original: Any = original) -> Any:
@@ -127,9 +129,11 @@ def test_a_self_draft_begins_before_tokens_are_appended(monkeypatch: pytest.Monk
             return original(*arguments)
 
         monkeypatch.setattr(owner, name, spy)
-    engine.run_to_end(ttft_s=0.0)
-    # The second sequence ends in the first round, so its drafts depend on the pages that it frees.
-    assert events == ["draft", "_commit", "draft", "draft", "_commit", "_commit"]
+    result = engine.run_to_end(ttft_s=0.0)
+    # The second sequence ends in the first round, and the first one in the third.
+    assert events == ["draft", *["draft", "_read"] * 2, "_read"]
+    assert result.sequences == run(replace(case, draft="none")).sequences
+    assert engine.cache.free_pages == engine.cache.pages
 
 
 def test_without_pages_for_the_next_draft_a_round_is_committed_first(
@@ -146,8 +150,9 @@ def test_without_pages_for_the_next_draft_a_round_is_committed_first(
     prepared, prepare = list[bool](), Engine._prepare
 
     def spy(engine: Engine, active: Any) -> Any:
+        ending = all(sequence.room <= 4 for sequence in active)  # then nothing is drafted ahead
         found = prepare(engine, active)
-        prepared.append(found is not None)
+        prepared.append(found is not None or ending)
         return found
 
     monkeypatch.setattr(Engine, "_prepare", spy)

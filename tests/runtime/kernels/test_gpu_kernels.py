@@ -39,7 +39,7 @@ def relative_error(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("heads", [(8, 8), (8, 2), (8, 1), (28, 4)])
 @pytest.mark.parametrize("window", [None, 100])
 def test_flashinfer_equals_the_reference(

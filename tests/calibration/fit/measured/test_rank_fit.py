@@ -159,12 +159,14 @@ def test_the_ring_of_the_l40_machine_is_the_fit_to_one_published_row() -> None:
     assert max(map(abs, errors.values())) < 0.07
 
 
-# Two sets on two GPUs whose rounds are those of an earlier engine, and the two blind sets.
+# Two sets on two GPUs with rounds of an earlier engine, two blind ones of the engine that was
+# fitted, and one of a later engine.
 OF_EARLIER_ROUNDS = ("steps-h200-tp2-seed2114", "steps-h200-tp2-seed2115")
 BLIND = ("steps-h200-seed31", "steps-h200-tp2-seed2118")
+LATER = ("steps-h200-seed2914",)
 
 
-@pytest.mark.parametrize("name", OF_EARLIER_ROUNDS + BLIND)
+@pytest.mark.parametrize("name", OF_EARLIER_ROUNDS + BLIND + LATER)
 def test_errors_of_held_out_steps_are_those_in_the_documents(name: str) -> None:
     """These times were never used in a fit; docs/results/accuracy.md has the errors."""
     header, steps = read_steps(MEASURED / f"{name}.jsonl")
@@ -172,6 +174,9 @@ def test_errors_of_held_out_steps_are_those_in_the_documents(name: str) -> None:
     most = {"target_step_s": 1.7, "verify_s": 2.6, "draft_step_s": 3.7}
     if name in BLIND:
         most = {"target_step_s": 1.3, "verify_s": 2.5, "draft_step_s": 2.7, "speedup": 2.4}
+    elif name in LATER:
+        most = {"target_step_s": 1.8, "verify_s": 2.2, "draft_step_s": 2.3, "speedup": 1.7}
+    if name not in OF_EARLIER_ROUNDS:
         assert found.coverage >= 0.95
     for quantity, percent in most.items():
         assert found.spreads()[quantity].median_absolute < percent
