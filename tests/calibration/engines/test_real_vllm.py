@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from calibration.engines.plan import PlanOptions, plan_run
+from calibration.engines.records import Point, Setup
 from calibration.engines.vllm_process import eagle3_config, engine_arguments
+from perfmodel import catalog
 from perfmodel.specs.draft_methods import eagle3_head
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -27,6 +29,22 @@ def test_vllm_accepts_every_argument_and_target(tmp_path: Path) -> None:
     for arguments in all_arguments(tmp_path):
         config = EngineArgs(**arguments).create_model_config()
         assert config.max_model_len == arguments["max_model_len"]
+
+
+@pytest.mark.parametrize(
+    "target", ["qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v2-lite", "gemma-3-27b", "llama-4-scout"]
+)
+def test_vllm_reads_the_config_of_other_architectures(target: str, tmp_path: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    setup = Setup(target=target, method="plain", gamma=0)
+    point = Point(setup=setup, batch=1, prompt_tokens=4096)
+    config = EngineArgs(**engine_arguments(setup, [point], tmp_path)).create_model_config()
+    assert config.is_moe == (catalog.model(target).experts is not None)
+    groups = getattr(config.hf_text_config, "n_group", 1)  # of experts; vLLM's layers need a number
+    assert isinstance(groups, int)
+    assert not MULTIMODAL_REGISTRY.supports_multimodal_inputs(config)
 
 
 def test_vllm_accepts_the_speculative_configuration(
@@ -59,3 +77,12 @@ def test_vllm_accepts_the_sampling_parameters() -> None:
     )
     assert (made.max_tokens, made.min_tokens, made.detokenize) == (8, 8, False)
     assert callable(LLM.get_metrics) and callable(LLM.generate)
+
+
+def test_vllm_gives_the_layers_of_a_mixture_their_logits_as_the_adapter_expects() -> None:
+    import inspect
+
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    names = list(inspect.signature(MoERunner._apply_quant_method).parameters)
+    assert names[:3] == ["self", "hidden_states", "router_logits"]
