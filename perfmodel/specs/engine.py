@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.specs.cuda_graphs import largest_multiple, replays_full_graph
+from perfmodel.specs.cuda_graphs import largest_multiple, padded_tokens, replays_full_graph
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 
@@ -172,6 +172,12 @@ class EngineProfile:
         full = replays_full_graph(batch, gamma, most=self.graph_tokens)
         piecewise = np.where(full, 0.0, self.piecewise_layer_s)
         return np.where(tokens > self.graph_tokens, self.eager_launch_s(tp), piecewise)
+
+    def graph_rows(self, tokens: Floats) -> Floats:
+        """Rows of a pass with so many tokens, including those that a default CUDA graph adds."""
+        if not self.default_graphs or not self.graph_tokens:
+            return tokens
+        return padded_tokens(tokens, most=self.graph_tokens)
 
     def mixed_launch_s(self, tokens: ArrayLike, *, tp: int) -> Floats:
         """Host seconds to launch one layer of a pass with so many tokens, some of prompts.

@@ -145,6 +145,24 @@ def test_time_does_not_fall_as_the_batch_grows() -> None:
     assert np.all(np.diff(seconds) >= -1e-12)
 
 
+@pytest.mark.parametrize(
+    "tokens, rows", [(1, 1), (3, 4), (26, 32), (32, 32), (500, 512), (600, 600)]
+)
+def test_experts_of_a_default_graph_are_read_by_its_padding_too(tokens: int, rows: int) -> None:
+    scenario = parse_scenario({"target": QWEN, "gpu": "h200", "engine": "vllm"}).scenario()
+    exact = target_rank(scenario)
+    assert exact.engine.graph_tokens == 512
+    padded = replace(exact, engine=exact.engine.changed(default_graphs=True))
+    for name in ("experts", "lm_head"):
+        of_graph, of_tokens, of_rows = (
+            part.seconds
+            for rank, batch in ((padded, tokens), (exact, tokens), (exact, rows))
+            for part in step(rank, batch).parts
+            if part.name == name
+        )
+        assert of_graph == (of_rows if name == "experts" else of_tokens)
+
+
 def test_verification_of_a_mixture_costs_more_than_that_of_a_dense_model_of_its_active_size() -> (
     None
 ):
