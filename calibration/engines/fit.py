@@ -33,6 +33,9 @@ OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 SWEEPS = 3  # most rounds of search and descent
 SCANNED = 8  # starting values over the range of a launch term; half as many of a step's host time
+# vLLM's Triton kernel over FlashAttention 3: 6 plain steps of Gemma-3-27B on one H200
+# (engine-vllm-0.26-h200-experts.jsonl), with all other terms those of the profile.
+PREFIX_ATTENTION_FACTOR = 2.16
 DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of their KV cache
 
 
@@ -150,6 +153,7 @@ def base_profile(records: EngineRecords) -> EngineProfile:
         streamingllm_is_view=False,
         draft_reads_round=True,
         default_graphs=True,
+        prefix_attention_factor=PREFIX_ATTENTION_FACTOR if records.engine == "vllm" else 1.0,
         gathers_logits=records.engine == "vllm",
         graph_tokens=float(plain.get("graph_tokens", 0)),
         prefill_chunk_tokens=int(plain.get("max_num_batched_tokens", 8192)),

@@ -85,6 +85,8 @@ def _attention(
     factor: Floats | float = (
         engine.attention_factor if whole_cache else engine.draft_attention_factor
     )
+    if engine.uses_other_attention(spec, gpu):
+        factor = factor * engine.prefix_attention_factor
     if engine.attention_tail_share:
         factor = factor * tail_ratio(
             batch * kv_heads,

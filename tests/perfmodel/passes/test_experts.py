@@ -238,6 +238,26 @@ def test_layers_with_a_window_read_as_much_as_a_cache_of_that_length() -> None:
     assert float(part.seconds) == pytest.approx(24 / 32 * float(short.seconds), rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    "target, gpu, slower",
+    [
+        ("gemma-3-27b", "h200", True),
+        ("gemma-3-27b", "b200", False),  # has FlashAttention 4
+        ("gemma-3-1b", "h200", False),  # reads no images
+    ],
+)
+def test_vllm_computes_the_attention_of_the_multimodal_gemma_with_a_slower_kernel(
+    target: str, gpu: str, slower: bool
+) -> None:
+    rank = target_rank(parse_scenario({"target": target, "gpu": gpu, "engine": "vllm"}).scenario())
+    alike = replace(rank, engine=rank.engine.changed(prefix_attention_factor=1.0))
+    seconds = {part.name: part.seconds for part in step(rank, 8).parts}
+    for part in step(alike, 8).parts:
+        is_attention = part.name in ("attention", "windowed_attention")
+        factor = rank.engine.prefix_attention_factor if slower and is_attention else 1.0
+        assert seconds[part.name] == pytest.approx(factor * part.seconds)
+
+
 def test_a_window_in_every_layer_is_that_of_the_model() -> None:
     one, other = rank_of(local(1024, layers=32)), rank_of(dense(sliding_window_tokens=1024))
     assert same(step(one, 8.0), step(other, 8.0), "attention")
