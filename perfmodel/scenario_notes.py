@@ -149,8 +149,8 @@ def _layer_notes(scenario: Scenario) -> list[str]:
         )
     if engine.uses_other_attention(target, gpu):
         notes.append(
-            f"engine {engine.name} computes the attention of {target.name} with a Triton kernel, "
-            f"of which only plain steps on an H200 were timed: rounds may take longer"
+            f"engine {engine.name} computes the attention of {target.name} with a Triton kernel "
+            f"that does not split long contexts in rounds; only plain steps on an H200 were timed"
         )
     sources = {
         False: "their times follow from bytes and FLOPs at the efficiency of dense layers",

@@ -65,6 +65,7 @@ class EngineProfile:
     verify_attention_factor: float = 1.0  # for passes over several query tokens, in addition
     # For images whose tokens see all others, which only FlashAttention 4 (Blackwell) supports.
     prefix_attention_factor: float = 1.0
+    prefix_attention_token_s: float = 0.0  # per cached token of a sequence that is not split
     # Share of the multiprocessors that reach the memory bandwidth, if the attention kernel runs a
     # last wave of blocks (`kernels.attention_tail`); 0 if it does not.
     attention_tail_share: float = 0.0

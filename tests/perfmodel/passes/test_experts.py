@@ -258,6 +258,18 @@ def test_vllm_computes_the_attention_of_the_multimodal_gemma_with_a_slower_kerne
         assert seconds[part.name] == pytest.approx(factor * part.seconds)
 
 
+def test_a_kernel_that_does_not_split_a_sequence_takes_as_long_for_each_of_its_tokens() -> None:
+    values = {"target": "gemma-3-27b", "gpu": "h200", "engine": "vllm"}
+    rank, context = target_rank(parse_scenario(values).scenario()), 100_000.0
+    layers, _ = rank.spec.attention_layers[0]
+    alone, rounds, nine = (
+        next(part.seconds for part in step(rank, batch, query, context).parts if part.name == name)
+        for batch, query, name in ((1, 1, "attention"), (1, 4, "attention"), (9, 1, "attention"))
+    )
+    least = layers * context * rank.engine.prefix_attention_token_s
+    assert alone < rounds <= nine and rounds == pytest.approx(least)
+
+
 def test_a_window_in_every_layer_is_that_of_the_model() -> None:
     one, other = rank_of(local(1024, layers=32)), rank_of(dense(sliding_window_tokens=1024))
     assert same(step(one, 8.0), step(other, 8.0), "attention")
