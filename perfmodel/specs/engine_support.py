@@ -28,6 +28,27 @@ _VLLM_METHODS = {
     "ngram": "ngram",
     "suffix": "suffix",
 }
+# Families of targets whose class in vLLM 0.26 lacks `SupportsEagle3`, by which a draft gets hidden
+# states of several layers: refused when the engine starts.
+_VLLM_WITHOUT_HIDDEN_STATES = frozenset(
+    {
+        "cohere",
+        "cohere2",
+        "ernie4_5_moe",
+        "exaone4",
+        "gemma3",
+        "gemma3_text",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "granite",
+        "mixtral",
+        "olmoe",
+        "phimoe",
+        "qwen2_moe",
+        "seed_oss",
+    }
+)
+READS_HIDDEN_STATES = ("eagle3", "p-eagle", "dflash")  # of several layers of the target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +69,7 @@ class EngineVersion:
     eager_drafts: frozenset[str] = frozenset()
     piecewise_drafts: frozenset[str] = frozenset()
     mixed_graphs: frozenset[str] = frozenset()
+    without_hidden_states: frozenset[str] = frozenset()  # families that give drafts none
     has_schedule: bool = False  # γ by batch size
     full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
     online_fp8: bool = True  # quantises bf16 checkpoints to fp8 when it loads them
@@ -78,6 +100,7 @@ VERSIONS = (
         label="vLLM 0.26",
         methods=_VLLM_METHODS,
         expert_parallel="all",
+        without_hidden_states=_VLLM_WITHOUT_HIDDEN_STATES,
         mixed_graphs=frozenset({"eagle3", "mtp", "dflash"}),
         piecewise_drafts=frozenset({"draft"}),
         has_schedule=True,
@@ -213,6 +236,9 @@ def draft_obstacle(
         return f"it has no self-speculation with {budget}"
     if plan.method is not None:
         if plan.draft in version.methods:
+            silent = target.family in version.without_hidden_states
+            if silent and plan.draft in READS_HIDDEN_STATES:
+                return f"its {target.family} models give no hidden states to {plan.draft} drafts"
             return None
         names = ", ".join(name for name in version.methods if name != "draft")
         return f"it has no built-in draft {plan.draft}, only {names}"

@@ -13,6 +13,7 @@ from calibration.engines.records import Point, Setup
 from calibration.engines.vllm_process import eagle3_config, engine_arguments
 from perfmodel import catalog
 from perfmodel.specs.draft_methods import eagle3_head
+from perfmodel.specs.engine_support import engine_version
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -86,3 +87,21 @@ def test_vllm_gives_the_layers_of_a_mixture_their_logits_as_the_adapter_expects(
 
     names = list(inspect.signature(MoERunner._apply_quant_method).parameters)
     assert names[:3] == ["self", "hidden_states", "router_logits"]
+
+
+def test_vllm_gives_hidden_states_of_the_families_that_the_catalog_says() -> None:
+    import importlib
+
+    from vllm.model_executor.models.interfaces import supports_eagle3
+    from vllm.model_executor.models.registry import _VLLM_MODELS
+
+    without, checked = engine_version("vllm", "0.26").without_hidden_states, 0
+    for name in catalog.model_names():
+        module, model = _VLLM_MODELS[catalog.model_config(name)["architectures"][0]][:2]
+        try:
+            loaded = importlib.import_module(f"vllm.model_executor.models.{module}")
+        except ImportError:  # of an optional package, or of a GPU's driver
+            continue
+        family, checked = catalog.model(name).family, checked + 1
+        assert supports_eagle3(getattr(loaded, model)) == (family not in without), name
+    assert checked >= 40
