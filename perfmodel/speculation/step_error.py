@@ -38,7 +38,8 @@ LAUNCH_LAYER_S = 0.8e-3  # the runtime's host takes 0.3 ms with one rank, up to 
 # Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
 PART_ERRORS = {
     # Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
-    # with power-law loads, the model left out of the fit (H100 and B200, bf16 and fp8; 0.17-0.21).
+    # with power-law loads, the model left out of the fit (H100, H200 and B200; bf16 0.18 to 0.21,
+    # fp8 0.15 to 0.16). Real routing of texts was not timed.
     "experts": 0.18,
     # Of NCCL's all-to-all, modelled as an all-gather of as many bytes: 0.15 to 0.28 on five GPUs, 2
     # to 8 ranks, 512 B to 537 MB (`specroof calibrate fit-tables`).
