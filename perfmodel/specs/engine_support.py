@@ -77,6 +77,10 @@ class EngineVersion:
     exports: bool = True  # `specroof export` writes its options
     whole_blocks: bool = True  # refuses to divide the blocks of fp8_block among ranks
 
+    def gives_states_to(self, draft: str, target: ModelSpec) -> bool:
+        """Whether a target hands its hidden states to a draft, or the draft needs none."""
+        return draft not in READS_HIDDEN_STATES or target.family not in self.without_hidden_states
+
 
 VERSIONS = (
     EngineVersion(  # the last one whose default engine is V0
@@ -236,10 +240,9 @@ def draft_obstacle(
         return f"it has no self-speculation with {budget}"
     if plan.method is not None:
         if plan.draft in version.methods:
-            silent = target.family in version.without_hidden_states
-            if silent and plan.draft in READS_HIDDEN_STATES:
-                return f"its {target.family} models give no hidden states to {plan.draft} drafts"
-            return None
+            if version.gives_states_to(plan.draft, target):
+                return None
+            return f"its {target.family} models give no hidden states to {plan.draft} drafts"
         names = ", ".join(name for name in version.methods if name != "draft")
         return f"it has no built-in draft {plan.draft}, only {names}"
     if plan.policy != DraftPolicy.FULL:
