@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import specroof
+from calibration.engines.records import read_engine_records
 from calibration.validate.served import faster_groups, served_groups
 from perfmodel import RoundEstimate, catalog, estimate, speedup_interval
 from perfmodel.passes.forward import forward_pass
@@ -38,6 +39,7 @@ TARGETS: list[tuple[str, dict[str, Any], str]] = [
     ("gemma-3-27b", H100 | {"tp": 1}, "self"),
 ]
 POINTS = ((1, 3), (32, 1), (32, 3))  # batch, γ
+MEASURED = Path(__file__).parents[1] / "calibration" / "measured"
 PUBLISHED = Path(__file__).parents[1] / "tests" / "perfmodel" / "specs" / "published_sizes.csv"
 NAMES = {"VLLM": "vLLM", "TRTLLM": "TensorRT-LLM"}
 
@@ -238,9 +240,46 @@ def faster() -> Iterator[str]:
         )
 
 
+def measured() -> Iterator[str]:
+    """vLLM's steps and rounds, and errors of what was predicted before they were measured."""
+    timed = read_engine_records([MEASURED / "engine-vllm-0.26-h200-experts.jsonl"]).points
+    seconds = {record.point.id: record.seconds for record in timed}
+    setups = {record.point.setup.key: record.point.setup for record in timed}
+    lines = (MEASURED / "predicted-vllm-0.26-h200-experts.csv").read_text(encoding="utf-8")
+    rows: dict[tuple[str, int, int], dict[str, tuple[float, float, float]]] = {}
+    for line in csv.DictReader(lines.splitlines()):
+        key = f"{line['target']}/{line['method']}-none-{line['gamma']}/tp1"
+        batch, prompt = int(line["batch"]), int(line["prompt_tokens"])
+        if (point := f"{key}/{batch}x{prompt}") in seconds:
+            passes = float(line["T_V_s"] or line["T_T_s"])
+            values = seconds[point], float(line["default_graphs_s"]), passes
+            rows.setdefault((line["target"], batch, prompt), {})[setups[key].method] = values
+    columns = "target", "batch", "prompt", "plain step (ms)", "error", "round, γ 3 (ms)", "error"
+    yield from header(*columns, "T_V/T_T", "predicted")
+    for (target, batch, prompt), by_method in sorted(rows.items()):
+        cells: list[object] = [target, batch, f"{prompt:,}"]
+        for took, predicted, _ in by_method.values():
+            cells += [f"{1e3 * took:.2f}", f"{100 * (predicted / took - 1):+.1f}"]
+        if "ngram" in by_method:
+            (step, _, target_s), (whole, predicted, verify_s) = by_method.values()
+            host_s = predicted - verify_s
+            cells += [f"{(whole - host_s) / step:.2f}", f"{verify_s / target_s:.2f}"]
+        yield row(*cells, *[""] * (9 - len(cells)))
+
+
 def tables() -> str:
     """The tables as Markdown."""
-    makers = (sizes, verification, break_even, one_expert, targets, sources, served, faster)
+    makers = (
+        sizes,
+        verification,
+        break_even,
+        one_expert,
+        targets,
+        sources,
+        measured,
+        served,
+        faster,
+    )
     return "\n\n".join("\n".join(make()) for make in makers)
 
 

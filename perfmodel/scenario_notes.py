@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 # Least KV budget in the runtime: one page of 16 tokens and the sink, or SnapKV's window.
 LEAST_BUDGET = {DraftPolicy.STREAMINGLLM: 32, DraftPolicy.SNAPKV: 48}
 
+# Steps of models that `specroof run` does not implement, by engine and GPU
+# (calibration/measured/engine-*-experts.jsonl).
+MEASURED_STEPS = {
+    ("vllm-0.26", "h200", "gemma-3-27b"): "plain steps",
+    ("vllm-0.26", "h200", "qwen3-30b-a3b"): "plain steps and n-gram rounds, with uniform routing,",
+}
+
 
 def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
     """Caveats of a prediction, one sentence each."""
@@ -118,7 +125,7 @@ def _vendor_note(scenario: Scenario) -> str:
 def _graph_notes(scenario: Scenario) -> list[str]:
     """What the engine's default CUDA graphs would cost at this batch."""
     plan, batch = scenario.plan, scenario.workload.batch
-    if scenario.target.experts is not None:  # run by another path, which was not measured
+    if scenario.target.experts is not None:  # V1 of vLLM's model runner has other graphs
         return []
     method = plan.draft if plan.method else "draft" if plan.speculates else "plain"
     layer_s = float(
@@ -131,10 +138,19 @@ def _layer_notes(scenario: Scenario) -> list[str]:
     """Warnings about layers that no engine of this project has run, or no one measured."""
     target, curves = scenario.target, scenario.kernels
     notes = []
+    engine, gpu = scenario.engine, scenario.machine.gpu
     if target.family:
+        supported = "no measured step supports this prediction"
+        if steps := MEASURED_STEPS.get((engine.name, gpu.name, target.name)):
+            supported = f"its {steps} were measured with {engine.name} at TP 1"
         notes.append(
-            f"`specroof run` does not implement {target.name} (model_type {target.family}): no "
-            f"measured step supports this prediction"
+            f"`specroof run` does not implement {target.name} (model_type {target.family}): "
+            f"{supported}"
+        )
+    if engine.uses_other_attention(target, gpu):
+        notes.append(
+            f"engine {engine.name} computes the attention of {target.name} with a Triton kernel "
+            f"that does not split long contexts in rounds; only plain steps on an H200 were timed"
         )
     sources = {
         False: "their times follow from bytes and FLOPs at the efficiency of dense layers",

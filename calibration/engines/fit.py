@@ -33,6 +33,10 @@ OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 SWEEPS = 3  # most rounds of search and descent
 SCANNED = 8  # starting values over the range of a launch term; half as many of a step's host time
+# vLLM's Triton kernel over FlashAttention 3, and its time per token of a sequence that it does not
+# split: 6 plain steps of Gemma-3-27B on one H200 (engine-vllm-0.26-h200-experts.jsonl), of which 3
+# are not split, with all other terms those of the profile.
+PREFIX_ATTENTION = {"prefix_attention_factor": 2.16, "prefix_attention_token_s": 60e-9}
 DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of their KV cache
 
 
@@ -141,7 +145,7 @@ def base_profile(records: EngineRecords) -> EngineProfile:
         for method in methods
     )
     plain = records.facts("plain")
-    return replace(
+    profile = replace(
         engine_profile("kernels", gpu),
         name=records.name,
         origin=Origin.FITTED,
@@ -156,6 +160,7 @@ def base_profile(records: EngineRecords) -> EngineProfile:
         reserved_bytes=reserved_bytes(records),
         host=hosts,
     )
+    return profile.changed(**PREFIX_ATTENTION) if records.engine == "vllm" else profile
 
 
 def reserved_bytes(records: EngineRecords) -> float:

@@ -19,6 +19,7 @@ from itertools import islice
 from calibration.engines.records import Point, Setup
 from perfmodel import ConfigError, RoundEstimate, Scenario, catalog, estimate, parse_scenario
 from perfmodel.specs import METHODS as DRAFT_METHODS
+from perfmodel.specs import named_version
 
 BATCH = (1, 128)
 CONTEXT = (1024, 65_536)
@@ -244,6 +245,8 @@ def _drafting(options: PlanOptions, rng: random.Random) -> Iterator[Setup]:
         for method in options.methods:
             for target in options.targets:
                 if method == "draft" and not (options.draft or _draft_names(target)):
+                    continue
+                if not named_version("vllm").gives_states_to(method, catalog.model(target)):
                     continue
                 yield _setup(options, target, method, orders[method][turn])
 

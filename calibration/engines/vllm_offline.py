@@ -11,6 +11,10 @@ look-up finds a continuation. Every draft is accepted (`synthetic_acceptance_rat
 all sequences have the same length. Rounds are derived from vLLM's counters: each yields the
 accepted drafts and one token of the target.
 
+Random weights send equal tokens to equal experts, and the drafts of a sequence repeat a few tokens.
+So that a pass reads as many experts as with uniform routing, each layer and row of a decoding pass
+has its own random routing logits, which replace those that the layer has computed.
+
 Of `specroof calibrate traffic`, a job has runs instead of points. A run adds its requests as they
 arrive, and reports when each had its first and its last token, in seconds from the first arrival.
 """
@@ -29,6 +33,7 @@ from typing import Any
 PERIOD_TOKENS = 97
 FIRST_TOKEN, LAST_TOKEN = 1000, 30_000  # of random prompts: ordinary tokens of any vocabulary
 WARM_REQUESTS, WARM_TOKENS = 12, 48  # of a run, served before it
+ROUTED_ROWS = 2048  # of a pass; longer ones have prompts, and are not timed
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -42,8 +47,12 @@ def main(job_path: str, out_path: str) -> None:
         job = json.load(file)
     with open(out_path, "a", encoding="utf-8") as out:
         started = time.perf_counter()
+        spread = spread_experts()
         llm = _engine(job["engine"])
-        _write(out, {"start": time.perf_counter() - started, "facts": facts(llm)})
+        chosen = facts(llm)
+        if chosen.get("mixture"):
+            chosen["routing"] = "uniform" if spread else "of the random weights"
+        _write(out, {"start": time.perf_counter() - started, "facts": chosen})
         points, runs = job.get("points", []), job.get("runs", [])
         lengths = [point["prompt_tokens"] for point in points]
         prompts = Prompts(max([*lengths, *(row[1] for run in runs for row in run["requests"])]))
@@ -146,6 +155,32 @@ def _serve(llm: Any, prompts: Prompts, rows: list[Any], first: int) -> list[list
     return times
 
 
+def spread_experts() -> bool:
+    """Have each layer of a mixture route each row by random logits; whether vLLM allows it.
+
+    To be called before the engine starts, whose processes are forks of this one. The layer computes
+    its own logits, too, so a pass has the same kernels as without this.
+    """
+    try:
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+        apply = MoERunner._apply_quant_method
+    except (ImportError, AttributeError):
+        return False
+    logits: dict[int, Any] = {}
+
+    def spread(layer: Any, hidden_states: Any, router_logits: Any, *rest: Any, **more: Any) -> Any:
+        rows, experts = router_logits.shape
+        if id(layer) not in logits:  # in a pass that only measures memory, before any CUDA graph
+            logits[id(layer)] = router_logits.new_empty(ROUTED_ROWS, experts).normal_()
+        if rows <= ROUTED_ROWS:
+            router_logits = logits[id(layer)][:rows]
+        return apply(layer, hidden_states, router_logits, *rest, **more)
+
+    MoERunner._apply_quant_method = spread
+    return True
+
+
 def facts(llm: Any) -> dict[str, Any]:
     """Settings that the engine chose, as far as it reports them."""
     import torch
@@ -165,6 +200,7 @@ def facts(llm: Any) -> dict[str, Any]:
         "kv_cache_blocks": "cache_config.num_gpu_blocks",
         "block_tokens": "cache_config.block_size",
         "v2_model_runner": "use_v2_model_runner",
+        "mixture": "model_config.is_moe",
         "cascade_attention_off": "model_config.disable_cascade_attn",
     }.items():
         value = config

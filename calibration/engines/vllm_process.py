@@ -77,15 +77,18 @@ def engine_arguments(setup: Setup, points: Sequence[Point], folder: Path) -> dic
 
     Raises `ConfigError` if the method cannot be started with random weights.
     """
+    model = model_folder(setup.target, folder)
     room = (LONG_ROUNDS + 1) * (max(setup.gamma, LEAST_ROOM_DRAFTS) + 1) + MARGIN_TOKENS
     arguments = {
-        "model": str(model_folder(setup.target, folder)),
+        "model": str(model),
         "load_format": "dummy",
         "skip_tokenizer_init": True,
         "max_model_len": max(point.prompt_tokens for point in points) + room,
         "tensor_parallel_size": setup.tp,
         "disable_log_stats": False,
     }
+    if "text_config" in json.loads((model / "config.json").read_text(encoding="utf-8")):
+        arguments["language_model_only"] = True  # no image encoder: it needs more files
     if setup.exported_graphs:
         arguments["cudagraph_capture_sizes"] = _exported_graphs(setup, points)
     speculative = speculative_config(setup, folder)

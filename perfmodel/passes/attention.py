@@ -22,6 +22,9 @@ from perfmodel.specs.labels import Bound, Origin
 
 WINDOW_TILE = 128  # tokens
 _BF16_BYTES = 2.0
+# vLLM's Triton kernel has one block per sequence and KV head if these are more than so many, or if
+# sequences have several new tokens (`unified_attention` in vllm/v1/attention/ops of 0.26).
+UNSPLIT_BLOCKS = 128
 
 
 def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, Origin]:
@@ -85,6 +88,11 @@ def _attention(
     factor: Floats | float = (
         engine.attention_factor if whole_cache else engine.draft_attention_factor
     )
+    least_s: Floats | float = 0.0
+    if engine.uses_other_attention(spec, gpu):
+        factor = factor * engine.prefix_attention_factor
+        unsplit = (query > 1) | (batch * kv_heads > UNSPLIT_BLOCKS)
+        least_s = np.where(unsplit, kv * engine.prefix_attention_token_s, 0.0)
     if engine.attention_tail_share:
         factor = factor * tail_ratio(
             batch * kv_heads,
@@ -102,7 +110,7 @@ def _attention(
     memory_s = kv_bytes / gpu.hbm_bandwidth
     return Part(
         "attention",
-        np.maximum(layers * factor * seconds, memory_s),
+        np.maximum(layers * np.maximum(factor * seconds, least_s), memory_s),
         layers * flops / gpu.peak_flops,
         memory_s,
         Bound.KV,

@@ -26,10 +26,14 @@ PERMUTE_KERNELS = 4  # choice of experts, sorting of tokens, gather, weighted su
 
 
 def expert_parts(rank: Rank, rows: Floats) -> list[Part]:
-    """The routed experts of a pass with `rows` tokens; empty for dense models."""
+    """The routed experts of a pass with `rows` tokens; empty for dense models.
+
+    Rows that pad a pass to the size of its CUDA graph choose experts, too.
+    """
     experts = rank.spec.experts
     if experts is None:
         return []
+    rows = rank.engine.graph_rows(rows)
     parts = [_grouped_gemms(rank, experts, rows)]
     if rank.curves.experts_curve(rank.expert_dtype) is None:
         parts.append(_permutation(rank, experts, rows))

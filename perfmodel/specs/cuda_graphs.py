@@ -49,6 +49,17 @@ def replays_full_graph(batch: ArrayLike, gamma: ArrayLike, *, most: float) -> ND
     return np.asarray((tokens <= most) & (multiple <= np.minimum(nearest, most)))
 
 
+def padded_tokens(tokens: ArrayLike, *, most: float) -> NDArray[np.float64]:
+    """Tokens of the smallest default graph that holds a pass, or of the pass if none does.
+
+    vLLM leaves the tokens of earlier passes in the rows that it adds, and only attention skips
+    them. Sizes are not rounded up to multiples of γ + 1 here. `most` is that of the largest graph.
+    """
+    exact = np.asarray(tokens, dtype=float)
+    whole = np.ceil(np.minimum(exact, most)).astype(np.int64)
+    return np.where(exact <= most, _smallest(captured_sizes(int(most)), whole), exact)
+
+
 def largest_multiple(gamma: ArrayLike, *, most: float) -> NDArray[np.int64]:
     """Tokens of the largest graph if default sizes are rounded up to multiples of γ + 1.
 

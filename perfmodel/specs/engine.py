@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel._typing import Floats
-from perfmodel.specs.cuda_graphs import largest_multiple, replays_full_graph
+from perfmodel.specs.cuda_graphs import largest_multiple, padded_tokens, replays_full_graph
 from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
+from perfmodel.specs.model import ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +63,9 @@ class EngineProfile:
     attention_factor: float = 1.0  # for attention over the whole cache
     draft_attention_factor: float = 1.0  # for attention over a draft's small cache
     verify_attention_factor: float = 1.0  # for passes over several query tokens, in addition
+    # For images whose tokens see all others, which only FlashAttention 4 (Blackwell) supports.
+    prefix_attention_factor: float = 1.0
+    prefix_attention_token_s: float = 0.0  # per cached token of a sequence that is not split
     # Share of the multiprocessors that reach the memory bandwidth, if the attention kernel runs a
     # last wave of blocks (`kernels.attention_tail`); 0 if it does not.
     attention_tail_share: float = 0.0
@@ -172,6 +176,21 @@ class EngineProfile:
         full = replays_full_graph(batch, gamma, most=self.graph_tokens)
         piecewise = np.where(full, 0.0, self.piecewise_layer_s)
         return np.where(tokens > self.graph_tokens, self.eager_launch_s(tp), piecewise)
+
+    def uses_other_attention(self, spec: ModelSpec, gpu: GPU) -> bool:
+        """Whether the engine computes attention with a slower kernel than for most models.
+
+        vLLM does so for the multimodal Gemma-3, whatever the prompt (`FlashAttentionBackend` in
+        vllm/v1/attention/backends/flash_attn.py of 0.26).
+        """
+        older = gpu.architecture in ("ampere", "ada", "hopper")
+        return self.prefix_attention_factor != 1.0 and older and spec.family == "gemma3"
+
+    def graph_rows(self, tokens: Floats) -> Floats:
+        """Rows of a pass with so many tokens, including those that a default CUDA graph adds."""
+        if not self.default_graphs or not self.graph_tokens:
+            return tokens
+        return padded_tokens(tokens, most=self.graph_tokens)
 
     def mixed_launch_s(self, tokens: ArrayLike, *, tp: int) -> Floats:
         """Host seconds to launch one layer of a pass with so many tokens, some of prompts.

@@ -28,6 +28,27 @@ _VLLM_METHODS = {
     "ngram": "ngram",
     "suffix": "suffix",
 }
+# Families of targets whose class in vLLM 0.26 lacks `SupportsEagle3`, by which a draft gets hidden
+# states of several layers: refused when the engine starts.
+_VLLM_WITHOUT_HIDDEN_STATES = frozenset(
+    {
+        "cohere",
+        "cohere2",
+        "ernie4_5_moe",
+        "exaone4",
+        "gemma3",
+        "gemma3_text",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "granite",
+        "mixtral",
+        "olmoe",
+        "phimoe",
+        "qwen2_moe",
+        "seed_oss",
+    }
+)
+READS_HIDDEN_STATES = ("eagle3", "p-eagle", "dflash")  # of several layers of the target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +71,7 @@ class EngineVersion:
     eager_drafts: frozenset[str] = frozenset()
     piecewise_drafts: frozenset[str] = frozenset()
     mixed_graphs: frozenset[str] = frozenset()
+    without_hidden_states: frozenset[str] = frozenset()  # families that give drafts none
     has_schedule: bool = False  # γ by batch size
     full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
     schedule_loses_steps: frozenset[str] = frozenset()  # of these, draft steps lose some
@@ -57,6 +79,10 @@ class EngineVersion:
     expert_parallel: Literal["", "all", "any"] = ""  # groups of ranks: those of TP, or any divisor
     exports: bool = True  # `specroof export` writes its options
     whole_blocks: bool = True  # refuses to divide the blocks of fp8_block among ranks
+
+    def gives_states_to(self, draft: str, target: ModelSpec) -> bool:
+        """Whether a target hands its hidden states to a draft, or the draft needs none."""
+        return draft not in READS_HIDDEN_STATES or target.family not in self.without_hidden_states
 
 
 VERSIONS = (
@@ -81,6 +107,7 @@ VERSIONS = (
         label="vLLM 0.26",
         methods=_VLLM_METHODS,
         expert_parallel="all",
+        without_hidden_states=_VLLM_WITHOUT_HIDDEN_STATES,
         mixed_graphs=frozenset({"eagle3", "mtp", "dflash"}),
         piecewise_drafts=frozenset({"draft"}),
         has_schedule=True,
@@ -217,7 +244,9 @@ def draft_obstacle(
         return f"it has no self-speculation with {budget}"
     if plan.method is not None:
         if plan.draft in version.methods:
-            return None
+            if version.gives_states_to(plan.draft, target):
+                return None
+            return f"its {target.family} models give no hidden states to {plan.draft} drafts"
         names = ", ".join(name for name in version.methods if name != "draft")
         return f"it has no built-in draft {plan.draft}, only {names}"
     if plan.policy != DraftPolicy.FULL:

@@ -125,3 +125,17 @@ def test_the_draft_is_a_small_model_of_the_same_tokenizer() -> None:
 def test_options_that_allow_no_plan_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_run(replace(H200, **changes))  # type: ignore[arg-type]
+
+
+def test_methods_that_vllm_does_not_run_with_a_target_are_not_planned() -> None:
+    methods = {
+        target: {
+            setup.method
+            for setup in plan_run(
+                PlanOptions(gpu="h200", targets=(target,), minutes=30, context=(1024, 4096))
+            ).setups
+        }
+        for target in ("gemma-3-27b", "qwen3-30b-a3b")
+    }
+    assert "eagle3" in methods["qwen3-30b-a3b"] and "ngram" in methods["gemma-3-27b"]
+    assert "eagle3" not in methods["gemma-3-27b"]

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from calibration.engines.plan import PlanOptions, plan_run
+from calibration.engines.records import Point, Setup
 from calibration.engines.vllm_process import eagle3_config, engine_arguments
+from perfmodel import catalog
 from perfmodel.specs.draft_methods import eagle3_head
+from perfmodel.specs.engine_support import engine_version
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -27,6 +30,22 @@ def test_vllm_accepts_every_argument_and_target(tmp_path: Path) -> None:
     for arguments in all_arguments(tmp_path):
         config = EngineArgs(**arguments).create_model_config()
         assert config.max_model_len == arguments["max_model_len"]
+
+
+@pytest.mark.parametrize(
+    "target", ["qwen3-30b-a3b", "gpt-oss-120b", "deepseek-v2-lite", "gemma-3-27b", "llama-4-scout"]
+)
+def test_vllm_reads_the_config_of_other_architectures(target: str, tmp_path: Path) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+
+    setup = Setup(target=target, method="plain", gamma=0)
+    point = Point(setup=setup, batch=1, prompt_tokens=4096)
+    config = EngineArgs(**engine_arguments(setup, [point], tmp_path)).create_model_config()
+    assert config.is_moe == (catalog.model(target).experts is not None)
+    groups = getattr(config.hf_text_config, "n_group", 1)  # of experts; vLLM's layers need a number
+    assert isinstance(groups, int)
+    assert not MULTIMODAL_REGISTRY.supports_multimodal_inputs(config)
 
 
 def test_vllm_accepts_the_speculative_configuration(
@@ -59,3 +78,30 @@ def test_vllm_accepts_the_sampling_parameters() -> None:
     )
     assert (made.max_tokens, made.min_tokens, made.detokenize) == (8, 8, False)
     assert callable(LLM.get_metrics) and callable(LLM.generate)
+
+
+def test_vllm_gives_the_layers_of_a_mixture_their_logits_as_the_adapter_expects() -> None:
+    import inspect
+
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+
+    names = list(inspect.signature(MoERunner._apply_quant_method).parameters)
+    assert names[:3] == ["self", "hidden_states", "router_logits"]
+
+
+def test_vllm_gives_hidden_states_of_the_families_that_the_catalog_says() -> None:
+    import importlib
+
+    from vllm.model_executor.models.interfaces import supports_eagle3
+    from vllm.model_executor.models.registry import _VLLM_MODELS
+
+    without, checked = engine_version("vllm", "0.26").without_hidden_states, 0
+    for name in catalog.model_names():
+        module, model = _VLLM_MODELS[catalog.model_config(name)["architectures"][0]][:2]
+        try:
+            loaded = importlib.import_module(f"vllm.model_executor.models.{module}")
+        except ImportError:  # of an optional package, or of a GPU's driver
+            continue
+        family, checked = catalog.model(name).family, checked + 1
+        assert supports_eagle3(getattr(loaded, model)) == (family not in without), name
+    assert checked >= 40

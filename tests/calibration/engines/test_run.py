@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from fake_vllm import ROUND_MS, SEQUENCE_MS, write_fake_vllm
 
+from calibration.engines import vllm_offline
 from calibration.engines import vllm_process as vllm
 from calibration.engines.plan import Plan, PlanOptions, plan_run
 from calibration.engines.records import EngineRecords, Point, Setup, read_engine_records
@@ -202,3 +204,28 @@ def test_a_stopped_adapter_leaves_no_process_behind(fake: Path, plan: Plan) -> N
     assert process.ended
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+def test_each_layer_and_row_of_a_mixture_has_its_own_random_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    class MoERunner:
+        def _apply_quant_method(self, hidden_states: Any, router_logits: Any, *rest: Any) -> Any:
+            return router_logits
+
+    path = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
+    names = path.split(".")
+    for count in range(1, len(names) + 1):
+        name = ".".join(names[:count])
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert not vllm_offline.spread_experts()
+    sys.modules[path].MoERunner = MoERunner  # type: ignore[attr-defined]
+    assert vllm_offline.spread_experts()
+    computed = torch.zeros(vllm_offline.ROUTED_ROWS + 1, 16)  # what random weights choose
+    first, second = MoERunner(), MoERunner()
+    decoding = [layer._apply_quant_method(None, computed[:8]) for layer in (first, second, first)]
+    assert all(len(logits.unique(dim=0)) == 8 for logits in decoding)
+    assert torch.equal(decoding[0], decoding[2]) and not torch.equal(decoding[0], decoding[1])
+    assert torch.equal(first._apply_quant_method(None, computed), computed)

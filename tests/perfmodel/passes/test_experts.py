@@ -145,6 +145,24 @@ def test_time_does_not_fall_as_the_batch_grows() -> None:
     assert np.all(np.diff(seconds) >= -1e-12)
 
 
+@pytest.mark.parametrize(
+    "tokens, rows", [(1, 1), (3, 4), (26, 32), (32, 32), (500, 512), (600, 600)]
+)
+def test_experts_of_a_default_graph_are_read_by_its_padding_too(tokens: int, rows: int) -> None:
+    scenario = parse_scenario({"target": QWEN, "gpu": "h200", "engine": "vllm"}).scenario()
+    exact = target_rank(scenario)
+    assert exact.engine.graph_tokens == 512
+    padded = replace(exact, engine=exact.engine.changed(default_graphs=True))
+    for name in ("experts", "lm_head"):
+        of_graph, of_tokens, of_rows = (
+            part.seconds
+            for rank, batch in ((padded, tokens), (exact, tokens), (exact, rows))
+            for part in step(rank, batch).parts
+            if part.name == name
+        )
+        assert of_graph == (of_rows if name == "experts" else of_tokens)
+
+
 def test_verification_of_a_mixture_costs_more_than_that_of_a_dense_model_of_its_active_size() -> (
     None
 ):
@@ -218,6 +236,38 @@ def test_layers_with_a_window_read_as_much_as_a_cache_of_that_length() -> None:
     part = step(rank_of(local(1024)), 8.0, context=32_000.0).part("windowed_attention")
     short = step(rank_of(dense()), 8.0, context=1024.0).part("attention")
     assert float(part.seconds) == pytest.approx(24 / 32 * float(short.seconds), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "target, gpu, slower",
+    [
+        ("gemma-3-27b", "h200", True),
+        ("gemma-3-27b", "b200", False),  # has FlashAttention 4
+        ("gemma-3-1b", "h200", False),  # reads no images
+    ],
+)
+def test_vllm_computes_the_attention_of_the_multimodal_gemma_with_a_slower_kernel(
+    target: str, gpu: str, slower: bool
+) -> None:
+    rank = target_rank(parse_scenario({"target": target, "gpu": gpu, "engine": "vllm"}).scenario())
+    alike = replace(rank, engine=rank.engine.changed(prefix_attention_factor=1.0))
+    seconds = {part.name: part.seconds for part in step(rank, 8).parts}
+    for part in step(alike, 8).parts:
+        is_attention = part.name in ("attention", "windowed_attention")
+        factor = rank.engine.prefix_attention_factor if slower and is_attention else 1.0
+        assert seconds[part.name] == pytest.approx(factor * part.seconds)
+
+
+def test_a_kernel_that_does_not_split_a_sequence_takes_as_long_for_each_of_its_tokens() -> None:
+    values = {"target": "gemma-3-27b", "gpu": "h200", "engine": "vllm"}
+    rank, context = target_rank(parse_scenario(values).scenario()), 100_000.0
+    layers, _ = rank.spec.attention_layers[0]
+    alone, rounds, nine = (
+        next(part.seconds for part in step(rank, batch, query, context).parts if part.name == name)
+        for batch, query, name in ((1, 1, "attention"), (1, 4, "attention"), (9, 1, "attention"))
+    )
+    least = layers * context * rank.engine.prefix_attention_token_s
+    assert alone < rounds <= nine and rounds == pytest.approx(least)
 
 
 def test_a_window_in_every_layer_is_that_of_the_model() -> None:

@@ -245,6 +245,23 @@ def test_a_prediction_notes_what_the_version_of_its_profile_cannot_run() -> None
     assert SELF.scenario.engine_obstacle is None  # engine specroof
 
 
+@pytest.mark.parametrize(
+    "target, draft, engine, runs",
+    [
+        ("gemma-3-27b", "eagle3", "vllm-0.26", False),
+        ("mixtral-8x7b", "dflash", "vllm-0.26", False),
+        ("mixtral-8x7b", "ngram", "vllm-0.26", True),
+        ("qwen3-30b-a3b", "eagle3", "vllm-0.26", True),
+    ],
+)
+def test_heads_need_a_target_that_gives_hidden_states(
+    target: str, draft: str, engine: str, runs: bool
+) -> None:
+    values = {"target": target, "draft": draft, "gamma": 2, "gpu": "h200", "engine": engine}
+    reason = parse_scenario(values).scenario().engine_obstacle
+    assert (reason is None) == runs and ("hidden states" in (reason or "") or runs)
+
+
 HEADS = {"vllm": "eagle3", "sglang": "EAGLE3", "tensorrt-llm": "Eagle3"}
 
 
