@@ -19,12 +19,12 @@ from app.explorer.cached import (
     prediction,
     scenario_of,
 )
-from app.explorer.drawing import charts
 from app.explorer.figures import DECODE_TPOT, GAIN, MEMORY, SERVICE, SPEEDUP, TPOT, of_plan, ratio
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
+from app.explorer.views.drawing import charts
 from perfmodel import DraftPlan, Scenario, catalog, speculation
 from perfmodel.planning import draft_choices, plan_label
 from perfmodel.specs import Prefill, Workload, named_version, profile_version
