@@ -52,7 +52,7 @@ from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, 
 from perfmodel.specs import Origin, parse_slo
 from perfmodel.units import format_chance, format_seconds
 
-SENDING_S = 0.1  # in which the server sends what is drawn
+SENDING_S = 0.2  # in which the server sends what is drawn
 
 
 def show() -> None:
