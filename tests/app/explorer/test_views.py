@@ -302,9 +302,9 @@ def test_plain_decoding_is_an_answer() -> None:
     assert not at.error and "decode plainly" in at.info[0].value and at.metric
 
 
-def test_the_binding_limit_and_its_cost_are_shown() -> None:
+def test_the_binding_limit_and_what_it_excludes_are_shown() -> None:
     at = opened(engine="specroof", slo="tpot<100ms", search_tp=True)
-    assert "binding limit: tpot, costs" in texts(at).replace("\\", "")
+    assert "binding limit: tpot; without it, " in texts(at).replace("\\", "")
     assert any("TPOT" in text and "≤" in text for text in said(at))
 
 
