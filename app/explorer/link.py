@@ -48,8 +48,8 @@ def query_of(state: Mapping[str, Any]) -> dict[str, str]:
 
     They are empty if no value differs. By default, a plan is exported to its own engine.
     """
-    have = DEFAULTS | dict(state)
-    usual = DEFAULTS | deployed_on(have["engine"])
+    usual = DEFAULTS | deployed_on(state.get("engine", DEFAULTS["engine"]))
+    have = usual | dict(state)
     differ = [key for key in DEFAULTS if have[key] != usual[key]]
     return {key: _text(key, have[key]) for key in (*FORMER_DEFAULTS, *differ) if differ}
 

@@ -210,7 +210,7 @@ def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
 def _cell_inputs(cells: NDArray[Any], workload: Workload) -> None:
     """Choose a cell by keyboard; `cells` are the data of all of them, (batches, prompts, ...)."""
     options = {"cell_batch": cells[:, 0, 1], "cell_prompt": cells[0, :, 2]}
-    labels = {"cell_batch": "Batch of the cell", "cell_prompt": "Prompt of the cell (tokens)"}
+    labels = {"cell_batch": "Batch of the cell", "cell_prompt": "Prompt of the cell"}
     chosen = st.session_state.get("map_cell") or (None, None)
     with st.container(horizontal=True):
         for (key, label), value in zip(labels.items(), chosen, strict=False):

@@ -192,7 +192,7 @@ def _figures(result: dict[str, Any]) -> None:
         slow = run["latency"]["p99_s"]
         slow_text = "unknown" if slow is None else f"{slow:.3g} s"
         help_text = "99 % of the requests take at most this long, from arrival to last token"
-        figures.append((f"p99, {label}", slow_text, help_text))
+        figures.append((f"Whole request p99, {label}", slow_text, help_text))
     show_metrics(figures)
     if not limited:
         st.caption("With an SLO, in the sidebar, goodput counts the requests within it.")
