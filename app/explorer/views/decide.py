@@ -326,13 +326,15 @@ def _lengths() -> None:
         if isinstance(values.get("kv_budget"), int):
             values["kv_budget"] = min(values["kv_budget"], tokens)
         point = point_of(tuple(values.items()))
+        most, output = point.scenario.target.max_context_tokens, values["output_tokens"]
+        fits = "yes" if point.feasible else "no"
         rows.append(
             {
                 "prompt (tokens)": tokens,
                 "share": f"{share:.0%}",
                 SPEEDUP: ratio(float(point.speedup)),
                 DECODE_TPOT: seconds(float(point.tpot_s)),
-                "fits": bool(point.feasible),
+                "fits": fits if tokens + output <= most else f"beyond the model's {most:,} tokens",
             }
         )
     st.markdown("### The plan of this page at each prompt length of the distribution")

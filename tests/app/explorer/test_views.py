@@ -551,6 +551,10 @@ def test_a_distribution_shows_every_length() -> None:
     at = opened(prompt_mix="4000:50, 32000:50")
     assert any("share" in frame.columns for frame in tables(at))
     assert dict(at.session_state["values"])["prompt_tokens"] == 18_000
+    (lengths,) = (
+        frame for frame in tables(opened(prompt_mix="4000:95, 200000:5")) if "share" in frame
+    )
+    assert list(lengths["fits"]) == ["yes", "beyond the model's 131,072 tokens"]
     assert mean_prompt(prompt_mix("1000:1;3000:3")) == 2500
 
 
