@@ -47,6 +47,7 @@ from perfmodel import (
     recommendation_dict,
     scenario_dict,
 )
+from perfmodel.passes import largest_batch
 from perfmodel.planning import Candidate, Verdict, gain_interval, plan_label
 from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, infeasible_reason
 from perfmodel.specs import Origin, parse_slo
@@ -311,8 +312,16 @@ def _nothing(message: str) -> None:
     if reason:
         from app.explorer.views.drawing import charts
 
+        most = largest_batch(point.scenario)
+        if 0 < most < point.scenario.workload.batch:
+            label = f"Use batch {most:,}, the most at which the plan of this page fits"
+            st.button(label, on_click=_use_batch, args=(most,), key="use_batch")
         st.markdown(f"The plan of this page: {plain(reason)}.")
         show_chart(charts.memory_bars(point), "memory")
+
+
+def _use_batch(batch: int) -> None:
+    st.session_state["batch"] = batch
 
 
 def _lengths() -> None:

@@ -295,6 +295,8 @@ def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None
     assert "No plan meets the limits" in at.warning[0].value
     at = opened(batch=100_000)
     assert "the closest is" in at.warning[0].value and len(at.get("plotly_chart")) == 1
+    at.button(key="use_batch").click().run()
+    assert not at.warning and at.metric and 0 < at.session_state["batch"] < 100_000
 
 
 def test_plain_decoding_is_an_answer() -> None:
