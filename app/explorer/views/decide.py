@@ -53,6 +53,7 @@ from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, 
 from perfmodel.specs import Origin, parse_slo
 from perfmodel.units import format_chance, format_seconds
 
+ENGINE_SHARE = 0.9  # of the memory, which serving engines use by default
 SENDING_S = 0.2  # in which the server sends what is drawn
 
 
@@ -312,16 +313,14 @@ def _nothing(message: str) -> None:
     if reason:
         from app.explorer.views.drawing import charts
 
-        most = largest_batch(point.scenario)
-        if 0 < most < point.scenario.workload.batch:
-            label = f"Use batch {most:,}, the most at which the plan of this page fits"
-            st.button(label, on_click=_use_batch, args=(most,), key="use_batch")
+        most = largest_batch(point.scenario, share=ENGINE_SHARE)
+        if most > 0:
+            label = f"Use batch {most:,}: this plan in {ENGINE_SHARE:.0%} of the memory"
+            st.button(
+                label, on_click=st.session_state.update, args=({"batch": most},), key="use_batch"
+            )
         st.markdown(f"The plan of this page: {plain(reason)}.")
         show_chart(charts.memory_bars(point), "memory")
-
-
-def _use_batch(batch: int) -> None:
-    st.session_state["batch"] = batch
 
 
 def _lengths() -> None:
