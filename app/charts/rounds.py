@@ -94,7 +94,7 @@ def step_parts(point: RoundEstimate) -> go.Figure:
     """The parts of each pass as stacked bars, with their bounds and origins."""
     steps = passes(point)
     names = dict.fromkeys(part.name for step in steps.values() for part in step.parts)
-    edge = {"color": "white", "width": 1}
+    edge = {"color": LINE, "width": 0.5}  # between parts, on light and dark pages
     figure = go.Figure()
     for name in names:
         having = [

@@ -23,6 +23,7 @@ from app.explorer.state import (
     RANGES,
     REFITTED,
     UPLOADED,
+    deployed_on,
 )
 from perfmodel import ConfigError, catalog
 from perfmodel.catalog.engines import engine_profile
@@ -45,10 +46,11 @@ LIMITS = ("slo",)  # of a scenario, but not of a pinned one
 def query_of(state: Mapping[str, Any]) -> dict[str, str]:
     """Query parameters of the values that differ from their defaults, and of `FORMER_DEFAULTS`.
 
-    They are empty if no value differs.
+    They are empty if no value differs. By default, a plan is exported to its own engine.
     """
-    have = DEFAULTS | dict(state)
-    differ = [key for key in DEFAULTS if have[key] != DEFAULTS[key]]
+    usual = DEFAULTS | deployed_on(state.get("engine", DEFAULTS["engine"]))
+    have = usual | dict(state)
+    differ = [key for key in DEFAULTS if have[key] != usual[key]]
     return {key: _text(key, have[key]) for key in (*FORMER_DEFAULTS, *differ) if differ}
 
 
@@ -78,6 +80,7 @@ def state_of(
             used = _text(key, state[key]) or "no value"
             notes.append(f"The link's {key}={text[:40]} is not valid; {used} is used instead.")
     notes += _without_effect(unknown)
+    state |= {} if "deploy_engine" in query else deployed_on(state["engine"])
     if state["target"] == UPLOADED and not state["model_config"]:
         state["target"] = DEFAULTS["target"]
         notes.append(

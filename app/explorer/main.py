@@ -23,7 +23,8 @@ STYLE = """<style>
 .stApp[data-test-script-state="running"] .stMain { opacity: 0.6; transition: opacity 0.1s 0.4s }
 [data-testid="stMetricValue"] { font-size: 1.5rem }
 .st-key-hidden_page_shown { display: none }
-[data-testid="stButtonGroup"] [aria-checked="true"] { color: inherit !important }
+:is([data-testid="stButtonGroup"] [aria-checked="true"], [data-testid="stSliderThumbValue"]) {
+    color: inherit !important }
 .product { font-size: 1rem; font-weight: 600; padding: 0; margin: 0 }
 .product span { font-weight: 400 }
 .stMainBlockContainer h2 { font-size: 1.4rem; padding: 0.2rem 0 }

@@ -14,10 +14,9 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
-from markdown_it import MarkdownIt
-
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+    from markdown_it import MarkdownIt
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
@@ -68,6 +67,8 @@ def _html(markdown: str) -> str:
 
 @cache
 def _renderer() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
     renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
     renderer.disable(["link", "image", "autolink", "reference"])
     renderer.add_render_rule("table_open", lambda *_: '<div class="scroll"><table>\n')

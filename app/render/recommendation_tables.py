@@ -97,9 +97,12 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
     binding = answer["binding"]
     if binding:
         without = binding["without"]
+        measure = "speed per token" if answer["objective"] == "latency" else "throughput"
+        needs = f", in {without['memory_fraction']:.0%} of the memory"
         lines.append(
-            f"binding limit: {binding['name']}, costs {binding['cost_percent']:.1f} % "
-            f"(without it: {without['label']}, TP {without['scenario']['tp']})"
+            f"binding limit: {binding['name']}; without it, {without['label']}, TP "
+            f"{without['scenario']['tp']}, gives {binding['cost_percent']:.1f} % more {measure}"
+            f"{needs if binding['name'] == 'memory' else ''}"
         )
     else:
         lines.append("binding limit: none")

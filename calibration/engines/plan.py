@@ -178,13 +178,7 @@ def default_draft(target: str) -> str:
 
 def _draft_names(target: str) -> list[str]:
     """Catalog models that can draft for a target, smallest first."""
-    spec = catalog.model(target)
-    models = [catalog.model(name) for name in catalog.model_names()]
-    fitting = [
-        m
-        for m in models
-        if m.tokenizer and m.tokenizer == spec.tokenizer and 3 * m.parameters < spec.parameters
-    ]
+    fitting = catalog.draft_models(catalog.model(target))
     return [m.name for m in sorted(fitting, key=lambda m: m.parameters)]
 
 

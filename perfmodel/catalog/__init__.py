@@ -244,6 +244,12 @@ def model_names() -> tuple[str, ...]:
     return names("models")
 
 
+def draft_models(target: ModelSpec) -> list[ModelSpec]:
+    """The catalog models with a target's tokenizer and less than a third of its parameters."""
+    same = [n for n, file in _model_files().items() if file.tokenizer == target.tokenizer]
+    return [model for model in map(_model, same) if 3 * model.parameters < target.parameters]
+
+
 class _ModelFile(Table):
     name: Text
     hub_ids: Annotated[list[Text], Field(min_length=1)]
@@ -329,15 +335,23 @@ def instruct_id(name: str) -> str:
 def hub_ids() -> dict[str, tuple[str, str]]:
     """For every hub id in lower case, the catalog name of its model, and the id as published."""
     owners: dict[str, tuple[str, str]] = {}
-    for name in model_names():
-        where = f"models/{name}.toml"
-        for hub_id in read(_ModelFile, table("models", name), where).hub_ids:
+    for name, file in _model_files().items():
+        for hub_id in file.hub_ids:
             if hub_id.lower() in owners:
                 raise ConfigError(
-                    f"{where}: hub id {hub_id} also belongs to {owners[hub_id.lower()][0]}"
+                    f"models/{name}.toml: hub id {hub_id} also belongs to "
+                    f"{owners[hub_id.lower()][0]}"
                 )
             owners[hub_id.lower()] = (name, hub_id)
     return owners
+
+
+@cache
+def _model_files() -> dict[str, _ModelFile]:
+    return {
+        name: read(_ModelFile, table("models", name), f"models/{name}.toml")
+        for name in model_names()
+    }
 
 
 def _is_path(name: str) -> bool:

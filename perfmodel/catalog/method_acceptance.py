@@ -8,7 +8,7 @@ between, where the rate a is assumed to be constant between two published γ.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class LengthCurve:
         return self.target, self.draft
 
 
+@lru_cache(maxsize=256)  # names of targets may be those of users
 def method_acceptance(target: str, method: str, variant: str = "") -> Acceptance | None:
     """The acceptance of a built-in draft, or None if none was published for the method.
 

@@ -17,6 +17,7 @@ from perfmodel.catalog.gemm_files import gemm_curve
 from perfmodel.errors import ConfigError
 from perfmodel.kernels.curves import QuantisedGemm
 from perfmodel.kernels.experts import ExpertsCurve
+from perfmodel.kernels.gemm import GemmCurve
 from perfmodel.kernels.interpolate import LogTable
 from perfmodel.kernels.latent import LatentCurve
 from perfmodel.specs.dtypes import DTYPES, UNQUANTISED, dtype_bytes
@@ -40,13 +41,17 @@ def _quantised(name: str, types: tuple[str, ...], wanted: str) -> QuantisedGemm:
         for dtype in types:
             file = f"gemm-{dtype}"
             if file in names(f"efficiency/{folder}"):
-                curve = gemm_curve(_table(folder, file), f"efficiency/{folder}/{file}")
                 return QuantisedGemm(
-                    curve=curve,
+                    curve=_gemm_curve(folder, file),
                     peak_ratio=DTYPES[dtype].peak_ratio,
                     measured=folder == name and dtype == wanted,
                 )
     raise ConfigError(f"no GEMM curve for {wanted} weights")
+
+
+@cache  # similar types share a curve
+def _gemm_curve(folder: str, file: str) -> GemmCurve:
+    return gemm_curve(_table(folder, file), f"efficiency/{folder}/{file}")
 
 
 class _Format(Table):

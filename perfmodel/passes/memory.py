@@ -116,8 +116,8 @@ def memory_estimate(
     )
 
 
-def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
-    """The largest batch of this scenario that fits, by bisection; 0 if no batch fits."""
+def largest_batch(scenario: Scenario, *, limit: int = 1 << 20, share: float = 1.0) -> int:
+    """The largest batch that fits in a share of the memory, by bisection; 0 if no batch fits."""
 
     def fits(batch: int) -> bool:
         estimate = memory_estimate(
@@ -127,7 +127,7 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20) -> int:
             gamma=scenario.plan.gamma,
             kv_budget_tokens=scenario.plan.budget_at(scenario.workload.prompt_tokens),
         )
-        return bool(estimate.fits)
+        return bool(estimate.total <= share * estimate.capacity)
 
     low, high = 0, limit
     while low < high:

@@ -10,6 +10,7 @@ import numpy as np
 from perfmodel import catalog
 from perfmodel.catalog.engines import engine_names, engine_profile
 from perfmodel.errors import ConfigError, either
+from perfmodel.passes.memory import memory_estimate
 from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import capacity
 from perfmodel.planning.search import Search, evaluated
@@ -145,9 +146,25 @@ def _helps(result: Search, plans: list[Scenario], change: Change) -> bool:
     for plan in plans:
         if (changed := _changed(result, plan, change)) is not None:
             gammas = GAMMAS if plan.plan.speculates else np.zeros(1)
-            if np.any(within(service(changed, gamma=gammas), result.slo)):
+            if _fits(changed, gammas[0]) and np.any(
+                within(service(changed, gamma=gammas), result.slo)
+            ):
                 return True
     return False
+
+
+def _fits(scenario: Scenario, gamma: float) -> bool:
+    """Whether a scenario fits in memory at a γ, and so may at larger ones; needs no times."""
+    work = scenario.workload
+    return bool(
+        memory_estimate(
+            scenario,
+            batch=work.batch,
+            prompt_tokens=work.prompt_tokens,
+            gamma=gamma,
+            kv_budget_tokens=scenario.plan.budget_at(work.prompt_tokens),
+        ).fits
+    )
 
 
 def _changed(result: Search, plan: Scenario, change: Change) -> Scenario | None:

@@ -24,13 +24,8 @@ def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
     MTP only if the checkpoint of the target has such a head.
     """
     target = scenario.target
-    models = [catalog.model(name) for name in catalog.model_names()]
-    smaller = [
-        m.name
-        for m in models
-        if m.tokenizer and m.tokenizer == target.tokenizer and 3 * m.parameters < target.parameters
-    ]
-    standalone = [(name, policy) for name in smaller for policy in ("streamingllm", "full")]
+    smaller = catalog.draft_models(target)
+    standalone = [(m.name, policy) for m in smaller for policy in ("streamingllm", "full")]
     built_in = [(name, "full") for name in METHODS if name != "mtp" or target.mtp_layers]
     return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
 

@@ -71,6 +71,7 @@ def serve_values(line: str) -> Served:
     engine, flags, model = serve_words(line, _is_known)
     values: dict[str, Any] = checkpoint_values(model) | {"tp": 1}
     _check_modelled(flags, str(values["target"]))
+    is_quantised = _is_quantised(values)
     ignored = []
     spec: dict[str, Any] = {}
     for name, text in flags.items():
@@ -86,13 +87,14 @@ def serve_values(line: str) -> Served:
             spec.setdefault("num_speculative_tokens", str(max(1, _count(name, text) - 1)))
         elif name == "kv-cache-dtype" and text.startswith("fp8"):
             values["kv_dtype"] = "fp8"
-        elif name == "dtype" and text in _DTYPES:  # of activations, if the weights are quantised
-            values.setdefault("weight_dtype", _DTYPES[text])
+        elif name == "dtype" and text in _DTYPES:
+            if not is_quantised:  # else of activations
+                values.setdefault("weight_dtype", _DTYPES[text])
         elif name != "quantization" or text not in _QUANTISED:
             ignored += _ignored(name, text)
     if "enable-expert-parallel" in flags:
         values["ep"] = values["tp"]
-    if flags.get("quantization") in _QUANTISED:
+    if flags.get("quantization") in _QUANTISED and not is_quantised:  # else how it is loaded
         values["weight_dtype"] = _QUANTISED[flags["quantization"]]
     plan = _plan(spec, values) if spec else {"draft": "none"}
     return Served(values | plan, ignored, engine, model)
@@ -107,6 +109,14 @@ def checkpoint_values(name: str) -> dict[str, Any]:
     found = _checkpoint(name)
     types = {"weight_dtype": found.weight_dtype, "kv_dtype": found.kv_dtype}
     return {"target": found.model} | {key: dtype for key, dtype in types.items() if dtype}
+
+
+def _is_quantised(stated: dict[str, Any]) -> bool:
+    """Whether the name of a checkpoint, or its model's config, states that it is quantised."""
+    spec = catalog.model(stated["target"])
+    return stated.get("weight_dtype", "bf16") != "bf16" or bool(
+        spec.weight_dtype + spec.expert_dtype
+    )
 
 
 def quantised_id(name: str, target: str, weight_dtype: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from app.explorer.cached import bands, point_of
-from app.explorer.drawing import charts
 from app.explorer.figures import SPEEDUP
 from app.explorer.show import plain, show_chart, show_table
+from app.explorer.views.drawing import charts
 from perfmodel.speculation import probability_of_gain, sensitivities
 from perfmodel.units import format_chance
 

@@ -36,10 +36,10 @@ def show() -> None:
             _diagnosis(scenario, measured, with_reports=bool(reports))
     except ConfigError as error:
         show_error(error)
-    st.markdown("### Measure your engine")
+    st.markdown("### Measure vLLM on your GPU")
     st.code(_calibrate(scenario), language="bash", wrap_lines=True)
     st.caption(
-        "It runs where the engine is installed, fits an engine profile, and validates it; "
+        "It runs where vLLM is installed, fits an engine profile, and validates it; "
         "docs/how-to/calibrate-engine.md has the details."
     )
     st.markdown("### Step times as CSV, and an engine refitted to them")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +39,6 @@ from app.explorer.show import (
 from app.explorer.state import Values
 from app.explorer.tray import adopt
 from app.explorer.views import export, pinned
-from app.render.recommendation_tables import UNMEASURED_HEADER, facts, unmeasured_rows
 from perfmodel import (
     ACCEPTANCE_KEYS,
     ConfigError,
@@ -46,10 +47,14 @@ from perfmodel import (
     recommendation_dict,
     scenario_dict,
 )
+from perfmodel.passes import largest_batch
 from perfmodel.planning import Candidate, Verdict, gain_interval, plan_label
 from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, infeasible_reason
 from perfmodel.specs import Origin, parse_slo
 from perfmodel.units import format_chance, format_seconds
+
+ENGINE_SHARE = 0.9  # of the memory, which serving engines use by default
+SENDING_S = 0.2  # in which the server sends what is drawn
 
 
 def show() -> None:
@@ -65,7 +70,6 @@ def show() -> None:
     except ConfigError as error:
         show_error(error)
         return
-    result = recommendation_dict(answer)
     sentences = (answer.answer, answer.tpot_limit, answer.in_principle, answer.prefill)
     kind = "gain" if answer.speculates else "plain"
     lines = filter(None, (*sentences, answer.evidence.sentence))
@@ -76,16 +80,12 @@ def show() -> None:
         "it in **Check** with what your engine reports."
     )
     _numbers(answer)
+    if "pandas" not in sys.modules:  # else its import, as of all charts, would delay the verdict
+        time.sleep(SENDING_S)
     _plans(values, answer)
     _lengths()
     pinned.show()
-    st.markdown("### Limits and break-even points")
-    st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
-    if result["unmeasured"]:
-        st.markdown("### Drafts without a measured acceptance, and the α that each needs")
-        show_table(text_rows(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])))
-    for note in result["notes"]:
-        st.caption(plain(note))
+    _facts(answer)
     export.show(answer)
 
 
@@ -216,7 +216,7 @@ def _plans(values: Values, answer: Recommendation) -> None:
             st.caption(f"Only TP {flags['tp']} was searched.", width="content")
             st.button("Search all TP degrees", on_click=_search_all, type="tertiary")
     st.markdown("### Plans, best first")
-    from app.explorer.drawing import charts  # after the verdict
+    from app.explorer.views.drawing import charts  # after the verdict
 
     here = _identity(values)
     plans = [("Recommended: ", answer.best)]
@@ -284,6 +284,20 @@ def _identity(values: Values) -> str:
     return f"{plan_label(scenario)}, TP {scenario.tp}, draft TP {draft_tp}"
 
 
+def _facts(answer: Recommendation) -> None:
+    """Show the limits, the break-even points, and the drafts that were not measured."""
+    from app.render.recommendation_tables import UNMEASURED_HEADER, facts, unmeasured_rows
+
+    result = recommendation_dict(answer)
+    st.markdown("### Limits and break-even points")
+    st.markdown("\n".join(f"- {plain(line)}" for line in facts(result)))
+    if result["unmeasured"]:
+        st.markdown("### Drafts without a measured acceptance, and the α that each needs")
+        show_table(text_rows(UNMEASURED_HEADER, unmeasured_rows(result["unmeasured"])))
+    for note in result["notes"]:
+        st.caption(plain(note))
+
+
 # ---- what does not fit, and mixed prompts -----------------------------------------------------
 
 
@@ -297,8 +311,14 @@ def _nothing(message: str) -> None:
     point = point_of(st.session_state["values"])
     reason = infeasible_reason(point)
     if reason:
-        from app.explorer.drawing import charts
+        from app.explorer.views.drawing import charts
 
+        most = largest_batch(point.scenario, share=ENGINE_SHARE)
+        if most > 0:
+            label = f"Use batch {most:,}: this plan in {ENGINE_SHARE:.0%} of the memory"
+            st.button(
+                label, on_click=st.session_state.update, args=({"batch": most},), key="use_batch"
+            )
         st.markdown(f"The plan of this page: {plain(reason)}.")
         show_chart(charts.memory_bars(point), "memory")
 
@@ -314,13 +334,15 @@ def _lengths() -> None:
         if isinstance(values.get("kv_budget"), int):
             values["kv_budget"] = min(values["kv_budget"], tokens)
         point = point_of(tuple(values.items()))
+        most, output = point.scenario.target.max_context_tokens, values["output_tokens"]
+        fits = "yes" if point.feasible else "no"
         rows.append(
             {
                 "prompt (tokens)": tokens,
                 "share": f"{share:.0%}",
                 SPEEDUP: ratio(float(point.speedup)),
                 DECODE_TPOT: seconds(float(point.tpot_s)),
-                "fits": bool(point.feasible),
+                "fits": fits if tokens + output <= most else f"beyond the model's {most:,} tokens",
             }
         )
     st.markdown("### The plan of this page at each prompt length of the distribution")

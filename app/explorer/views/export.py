@@ -46,7 +46,7 @@ def show(answer: Recommendation) -> None:
     if schedule is not None:
         with st.expander("Best γ by batch and prompt length", on_change="rerun") as opened:
             if opened.open:
-                from app.explorer.drawing import charts
+                from app.explorer.views.drawing import charts
 
                 show_chart(charts.schedule_map(schedule), "gamma_schedule")
 

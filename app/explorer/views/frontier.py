@@ -8,12 +8,12 @@ import numpy as np
 import streamlit as st
 
 from app.explorer.cached import most_ranks, scenario_of
-from app.explorer.drawing import charts
 from app.explorer.figures import GAIN, RATE, SERVICE, TPOT, TTFT, of_plan
 from app.explorer.inputs.sidebar import TP_DEGREES
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart, show_table
 from app.explorer.state import FRONTIER_PARTS, Values
+from app.explorer.views.drawing import charts
 from perfmodel import Scenario, catalog, without_speculation
 from perfmodel.planning import plan_label
 from perfmodel.specs import SLO, parse_slo

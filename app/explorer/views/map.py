@@ -19,12 +19,12 @@ from app.explorer.cached import (
     prediction,
     scenario_of,
 )
-from app.explorer.drawing import charts
 from app.explorer.figures import DECODE_TPOT, GAIN, MEMORY, SERVICE, SPEEDUP, TPOT, of_plan, ratio
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
+from app.explorer.views.drawing import charts
 from perfmodel import DraftPlan, Scenario, catalog, speculation
 from perfmodel.planning import draft_choices, plan_label
 from perfmodel.specs import Prefill, Workload, named_version, profile_version
@@ -210,7 +210,7 @@ def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:
 def _cell_inputs(cells: NDArray[Any], workload: Workload) -> None:
     """Choose a cell by keyboard; `cells` are the data of all of them, (batches, prompts, ...)."""
     options = {"cell_batch": cells[:, 0, 1], "cell_prompt": cells[0, :, 2]}
-    labels = {"cell_batch": "Batch of the cell", "cell_prompt": "Prompt of the cell (tokens)"}
+    labels = {"cell_batch": "Batch of the cell", "cell_prompt": "Prompt of the cell"}
     chosen = st.session_state.get("map_cell") or (None, None)
     with st.container(horizontal=True):
         for (key, label), value in zip(labels.items(), chosen, strict=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-import app.explorer.drawing  # noqa: F401
+import app.explorer.views.drawing  # noqa: F401
 from app.charts.validation import PHASE_LABELS, error_by_phase, measured_scatter, regrets
 from app.explorer.cached import row_errors
 from app.explorer.inputs.files import kept_files

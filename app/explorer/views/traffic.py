@@ -10,7 +10,6 @@ import streamlit as st
 
 from app.charts.simulation import percentiles
 from app.explorer.cached import scenario_of
-from app.explorer.drawing import charts
 from app.explorer.inputs import widgets
 from app.explorer.inputs.files import kept_files
 from app.explorer.inputs.session_files import session_folder, shown_paths
@@ -18,6 +17,7 @@ from app.explorer.packing import unpack_files
 from app.explorer.scenario_text import command_text
 from app.explorer.show import plain, show_chart, show_error, show_metrics, show_table, text_rows
 from app.explorer.state import RANGES, Values
+from app.explorer.views.drawing import charts
 from app.render.simulation_tables import closed_form_line, gain_line, run_rows, workload_line
 from perfmodel import (
     ConfigError,
@@ -192,7 +192,7 @@ def _figures(result: dict[str, Any]) -> None:
         slow = run["latency"]["p99_s"]
         slow_text = "unknown" if slow is None else f"{slow:.3g} s"
         help_text = "99 % of the requests take at most this long, from arrival to last token"
-        figures.append((f"p99, {label}", slow_text, help_text))
+        figures.append((f"Whole request p99, {label}", slow_text, help_text))
     show_metrics(figures)
     if not limited:
         st.caption("With an SLO, in the sidebar, goodput counts the requests within it.")

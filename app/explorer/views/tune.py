@@ -8,10 +8,10 @@ import numpy as np
 import streamlit as st
 
 from app.explorer.cached import at_gamma, point_of, scenario_of
-from app.explorer.drawing import charts
 from app.explorer.show import plain, show_chart, show_table
 from app.explorer.state import Values
 from app.explorer.tray import adopt
+from app.explorer.views.drawing import charts
 from perfmodel import Acceptance, AcceptanceCurve, estimate
 from perfmodel.planning import BUDGETS
 from perfmodel.speculation import GAMMAS

@@ -8,12 +8,12 @@ from typing import Any
 import streamlit as st
 
 from app.explorer.cached import point_of, prediction
-from app.explorer.drawing import charts
 from app.explorer.figures import DECODE_TPOT, GAIN, HELP, SPEEDUP, TPOT, of_plan
 from app.explorer.inputs.widgets import segmented
 from app.explorer.show import plain, show_chart, show_metrics, show_table
 from app.explorer.state import WHY_PARTS, Values
 from app.explorer.views import change, tune
+from app.explorer.views.drawing import charts
 from app.render.html_report import origin_lines
 from perfmodel import RoundEstimate
 from perfmodel.units import format_seconds

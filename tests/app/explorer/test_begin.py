@@ -16,7 +16,7 @@ from streamlit.testing.v1 import AppTest
 from app.cli.main import run
 from app.explorer.cached import scenario_of
 from app.explorer.inputs.begin import USE_CASES
-from app.explorer.inputs.serve_line import serve_values
+from app.explorer.inputs.serve_line import quantised_id, serve_values
 from app.explorer.scenario_text import command_text
 from perfmodel import ConfigError, catalog, parse_scenario
 from perfmodel.reports import ExportPlan, export_plan, exportability
@@ -114,6 +114,24 @@ def test_a_line_is_read_as_vllm_and_the_shell_read_it(line: str, stated: dict[st
     if values["draft"] != "none":
         assert values.pop("draft_policy") == "full"
     assert values == {"target": "qwen3-32b", "tp": 1, "draft": "none"} | stated
+
+
+@pytest.mark.parametrize(
+    ("named", "stated"),
+    [
+        ("Qwen/Qwen3-32B-FP8 --quantization fp8", {"weight_dtype": "fp8_block"}),
+        ("JunHowie/Qwen3-32B-GPTQ-Int8 -q gptq --dtype half", {"weight_dtype": "int8"}),
+        ("me/Qwen3-32B-bf16 -q fp8 --dtype bfloat16", {"weight_dtype": "fp8"}),
+        ("deepseek-ai/DeepSeek-V3 --quantization fp8 --dtype bfloat16", {}),
+        ("openai/gpt-oss-120b --quantization mxfp4", {}),
+    ],
+)
+def test_a_quantised_checkpoint_keeps_its_type(named: str, stated: dict[str, str]) -> None:
+    model = named.split()[0]
+    values = serve_values(f"vllm serve {named}").values
+    assert {k: v for k, v in values.items() if k.endswith("dtype")} == stated
+    kept = quantised_id(model, values["target"], values.get("weight_dtype", ""))
+    assert kept == ("" if model.endswith("bf16") else model)
 
 
 SGLANG = "python3 -m sglang.launch_server --model-path"

@@ -295,7 +295,8 @@ from streamlit.testing.v1 import AppTest
 from app.explorer.views import decide
 show, loaded = decide.verdict, []
 def verdict(*words, **look):
-    loaded.append({"plotly", "pandas", "scipy"} & {name.partition(".")[0] for name in sys.modules})
+    late = {"plotly", "pandas", "scipy", "rich", "markdown_it"}
+    loaded.append(late & {name.partition(".")[0] for name in sys.modules})
     show(*words, **look)
 decide.verdict = verdict
 at = AppTest.from_file("app/explorer/main.py", default_timeout=300).run()
@@ -306,7 +307,7 @@ assert not at.exception and '"#000' in at.get("plotly_chart")[0].proto.spec
 
 
 @pytest.mark.slow
-def test_the_first_verdict_loads_no_library_of_charts_and_a_chart_has_the_theme() -> None:
+def test_the_first_verdict_loads_no_library_of_charts_or_tables_and_charts_are_themed() -> None:
     subprocess.run([sys.executable, "-c", FIRST_VERDICT], cwd=ROOT, check=True, timeout=300)
 
 

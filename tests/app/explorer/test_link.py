@@ -174,6 +174,16 @@ def test_a_link_keeps_every_input_of_the_page() -> None:
         assert state_of(query_of(state)) == (state, [])
 
 
+@pytest.mark.parametrize("engine", CHOICES["engine"])
+def test_a_link_exports_to_the_engine_of_its_plan_unless_it_names_another(engine: str) -> None:
+    opened = state_of({"engine": engine, "engine_file": "x"})[0]
+    own = engine.rpartition("-")[0] or engine
+    assert opened["deploy_engine"] == (own if own in CHOICES["deploy_engine"] else "vllm")
+    for tab in CHOICES["deploy_engine"]:
+        state = opened | {"deploy_engine": tab}
+        assert state_of(query_of(state)) == (state, [])
+
+
 def test_a_new_page_at_a_link_has_the_same_scenario() -> None:
     """CI draws 200 pages: `PAGES=200`."""
     for seed in range(int(os.environ.get("PAGES", "10"))):

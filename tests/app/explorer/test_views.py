@@ -295,6 +295,8 @@ def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None
     assert "No plan meets the limits" in at.warning[0].value
     at = opened(batch=100_000)
     assert "the closest is" in at.warning[0].value and len(at.get("plotly_chart")) == 1
+    at.button(key="use_batch").click().run()
+    assert not at.warning and at.metric and 0 < at.session_state["batch"] < 100_000
 
 
 def test_plain_decoding_is_an_answer() -> None:
@@ -302,9 +304,9 @@ def test_plain_decoding_is_an_answer() -> None:
     assert not at.error and "decode plainly" in at.info[0].value and at.metric
 
 
-def test_the_binding_limit_and_its_cost_are_shown() -> None:
+def test_the_binding_limit_and_what_it_excludes_are_shown() -> None:
     at = opened(engine="specroof", slo="tpot<100ms", search_tp=True)
-    assert "binding limit: tpot, costs" in texts(at).replace("\\", "")
+    assert "binding limit: tpot; without it, " in texts(at).replace("\\", "")
     assert any("TPOT" in text and "≤" in text for text in said(at))
 
 
@@ -551,6 +553,10 @@ def test_a_distribution_shows_every_length() -> None:
     at = opened(prompt_mix="4000:50, 32000:50")
     assert any("share" in frame.columns for frame in tables(at))
     assert dict(at.session_state["values"])["prompt_tokens"] == 18_000
+    (lengths,) = (
+        frame for frame in tables(opened(prompt_mix="4000:95, 200000:5")) if "share" in frame
+    )
+    assert list(lengths["fits"]) == ["yes", "beyond the model's 131,072 tokens"]
     assert mean_prompt(prompt_mix("1000:1;3000:3")) == 2500
 
 
