@@ -82,6 +82,7 @@ def recommend(
     studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
     reference = plain or _plain_of(result)
     sized = fleets(result, rate) if rate else []
+    fleet = fewest(sized, result.slo)
     rule = Rule(objective=result.objective, limits=result.slo)
     at, advantage, interval, gammas = None, None, None, None
     if studied is not None:
@@ -91,8 +92,9 @@ def recommend(
         advantage = _advantage(result, studied, reference)
     return Recommendation(
         rule=rule,
-        verdict=_verdict(best, advantage),
-        best=best,
+        saturated_verdict=_verdict(best, advantage),
+        saturated=best,
+        for_rate=None if fleet is None else evaluated(fleet.capacity.scenario, result.objective),
         plain=reference,
         plain_meets_limits=plain is not None,
         faster=_faster(result, best, ranked[0], reference),
@@ -120,7 +122,7 @@ def recommend(
         runs_on=result.version,
         engine_gap=_engine_gap(result, best),
         capacity=capacity(best, result.slo),
-        fleet=fewest(sized, result.slo),
+        fleet=fleet,
         plain_fleet=next((f for f in sized if f.capacity.candidate.parts == 0), None),
         price_per_hour=price_per_hour,
     )

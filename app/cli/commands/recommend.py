@@ -119,7 +119,7 @@ def recommend(
 
 def _service_line(answer: Recommendation, choice: Mapping[str, Any], own: Mapping[str, str]) -> str:
     """The service to which the figures above those of a trace apply."""
-    work = answer.best.scenario.workload
+    work = answer.saturated.scenario.workload
     mean = " (the mean of the trace)" if "prompt_tokens" in own else ""
     hits = f", {work.prefix_hit_rate:.0%} of them cached" if work.prefix_hit_rate else ""
     what, limits = "answer above is", ""
