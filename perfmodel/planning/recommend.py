@@ -57,6 +57,8 @@ from perfmodel.speculation import (
 )
 from perfmodel.units import format_seconds
 
+ROUNDING = 1e-9  # the high end of a gain that cannot exceed 1
+
 
 def recommend(
     result: Search, *, rate: float | None = None, price_per_hour: float | None = None
@@ -244,7 +246,7 @@ def _relative_gain(candidate: Candidate, other: Candidate, objective: str) -> Ga
 def _verdict(best: Candidate, advantage: Interval | None) -> Verdict:
     if best.scenario.plan.speculates:
         return Verdict.SPECULATE
-    if advantage is not None and advantage.high >= 1.0:
+    if advantage is not None and advantage.high > 1.0 + ROUNDING:
         return Verdict.NO_CLEAR_GAIN
     return Verdict.DO_NOT_SPECULATE
 

@@ -272,11 +272,15 @@ class Recommendation:
         if self.studied is None or self.interval is None:
             return f"Do not speculate: {self._unknown()}"
         tp, plain_tp = self.studied.scenario.tp, self.saturated.scenario.tp
-        draft = f"the best draft ({self.studied.label}, TP {tp}) gives {self._gain()}"
-        if tp != plain_tp:
-            draft += f", but plain decoding with TP {plain_tp} is as fast per GPU"
-            return f"{self._start()}: {draft}"
-        return f"{self._start()}: {draft}; {self._where()}"
+        start = f"{self._start()}: the best draft ({self.studied.label}, TP {tp})"
+        share = 1.0 if self.advantage is None else self.advantage.value  # of plain decoding
+        loses = self.saturated_verdict is Verdict.DO_NOT_SPECULATE
+        if tp == plain_tp:
+            what = f"costs {100.0 * (1.0 - share):.2g} %:" if loses else "gives"
+            return f"{start} {what} {self._gain()}; {self._where()}"
+        other = f"{100.0 * (1.0 / share - 1.0):.2g} % faster" if loses else "as fast"
+        plain = f"plain decoding with TP {plain_tp} is {other} per GPU"
+        return f"{start} gives {self._gain()}, but {plain}"
 
     def _start(self) -> str:
         unclear = self.saturated_verdict is Verdict.NO_CLEAR_GAIN
