@@ -148,6 +148,15 @@ def test_recommend_agrees_with_simulate_at_saturation(capsys: pytest.CaptureFixt
         assert plan["throughput_per_gpu"] == pytest.approx(per_gpu, rel=0.06)
 
 
+def test_a_sweep_says_which_plans_the_engine_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["--target", "llama-3.1-70b", "--draft", "llama-3.1-8b", "--acceptance", "0.75"]
+    plan += ["--gpu", "h200", "--tp", "8", "--prompt-tokens", "8000", "--engine", "vllm"]
+    for flags in (["--gamma", "1:3"], ["--gamma", "1:3", "--top", "1"]):
+        swept = " ".join(printed(["sweep", *plan, *flags], capsys).split())
+        assert swept.count("cannot run this plan: its standalone drafts always read") == 1
+    assert "cannot run" not in printed(["sweep", *plan, "--draft-policy", "full"], capsys)
+
+
 def test_a_rate_and_a_price_size_the_deployment(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--rate", "5", "--price", "2.5", "--slo", "tpot<60ms", "--prompt-tokens", "8000"]
     text = printed(["recommend", *flags], capsys)
