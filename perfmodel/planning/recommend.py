@@ -82,7 +82,8 @@ def recommend(
     drafts, plain = _split(ranked)
     best = _choose(result, drafts, plain)
     studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
-    reference = plain or _plain_of(result)
+    # If no plain plan meets the limits, the same one without its draft.
+    reference = plain or evaluated(without_speculation(best.scenario), result.objective)
     sized = fleets(result, rate) if rate else []
     fleet = fewest(sized, result.slo)
     rule = Rule(objective=result.objective, limits=result.slo)
@@ -249,10 +250,6 @@ def _verdict(best: Candidate, advantage: Interval | None) -> Verdict:
     if advantage is not None and advantage.high > 1.0 + ROUNDING:
         return Verdict.NO_CLEAR_GAIN
     return Verdict.DO_NOT_SPECULATE
-
-
-def _plain_of(result: Search) -> Candidate:
-    return min((c for c in result.candidates if not c.scenario.plan.speculates), key=result.cost)
 
 
 def _one_per_choice(ranked: list[Candidate], *, skip: Candidate) -> tuple[Candidate, ...]:

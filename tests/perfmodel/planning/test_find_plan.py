@@ -211,6 +211,16 @@ def test_the_gain_over_plain_decoding_is_the_ratio_of_the_rows(batch: int | None
         assert best == plain == batch and ratio == pytest.approx(answer.saturated.gain)
 
 
+def test_without_a_plain_plan_within_the_limits_the_same_one_without_a_draft_is_compared() -> None:
+    """Not one of hundreds of requests that neither fits nor is nearly as fast as asked."""
+    values: dict[str, Any] = {"gpu": "h200", "engine": "vllm", "target": "llama-3.1-8b", "tp": 1}
+    values |= {"prompt_tokens": 4000, "output_tokens": 500, "slo": "tpot<2ms", "draft": "eagle3"}
+    answer = find_plan(values, rate=8.0)
+    assert answer.speculates and not answer.plain_meets_limits
+    assert answer.plain.memory_fraction < 1.0 and answer.plain.scenario.workload.batch == 1
+    assert answer.advantage is not None and answer.advantage.low > 1.0
+
+
 @pytest.mark.parametrize("engine, runs_on", [("vllm", ""), ("specroof", "vllm")])
 def test_an_acceptance_applies_to_the_one_policy_that_the_engine_runs(
     engine: str, runs_on: str
