@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 DEFAULT_REQUESTS = 10_000
 DEFAULT_RATE = 1.0
-DRAWN = f"{{}} has no arrival times, so they are drawn at {DEFAULT_RATE:g}/s"
+DRAWN = "{} has no arrival times, so they are drawn at {:.3g}/s"
 
 
 def check_trace(path: str, flags: Mapping[str, object], *, drawn: str) -> None:

@@ -39,7 +39,7 @@ def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
         f"# {plain(result['answer'])}",
         plain(" ".join(after_answer(result))),
         " ".join(code(f"{key} = {value}") for key, value in scenario),
-        "## Plans",
+        "## Plans at full load" if result["full_load"] else "## Plans",
         table(PLAN_HEADER, plan_rows(result)),
         bullets(facts(result)),
     ]

@@ -20,7 +20,7 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
     """Print the answer, the compared plans, the binding limit, and what would change the answer."""
     for line in (answer["answer"], *after_answer(answer)):
         console.print(line, soft_wrap=True)
-    console.print()
+    console.print("\nPlans at full load:" if answer["full_load"] else "")
     print_table(rows_table(PLAN_HEADER, plan_rows(answer)), console)
     for line in facts(answer):
         console.print(line)
@@ -51,7 +51,7 @@ def after_answer(answer: Mapping[str, Any]) -> list[str]:
 
 def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows of the best plan, a better one in principle, the runners-up, and plain decoding."""
-    plans = [answer["best"]]
+    plans = [_at_full_load(answer)]
     if gap := answer["engine_gap"]:
         plans.append(gap["ideal"] | {"label": f"in principle: {gap['ideal']['label']}"})
     plans += answer["runners_up"]
@@ -75,6 +75,12 @@ def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
     ]
 
 
+def _at_full_load(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The best plan at full load, to which the tables apply."""
+    best: Mapping[str, Any] = (answer["full_load"] or answer)["best"]
+    return best
+
+
 def facts(answer: Mapping[str, Any]) -> list[str]:
     """Lines on the interval, capacity, cost, the binding limit and the break-even points."""
     lines = []
@@ -89,7 +95,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
         )
     low, high = (format_seconds(end) for end in answer["tpot_interval_90"])
     lines.append(
-        f"90 % interval of the time per token of {answer['best']['label']}: {low} to {high}"
+        f"90 % interval of the time per token of {_at_full_load(answer)['label']}: {low} to {high}"
     )
     if answer["faster"]:
         lines.append(f"fastest: {answer['faster']['sentence']}")
@@ -133,7 +139,7 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
     lines = []
     capacity = answer["capacity"]
     if capacity:
-        most, gamma = capacity["concurrency"], answer["best"]["scenario"]["gamma"]
+        most, gamma = capacity["concurrency"], _at_full_load(answer)["scenario"]["gamma"]
         enough = capacity["saturation"]
         lines.append(
             f"largest concurrency within the limits: {most:,} requests per replica of TP "

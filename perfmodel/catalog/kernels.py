@@ -54,9 +54,9 @@ def _without_steps(curves: Efficiency) -> Efficiency:
 
 @cache
 def _pcie_collectives() -> CollectiveCurve:
-    """The collectives of the only GPU that was measured over PCIe."""
+    """The collectives of the only GPU that was measured over PCIe, for other GPUs."""
     name = next(n for n in names("efficiency") if _table(n, "collectives")["link_kind"] == "pcie")
-    return efficiency(name).collectives
+    return efficiency(name).collectives.on_other_machines()
 
 
 @lru_cache(maxsize=256)  # GPUs of users are not limited in number

@@ -20,8 +20,8 @@ BLOCK_TOKENS = 128.0  # of KV that a block processes at once
 RANGES = 1.1  # wanted ranges per multiprocessor
 
 
-# Where a wave begins is uncertain by so much (ln units) on a GPU with another number of
-# multiprocessors than the measured one; the ratio is a mean over this range there.
+# Where a wave begins is uncertain by so much (ln units) on a GPU without measured kernels; its
+# ratio is a mean over this range.
 _UNCERTAIN = np.linspace(-0.15, 0.15, 11)
 
 
@@ -32,6 +32,7 @@ def tail_ratio(
     sm_count: int,
     measured_sm_count: int,
     saturating_share: float,
+    is_measured: bool = True,
 ) -> Floats:
     """Time with the last wave over the time interpolated between batches that are powers of two.
 
@@ -43,11 +44,13 @@ def tail_ratio(
         Multiprocessors of the GPU, and of the GPU whose table is interpolated.
     saturating_share : float
         Share of the multiprocessors that together reach the memory bandwidth. [1]
+    is_measured : bool
+        Whether the kernels of this GPU were measured.
     """
     units = np.maximum(np.asarray(batch_heads, dtype=float), 1.0)
     below = 2.0 ** np.floor(np.log2(units))
     place = np.log2(units / below)
-    shifts = np.zeros(1) if sm_count == measured_sm_count else _UNCERTAIN
+    shifts = np.zeros(1) if is_measured else _UNCERTAIN
     at = sum(
         np.log(_seconds_per_work(units * np.exp(shift), tokens, sm_count, saturating_share))
         for shift in shifts

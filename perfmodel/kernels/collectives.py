@@ -9,7 +9,7 @@ to every peer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,6 +47,11 @@ class MeasuredTimes:
         seconds = np.exp(log_s + np.maximum(log_b - knots[-1], 0.0))
         latency = self.seconds[0]
         return np.asarray(latency + (seconds - latency) * link_ratio)
+
+    def smoothed(self) -> MeasuredTimes:
+        """Means of neighbouring sizes, in logarithms: a change of protocol begins gradually."""
+        log_s = np.pad(np.log(self.seconds), 1, mode="edge")
+        return replace(self, seconds=np.exp((log_s[:-2] + 2.0 * log_s[1:-1] + log_s[2:]) / 4.0))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -183,6 +188,12 @@ class CollectiveCurve:
     ) -> Floats:
         """Seconds of an NCCL all-gather; `message_bytes` is the size of the gathered tensor."""
         return self._seconds("all_gather", "nccl", message_bytes, ranks, link_bandwidth)
+
+    def on_other_machines(self) -> CollectiveCurve:
+        """The curve for machines with other PCIe wiring, on which protocols change elsewhere."""
+        if self.link_kind != "pcie":
+            return self
+        return replace(self, measured=tuple(times.smoothed() for times in self.measured))
 
     def exchange_over(self, link_kind: str, algorithm: str) -> Exchange | None:
         """The exchange, if the engine uses it and the link is of the kind on which it was timed."""

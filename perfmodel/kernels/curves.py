@@ -97,12 +97,15 @@ class Efficiency:
         return curves.get(layer) is not None
 
     def without_steps(self) -> Efficiency:
-        """The same curves for a GPU that was not measured: waves of GEMMs begin gradually."""
+        """The same curves for a GPU that was not measured.
+
+        Waves of GEMMs, and changes of protocol of all-reduces over PCIe, begin gradually.
+        """
 
         def smoothed(gemm: GemmCurve) -> GemmCurve:
             return replace(gemm, waves=gemm.waves and replace(gemm.waves, smoothed=True))
 
-        return self._with_gemms(smoothed)
+        return replace(self._with_gemms(smoothed), collectives=self.collectives.on_other_machines())
 
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.

@@ -100,6 +100,7 @@ def _attention(
             sm_count=gpu.sm_count,
             measured_sm_count=curve.sm_count,
             saturating_share=engine.attention_tail_share,
+            is_measured=rank.curves.name == gpu.name,
         )
     if engine.verify_attention_factor != 1.0:
         factor = factor * np.where(query > 1, engine.verify_attention_factor, 1.0)

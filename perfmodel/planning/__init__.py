@@ -2,7 +2,7 @@
 
 from perfmodel.planning.block import ARRAY_AXES, EVIDENCE, Block
 from perfmodel.planning.candidate import Candidate, plan_label
-from perfmodel.planning.capacity import Capacity, Fleet, with_memory_share
+from perfmodel.planning.capacity import Capacity, Fleet, fleet_of, with_memory_share
 from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan, plain_scenarios
 from perfmodel.planning.recommend import gain_interval
 from perfmodel.planning.recommendation import Recommendation, Verdict
@@ -29,6 +29,7 @@ __all__ = [
     "chosen",
     "draft_choices",
     "find_plan",
+    "fleet_of",
     "gain_interval",
     "plain_scenarios",
     "plan_label",

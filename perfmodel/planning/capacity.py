@@ -63,6 +63,17 @@ class Fleet:
         """The request rate over the capacity of the replicas."""
         return self.rate / (self.replicas * self.capacity.requests_per_s)
 
+    @property
+    def sentence(self) -> str:
+        """The GPUs for the rate, and what runs on them."""
+        plan = self.capacity.candidate
+        count = "1 GPU" if self.gpus == 1 else f"{self.gpus:,} GPUs"
+        what = "without speculation, as no draft clearly needs fewer"
+        if plan.parts:
+            what = f"with {plan.label}"
+        size = f"{count} ({self.replicas:,} x TP {plan.scenario.tp})"
+        return f"{self.rate:g} requests/s need {size} {what}."
+
     def cost_per_million_tokens(self, price_per_hour: float) -> float:
         """Price of a million output tokens at the rate, in the currency of a GPU hour's price."""
         tokens_per_s = self.rate * self.capacity.candidate.scenario.workload.output_tokens
@@ -190,10 +201,13 @@ def fewest(sized: Sequence[Fleet], limits: SLO) -> Fleet | None:
 
 
 def fleet_of(candidate: Candidate, limits: SLO, rate: float, gain: float = 1.0) -> Fleet | None:
-    """The replicas of a plan that serve a rate if rounds are `gain` times as fast as predicted."""
+    """The replicas of a plan that serve a rate if rounds are `gain` times as fast as predicted.
+
+    None if the plan misses the limits, or if its acceptance is unknown.
+    """
     slo = limits if limits.tpot_s is None else replace(limits, tpot_s=limits.tpot_s * gain)
     sized = capacity(candidate, slo)
-    if sized is None:
+    if sized is None or math.isnan(sized.requests_per_s):
         return None
     replicas = math.ceil(rate / (sized.requests_per_s * gain))
     return Fleet(rate=rate, replicas=replicas, capacity=sized)

@@ -57,6 +57,8 @@ from perfmodel.speculation import (
 )
 from perfmodel.units import format_seconds
 
+ROUNDING = 1e-9  # the high end of a gain that cannot exceed 1
+
 
 def recommend(
     result: Search, *, rate: float | None = None, price_per_hour: float | None = None
@@ -80,8 +82,10 @@ def recommend(
     drafts, plain = _split(ranked)
     best = _choose(result, drafts, plain)
     studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
-    reference = plain or _plain_of(result)
+    # If no plain plan meets the limits, the same one without its draft.
+    reference = plain or evaluated(without_speculation(best.scenario), result.objective)
     sized = fleets(result, rate) if rate else []
+    fleet = fewest(sized, result.slo)
     rule = Rule(objective=result.objective, limits=result.slo)
     at, advantage, interval, gammas = None, None, None, None
     if studied is not None:
@@ -91,8 +95,9 @@ def recommend(
         advantage = _advantage(result, studied, reference)
     return Recommendation(
         rule=rule,
-        verdict=_verdict(best, advantage),
-        best=best,
+        saturated_verdict=_verdict(best, advantage),
+        saturated=best,
+        for_rate=None if fleet is None else evaluated(fleet.capacity.scenario, result.objective),
         plain=reference,
         plain_meets_limits=plain is not None,
         faster=_faster(result, best, ranked[0], reference),
@@ -120,7 +125,7 @@ def recommend(
         runs_on=result.version,
         engine_gap=_engine_gap(result, best),
         capacity=capacity(best, result.slo),
-        fleet=fewest(sized, result.slo),
+        fleet=fleet,
         plain_fleet=next((f for f in sized if f.capacity.candidate.parts == 0), None),
         price_per_hour=price_per_hour,
     )
@@ -242,13 +247,9 @@ def _relative_gain(candidate: Candidate, other: Candidate, objective: str) -> Ga
 def _verdict(best: Candidate, advantage: Interval | None) -> Verdict:
     if best.scenario.plan.speculates:
         return Verdict.SPECULATE
-    if advantage is not None and advantage.high >= 1.0:
+    if advantage is not None and advantage.high > 1.0 + ROUNDING:
         return Verdict.NO_CLEAR_GAIN
     return Verdict.DO_NOT_SPECULATE
-
-
-def _plain_of(result: Search) -> Candidate:
-    return min((c for c in result.candidates if not c.scenario.plan.speculates), key=result.cost)
 
 
 def _one_per_choice(ranked: list[Candidate], *, skip: Candidate) -> tuple[Candidate, ...]:

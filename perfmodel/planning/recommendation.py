@@ -87,8 +87,9 @@ class Recommendation:
     """The best plan and its explanation."""
 
     rule: Rule  # the objective and the limits
-    verdict: Verdict
-    best: Candidate
+    saturated_verdict: Verdict  # of a service at full load, to which all plans below apply
+    saturated: Candidate  # the best plan there
+    for_rate: Candidate | None  # what a replica of the fleet runs, if a rate of requests was given
     plain: Candidate  # the best plan without speculation
     plain_meets_limits: bool
     faster: Faster | None
@@ -98,7 +99,7 @@ class Recommendation:
     beyond_limits: Candidate | None
     drafts: tuple[str, ...]  # that were searched
     not_run: tuple[str, ...]  # why the engine does not run some of them
-    tpot: Interval  # of the best plan's service
+    tpot: Interval  # of the best plan's service at full load
     plain_tpot: Interval  # without speculation on as many GPUs
     studied: Candidate | None  # the plan to which the following fields apply
     advantage: Interval | None  # over the best plan without speculation, at any TP
@@ -128,7 +129,7 @@ class Recommendation:
     def _repr_html_(self) -> str:
         rows = [
             (c.label, c.scenario.tp, number_range(c.gain), format_seconds(c.tpot_s))
-            for c in dict.fromkeys((self.best, self.plain, *self.runners_up))
+            for c in dict.fromkeys((self.saturated, self.plain, *self.runners_up))
         ]
         table = html_table(rows, header=("plan", "TP", "gain", "TPOT"))
         return f"<p>{escape(self.sentence)}</p>{table}"
@@ -137,6 +138,18 @@ class Recommendation:
     def objective(self) -> str:
         """What was maximised: "throughput" or "latency"."""
         return self.rule.objective
+
+    @property
+    def best(self) -> Candidate:
+        """The plan to deploy: for the rate if one was given, otherwise for a full load."""
+        return self.for_rate or self.saturated
+
+    @property
+    def verdict(self) -> Verdict:
+        """The kind of answer, for the same."""
+        if self.for_rate is None or self.saturated_verdict is Verdict.DO_NOT_SPECULATE:
+            return Verdict.SPECULATE if self.best.parts else self.saturated_verdict
+        return Verdict.SPECULATE if self.for_rate.parts else Verdict.NO_CLEAR_GAIN
 
     @property
     def speculates(self) -> bool:
@@ -168,7 +181,7 @@ class Recommendation:
         if self.tpot.high > limit:
             clauses.append(f"the plan may miss it ({_between(self.tpot)})")
         plain = self.plain_tpot
-        if self.speculates and not self._is_clear() and plain.low <= limit < plain.value:
+        if self.saturated.parts and not self._is_clear() and plain.low <= limit < plain.value:
             clauses.append(f"plain decoding may meet it ({_between(plain)})")
         if not clauses:
             return ""
@@ -200,14 +213,14 @@ class Recommendation:
             ends = f"{over_plain.low:.2f}-{over_plain.high:.2f}x"
             reason = f"but its gain over plain decoding is not clear ({ends})"
         else:
-            reason = f"which is within the error, and {self.best.label} is simpler"
+            reason = f"which is within the error, and {self.saturated.label} is simpler"
         return f"{start}, {reason}{self.faster.measure}"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Caveats of the best plan, of the search, and of an engine that was not measured."""
         return caveats(
-            self.best,
+            self.saturated,
             studied=self.studied,
             batch=self.batch,
             limits=self.rule.limits,
@@ -218,7 +231,7 @@ class Recommendation:
     @property
     def prefill(self) -> str:
         """What the prompts take, and the figure of decoding alone."""
-        shown = self.studied or self.best
+        shown = self.studied or self.saturated
         alone = f"{format_seconds(shown.decode_tpot_s)} per token"
         if shown.scenario.plan.speculates:
             alone = f"{shown.decode_speedup:.2f}x, {alone}"
@@ -245,45 +258,39 @@ class Recommendation:
     @property
     def answer(self) -> str:
         """The verdict and its figures in one sentence, after the fleet if a rate was given."""
-        return f"{self._for_rate()}{self._answer()}."
-
-    def _for_rate(self) -> str:
-        """The fewest GPUs for the rate and their plan, which may be simpler than the best one."""
-        if self.fleet is None:
-            return ""
-        fleet, plan = self.fleet, self.fleet.capacity.candidate
-        count = "1 GPU" if fleet.gpus == 1 else f"{fleet.gpus:,} GPUs"
-        what = "without speculation, as no draft clearly needs fewer"
-        if plan.parts:
-            what = f"with {plan.label}"
-        size = f"{count} ({fleet.replicas:,} x TP {plan.scenario.tp})"
-        return f"{fleet.rate:g} requests/s need {size} {what}. At full load: "
+        at_rate = "" if self.fleet is None else f"{self.fleet.sentence} At full load: "
+        return f"{at_rate}{self._answer()}."
 
     def _answer(self) -> str:
-        if self.speculates:
+        if self.saturated.parts:
             why = self._where()
             if not self._is_clear():
                 why = "without speculation, the limits are not met on the same number of GPUs"
             elif not self.plain_meets_limits:
                 why += "; no plan without speculation meets the limits"
-            return f"{self.best.label}, TP {self.best.scenario.tp}: {self._gain()}; {why}"
+            return f"{self.saturated.label}, TP {self.saturated.scenario.tp}: {self._gain()}; {why}"
         if self.studied is None or self.interval is None:
             return f"Do not speculate: {self._unknown()}"
-        tp, plain_tp = self.studied.scenario.tp, self.best.scenario.tp
-        draft = f"the best draft ({self.studied.label}, TP {tp}) gives {self._gain()}"
-        if tp != plain_tp:
-            draft += f", but plain decoding with TP {plain_tp} is as fast per GPU"
-            return f"{self._start()}: {draft}"
-        return f"{self._start()}: {draft}; {self._where()}"
+        tp, plain_tp = self.studied.scenario.tp, self.saturated.scenario.tp
+        start = f"{self._start()}: the best draft ({self.studied.label}, TP {tp})"
+        share = 1.0 if self.advantage is None else self.advantage.value  # of plain decoding
+        loses = self.saturated_verdict is Verdict.DO_NOT_SPECULATE
+        if tp == plain_tp:
+            what = f"costs {100.0 * (1.0 - share):.2g} %:" if loses else "gives"
+            return f"{start} {what} {self._gain()}; {self._where()}"
+        other = f"{100.0 * (1.0 / share - 1.0):.2g} % faster" if loses else "as fast"
+        plain = f"plain decoding with TP {plain_tp} is {other} per GPU"
+        return f"{start} gives {self._gain()}, but {plain}"
 
     def _start(self) -> str:
-        return "No clear gain" if self.verdict is Verdict.NO_CLEAR_GAIN else "Do not speculate"
+        unclear = self.saturated_verdict is Verdict.NO_CLEAR_GAIN
+        return "No clear gain" if unclear else "Do not speculate"
 
     def _is_clear(self) -> bool:
         return self.interval is not None and self.interval.low > 1.0
 
     def _gain(self) -> str:
-        shown = self.studied or self.best
+        shown = self.studied or self.saturated
         what = ("the " if self.objective == "latency" else "") + self._objective_words
         text = f"{shown.gain:.2f}x"
         if self.interval is not None:

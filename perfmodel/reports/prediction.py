@@ -241,6 +241,13 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "objective": answer.objective,
         "evidence": evidence_dict(answer.evidence),
         "best": plan(answer.best),
+        "full_load": None
+        if answer.for_rate is None
+        else {
+            "verdict": str(answer.saturated_verdict),
+            "speculate": answer.saturated.scenario.plan.speculates,
+            "best": plan(answer.saturated),
+        },
         "without_speculation": plan(answer.plain),
         "without_speculation_meets_limits": answer.plain_meets_limits,
         "tpot_interval_90": _ends(answer.tpot),

@@ -22,7 +22,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.round import without_speculation
-from perfmodel.speculation.service import ServiceEstimate, service
+from perfmodel.speculation.service import ServiceEstimate, mean_rounds, service
 from perfmodel.speculation.step_error import pair_error, prefill_error, ratio_error, time_error
 from perfmodel.speculation.uncertainty import Interval, alpha_range
 from perfmodel.units import Z90
@@ -94,7 +94,9 @@ def service_gain(
         return np.asarray(np.sqrt(by_alpha**2 + by_time**2 + by_prompt**2 + closed**2))
 
     down, up = width(lowest, error, 1.0), width(highest, 1.0 / error, -1.0)
-    return Gain(low=value * np.exp(-down), value=value, high=value * np.exp(up))
+    # No round is shorter than a plain step, so the gain is at most the tokens of a round.
+    high = np.maximum(value, np.minimum(value * np.exp(up), at.most_tokens(ends[1])))
+    return Gain(low=value * np.exp(-down), value=value, high=high)
 
 
 def gain_value(scenario: Scenario, objective: str = "throughput") -> float:
@@ -165,6 +167,12 @@ class _At:
         prompt = work.prompt_tokens if self.prompt_tokens is None else self.prompt_tokens
         point = self._draft.decode
         return ratio_error(self.scenario, point, batch=batch, prompt_tokens=prompt)
+
+    def most_tokens(self, alpha_shift: Floats) -> Floats:
+        """Plain steps over rounds of a request, if α is shifted."""
+        tokens = self.scenario.workload.output_tokens - 1
+        rounds = mean_rounds(self._draft.decode, tokens, alpha_shift)
+        return np.asarray(tokens / np.maximum(rounds, 1.0))
 
     def prompt_distances(self, value: Floats) -> tuple[list[Floats], float]:
         """ln(value / gain) if prompts take longer and shorter, and the width of the closed form."""

@@ -24,6 +24,7 @@ from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.gpu import GPU, TIMED_VENDOR
 from perfmodel.specs.labels import Origin
+from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 from perfmodel.units import Z90
 
@@ -139,7 +140,7 @@ def time_error(scenario: Scenario) -> float:
     if scenario.plan.speculates:
         architecture, bound = ARCHITECTURE_ROUND_ERROR, BOUND_ROUND_ERROR
     engine = scenario.engine
-    own = bound if engine.is_bound else engine.speedup_error
+    own = bound if engine.is_bound else engine.error_of(method_of(scenario))
     error = _kernel_error(scenario, own, _by_distance(SISTER_STEP_ERROR, architecture, bound))
     ranks = TP_STEP_ERROR * math.sqrt(_doublings(scenario))
     links, unsplit = _link_delays(scenario)[0], _split_delays(scenario)[0] / Z90
@@ -150,7 +151,7 @@ def time_error(scenario: Scenario) -> float:
 def relative_error(scenario: Scenario) -> float:
     """Standard error of ln(speedup) on the GPU, at numbers of ranks that were timed."""
     errors = _by_distance(SISTER_ERROR, ARCHITECTURE_ERROR, BOUND_ERROR)
-    return _kernel_error(scenario, scenario.engine.speedup_error, errors)
+    return _kernel_error(scenario, scenario.engine.error_of(method_of(scenario)), errors)
 
 
 def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, ...]) -> float:

@@ -91,7 +91,8 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     Notes
     -----
     Independent errors add in quadrature, as logarithms and on each side: the interval of α, mapped
-    through Ω, and the error of the ratio of step times (`ratio_error`).
+    through Ω, and the error of the ratio of step times (`ratio_error`). No round is shorter than a
+    plain step, so the high end is at most Ω at the high end of α.
     """
     alphas = alpha_interval(scenario)
     if alphas is None or not scenario.plan.speculates:
@@ -101,7 +102,9 @@ def speedup_interval(scenario: Scenario) -> Interval | None:
     model = Z90 * float(ratio_error(scenario, point))
     below = math.hypot(math.log(middle / low), model)
     above = math.hypot(math.log(high / middle), model)
-    return Interval(low=middle * math.exp(-below), value=middle, high=middle * math.exp(above))
+    most = high * float(point.break_even_tokens_per_round)
+    top = max(middle, min(middle * math.exp(above), most))
+    return Interval(low=middle * math.exp(-below), value=middle, high=top)
 
 
 def tpot_interval(scenario: Scenario) -> Interval | None:
@@ -130,8 +133,11 @@ def interval_probability(interval: Interval, scenario: Scenario) -> float:
     """P(gain > 1), assuming a log-normal distribution on each side of the prediction.
 
     At most 95 % if `acceptance_is_weak`: such a curve may not apply to this plan at all, which the
-    interval does not include.
+    interval does not include. 0 if no draft token is ever accepted.
     """
+    alphas = alpha_interval(scenario)
+    if alphas is not None and alphas[2] == 0.0:
+        return 0.0
     edge = interval.low if interval.value > 1 else interval.high
     spread = abs(math.log(interval.value / edge)) / Z90
     if spread == 0.0:

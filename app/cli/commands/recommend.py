@@ -17,7 +17,7 @@ from app.cli.options import (
     refuse_flags,
 )
 from app.cli.output import console, print_json, progress, write_text
-from app.cli.simulation_options import DEFAULT_RATE, DRAWN, has_arrivals
+from app.cli.simulation_options import DEFAULT_RATE, DRAWN, check_trace, has_arrivals
 
 if TYPE_CHECKING:
     from perfmodel import NoFeasiblePlan, Recommendation, Scenario, Simulation
@@ -73,6 +73,7 @@ def recommend(
         refuse_flags({"requests": requests}, ["requests"], "without --traffic")
     else:
         next(trace_rows(traffic), None)  # a file that cannot be read is refused before the search
+        check_trace(traffic, {}, drawn="" if rate is None else "--rate")
         own, own_notes = _trace_values(traffic, count, scenario, flags)
         flags = flags | own
     options = {
@@ -93,7 +94,7 @@ def recommend(
             raise
         answer, result, notes = _at_own_rate(missed, traffic, count, flags, scenario, options)
     if traffic is not None:
-        arrivals = assumed_unit(traffic) if has_arrivals(traffic) else DRAWN.format(traffic)
+        arrivals = assumed_unit(traffic) if has_arrivals(traffic) else _drawn(answer, traffic)
         notes = [*notes, *[arrivals] * bool(arrivals), *skipped_notes(result["traffic"]["skipped"])]
         notes = [*own_notes, *notes]
     result["notes"] = [*result["notes"], *notes]
@@ -117,12 +118,37 @@ def recommend(
             print_choice(result["traffic"], console())
 
 
+def _drawn(answer: Recommendation, path: str) -> str:
+    """The rate of the requests of a trace without arrival times."""
+    scenario, rate = _replica(answer)
+    text = DRAWN.format(path, rate)
+    if answer.fleet is None:
+        return text
+    return f"{text}, the share of TP {scenario.tp} in the {answer.fleet.gpus} GPUs for the rate"
+
+
+def _replica(answer: Recommendation) -> tuple[Scenario, float]:
+    """The plan with the best draft on one replica, and its share of the rate. [1/s]
+
+    With a rate, each GPU of the fleet serves as much of it.
+    """
+    from perfmodel.planning import fleet_of
+
+    assert answer.studied is not None
+    scenario, fleet = answer.studied.scenario, answer.fleet
+    if fleet is None:
+        return scenario, DEFAULT_RATE
+    sized = fleet_of(answer.studied, answer.rule.limits, fleet.rate)
+    return sized.capacity.scenario if sized else scenario, fleet.rate * scenario.tp / fleet.gpus
+
+
 def _service_line(answer: Recommendation, choice: Mapping[str, Any], own: Mapping[str, str]) -> str:
     """The service to which the figures above those of a trace apply."""
-    work = answer.best.scenario.workload
+    work = answer.saturated.scenario.workload
     mean = " (the mean of the trace)" if "prompt_tokens" in own else ""
     hits = f", {work.prefix_hit_rate:.0%} of them cached" if work.prefix_hit_rate else ""
-    what, limits = "answer above is", ""
+    what = "answer above is" if answer.fleet is None else "plans at full load above are"
+    limits = ""
     if choice["saturated_miss"] is not None:
         what, limits = "plans above are", ", without the limits on times"
     return (
@@ -195,23 +221,28 @@ def _records_prefixes(path: str, requests: int) -> bool:
     return any(row.blocks for row in itertools.islice(trace_rows(path), requests))
 
 
-def _simulation(scenario: Scenario, path: str, requests: int, slo: SLO) -> Simulation:
-    """The simulation of recorded requests; those with recorded prefixes state their own hits."""
-    import perfmodel
-    from perfmodel.serving import Serving, scenario_acceptance
+def _simulation(
+    scenario: Scenario, path: str, requests: int, slo: SLO, rate: float = DEFAULT_RATE
+) -> Simulation:
+    """The simulation of recorded requests; those with recorded prefixes state their own hits.
 
-    work = scenario.workload
+    `rate` is for requests without arrival times. A pass has room for prompts at every γ.
+    """
+    import perfmodel
+    from perfmodel.serving import SCHEDULE_GAMMAS, Serving, scenario_acceptance
+
+    work, budget = scenario.workload, scenario.engine.prefill_chunk_tokens
     recorded = _records_prefixes(path, requests)
     return perfmodel.Simulation(
         traffic=perfmodel.Traffic(
             requests=requests,
             path=path,
-            rate=DEFAULT_RATE,
+            rate=rate,
             prefix_hit_rate=0.0 if recorded else work.prefix_hit_rate,
         ),
         serving=Serving(
-            max_batch=work.batch,
-            token_budget=scenario.engine.prefill_chunk_tokens,
+            max_batch=min(work.batch, (budget - 1) // (max(SCHEDULE_GAMMAS) + 1)),
+            token_budget=budget,
             prefill=work.prefill,
         ),
         process=scenario_acceptance(scenario),
@@ -230,11 +261,11 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: SLO) -> 
             "no draft with a known acceptance meets the limits; name a draft with --draft and give "
             "its --acceptance"
         )
-    studied, gain = answer.studied.scenario, answer.interval
+    (studied, rate), gain = _replica(answer), answer.interval
     with progress("requests") as update:
         choice = choose_for_traffic(
             studied,
-            _simulation(studied, path, requests, slo),
+            _simulation(studied, path, requests, slo, rate),
             error=(gain.low / gain.value, gain.high / gain.value),
             progress=update,
         )

@@ -9,7 +9,7 @@ import typer
 
 from app.cli.options import AsJson, HtmlFile, ScenarioFile, field_flags, option, parse_overrides
 from app.cli.output import console, print_json, progress, write_csv, write_text
-from app.cli.simulation_options import DRAWN, SimulationOptions, has_arrivals
+from app.cli.simulation_options import DEFAULT_RATE, DRAWN, SimulationOptions, has_arrivals
 
 if TYPE_CHECKING:
     from perfmodel import Scenario
@@ -78,7 +78,8 @@ def _trace_notes(flags: Mapping[str, str], options: SimulationOptions) -> list[s
     lengths = f"the lengths of requests are those of --traffic, not {' and '.join(names)}"
     arrivals = assumed_unit(options.traffic)
     if options.rate is None and options.arrivals != "at-once" and not has_arrivals(options.traffic):
-        arrivals = f"{DRAWN.format(options.traffic)}; state --rate, or --arrivals at-once"
+        drawn = DRAWN.format(options.traffic, DEFAULT_RATE)
+        arrivals = f"{drawn}; state --rate, or --arrivals at-once"
     return [lengths] * bool(names) + [arrivals] * bool(arrivals)
 
 

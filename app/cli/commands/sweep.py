@@ -53,6 +53,11 @@ def sweep(
         from app.render.sweep_table import print_sweep
 
         print_sweep(points, console(), wanted, watch.pieces())
+    if not outputs:
+        from app.render.tables import print_notes
+
+        reasons = (one.scenario.engine_obstacle for one in points.blocks if one.scenario)
+        print_notes(list(filter(None, dict.fromkeys(reasons))), console())
     if not watch.feasible:
         raise NoFeasiblePlan(f"no point of the sweep is feasible (first point: {watch.reason})")
 

@@ -148,6 +148,15 @@ def test_recommend_agrees_with_simulate_at_saturation(capsys: pytest.CaptureFixt
         assert plan["throughput_per_gpu"] == pytest.approx(per_gpu, rel=0.06)
 
 
+def test_a_sweep_says_which_plans_the_engine_cannot_run(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ["--target", "llama-3.1-70b", "--draft", "llama-3.1-8b", "--acceptance", "0.75"]
+    plan += ["--gpu", "h200", "--tp", "8", "--prompt-tokens", "8000", "--engine", "vllm"]
+    for flags in (["--gamma", "1:3"], ["--gamma", "1:3", "--top", "1"]):
+        swept = " ".join(printed(["sweep", *plan, *flags], capsys).split())
+        assert swept.count("cannot run this plan: its standalone drafts always read") == 1
+    assert "cannot run" not in printed(["sweep", *plan, "--draft-policy", "full"], capsys)
+
+
 def test_a_rate_and_a_price_size_the_deployment(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--rate", "5", "--price", "2.5", "--slo", "tpot<60ms", "--prompt-tokens", "8000"]
     text = printed(["recommend", *flags], capsys)
@@ -165,6 +174,27 @@ def test_a_rate_and_a_price_size_the_deployment(capsys: pytest.CaptureFixture[st
     assert cost == pytest.approx(fleet["gpus"] * 2.5 / 3600 / tokens_per_s * 1e6)
     assert f"{cost:.3g} (without speculation" in text
     assert text.startswith(result["answer"]) and f"{fleet['gpus']} GPU" in result["answer"]
+    assert "Plans at full load:" in text
+    # `best`, `verdict` and `speculate` are what the first sentence says, not those of full load.
+    best = result["best"]
+    assert best["scenario"] == fleet["scenario"] and best["label"] == fleet["replica"]["label"]
+    assert best["cost_per_million_tokens"] == pytest.approx(cost)
+    assert result["speculate"] == (result["verdict"] == "speculate")
+    assert result["speculate"] == ("without speculation" not in result["answer"].split(".")[0])
+    assert best["scenario"]["batch"] == fleet["replica"]["concurrency"]
+
+
+def test_the_verdict_at_a_rate_is_that_of_its_fleet(capsys: pytest.CaptureFixture[str]) -> None:
+    """At full load EAGLE-3 clearly gains; at a low rate, one GPU is enough without it."""
+    flags = ["--target", "llama-3.1-8b", "--gpu", "h200", "--engine", "vllm", "--draft", "eagle3"]
+    flags += ["--prompt-tokens", "4000", "--output-tokens", "1000", "--tp", "1", "--json"]
+    for rate, drafts in (("1", False), ("60", True)):
+        result = json.loads(printed(["recommend", *flags, "--rate", rate], capsys))
+        assert result["full_load"]["verdict"] == "speculate" and result["full_load"]["speculate"]
+        assert result["speculate"] is drafts
+        assert result["verdict"] == ("speculate" if drafts else "no clear gain")
+        assert (result["best"]["scenario"]["draft"] == "eagle3") is drafts
+    assert json.loads(printed(["recommend", *flags], capsys))["full_load"] is None
 
 
 def test_recommend_respects_given_choices(capsys: pytest.CaptureFixture[str]) -> None:

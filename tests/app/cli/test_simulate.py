@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,41 @@ def test_a_trace_that_meets_limits_at_its_own_rate_is_not_refused_for_a_saturate
     assert tight["verdict"] == tight["traffic"]["verdict"]
     assert run(["recommend", *plan, "--slo", "tpot<0.5ms"]) == 3
     assert run(["recommend", *plan, "--prefix-hit-rate", "0.5"]) == 2
+
+
+def test_a_trace_at_a_rate_is_played_at_the_share_of_one_replica(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mean latencies grow with the share, and arrival times of the trace contradict a rate."""
+    timed, drawn = tmp_path / "timed.csv", tmp_path / "drawn.csv"
+    timed.write_text("arrival_s,prompt_tokens,output_tokens\n0,3000,200\n1,3000,200\n")
+    drawn.write_text("prompt_tokens,output_tokens\n" + 40 * "2000,100\n4000,300\n")
+    plan = ["--target", "llama-3.1-8b", "--tp", "1", "--draft", "eagle3", "--engine", "vllm"]
+    plan += ["--gpu", "h200", "--traffic"]
+    latencies = []
+    for rate in (2.0, 12.0):
+        result = result_of(capsys, "recommend", *plan, str(drawn), "--rate", str(rate))
+        gpus = result["fleet"]["gpus"]
+        assert any(f"drawn at {rate / gpus:.3g}/s, the share" in note for note in result["notes"])
+        latencies.append((rate / gpus, result["traffic"]["runs"][0]["latency"]["mean_s"]))
+    assert latencies == sorted(latencies) and latencies[0] < latencies[-1]
+    assert run(["recommend", *plan, str(timed), "--rate", "4"]) == 2
+    assert "already has arrival times; remove --rate" in capsys.readouterr().err
+
+
+def test_a_batch_that_leaves_no_room_for_prompts_is_played_with_fewer_sequences(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """32 sequences at γ 8 would fill a pass of 256 tokens."""
+    path, engine = tmp_path / "trace.csv", tmp_path / "small.toml"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + 9 * "0,300,40\n")
+    shipped = resources.files("perfmodel") / "catalog" / "engines" / "magicdec.toml"
+    named = shipped.read_text(encoding="utf-8").replace('"magicdec"', '"small"')
+    engine.write_text(f"prefill_chunk_tokens = 256\n{named}", encoding="utf-8")
+    plan = ["--target", "llama-3.2-1b", "--tp", "1", "--draft", "eagle3", "--gpu", "h200"]
+    plan += ["--engine", str(engine), "--batch", "32", "--traffic", str(path)]
+    result = result_of(capsys, "recommend", *plan)
+    assert result["traffic"]["runs"][8]["requests"] == 9
 
 
 def test_the_closed_form_is_that_of_the_simulated_requests(

@@ -163,6 +163,25 @@ def test_the_written_profile_is_the_fitted_one(
     assert other_gpu.origin == "assumed" and other_gpu.measured_on == ""
 
 
+def test_a_method_that_is_predicted_worse_has_its_own_error(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit, tmp_path: Path
+) -> None:
+    """The rms over the numbers of ranks of the errors of its rounds, and that of plain steps."""
+    report, path = engine_report(known[0], fit), tmp_path / "vllm-0.26.toml"
+    late = tuple(
+        replace(e, predicted_s=e.record.seconds * (1.5 if e.record.point.setup.method == "draft"
+                                                   else 1.01))
+        for e in report.held_back
+    )  # fmt: skip
+    assert {"plain", "draft"} <= {e.record.point.setup.method for e in late}
+    path.write_text(profile_text(replace(report, held_back=late, deployable=late)), "utf-8")
+    read = engine_profile(str(path), catalog.gpu("h200"))
+    both = np.hypot(np.log(1.5), np.log(1.01))
+    assert read.error_of("draft") == pytest.approx(both, rel=1e-2)
+    assert both > 1.2 * read.speedup_error
+    assert read.error_of("plain") == read.error_of("eagle3") == read.speedup_error
+
+
 def test_writing_one_gpu_preserves_the_values_of_others(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:

@@ -197,18 +197,28 @@ def test_the_gain_over_plain_decoding_is_the_ratio_of_the_rows(batch: int | None
     values: dict[str, Any] = {"gpu": "h200", "engine": "vllm", "target": "llama-3.1-8b", "tp": 1}
     values |= {"prompt_tokens": 4000, "output_tokens": 1000, "slo": "tpot<20ms", "batch": batch}
     answer = find_plan(values | {"draft": "eagle3"}, rate=6.0)
-    assert answer.advantage is not None and answer.speculates
-    ratio = answer.best.throughput_per_gpu / answer.plain.throughput_per_gpu
+    assert answer.advantage is not None and answer.saturated.parts
+    ratio = answer.saturated.throughput_per_gpu / answer.plain.throughput_per_gpu
     assert answer.advantage.value == pytest.approx(ratio)
     assert recommendation_dict(answer)["advantage"] == pytest.approx(ratio)
-    best, plain = (c.scenario.workload.batch for c in (answer.best, answer.plain))
+    best, plain = (c.scenario.workload.batch for c in (answer.saturated, answer.plain))
     if batch is None:
         assert answer.plain_fleet is not None and answer.capacity is not None
         assert best != plain == answer.plain_fleet.capacity.concurrency
         assert best == answer.capacity.concurrency
         assert f"{ratio:.2f}x" in answer.answer and f"batch of {plain}" in answer.answer
     else:
-        assert best == plain == batch and ratio == pytest.approx(answer.best.gain)
+        assert best == plain == batch and ratio == pytest.approx(answer.saturated.gain)
+
+
+def test_without_a_plain_plan_within_the_limits_the_same_one_without_a_draft_is_compared() -> None:
+    """Not one of hundreds of requests that neither fits nor is nearly as fast as asked."""
+    values: dict[str, Any] = {"gpu": "h200", "engine": "vllm", "target": "llama-3.1-8b", "tp": 1}
+    values |= {"prompt_tokens": 4000, "output_tokens": 500, "slo": "tpot<2ms", "draft": "eagle3"}
+    answer = find_plan(values, rate=8.0)
+    assert answer.speculates and not answer.plain_meets_limits
+    assert answer.plain.memory_fraction < 1.0 and answer.plain.scenario.workload.batch == 1
+    assert answer.advantage is not None and answer.advantage.low > 1.0
 
 
 @pytest.mark.parametrize("engine, runs_on", [("vllm", ""), ("specroof", "vllm")])

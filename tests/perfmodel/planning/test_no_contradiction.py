@@ -53,21 +53,26 @@ def answers(count: int, seed: int) -> list[tuple[dict[str, Any], Recommendation]
 
 
 def check(values: dict[str, Any], answer: Recommendation) -> None:
-    work, studied = answer.best.scenario.workload, answer.studied
+    work, studied = answer.saturated.scenario.workload, answer.studied
     result = recommendation_dict(answer)
-    speculates = answer.verdict == "speculate"
-    # One verdict in the flag, the best plan and the sentence.
-    assert result["speculate"] is speculates is answer.best.scenario.plan.speculates
-    fleet, start = answer.fleet, answer.sentence.split(":")[0]
-    if fleet is not None:  # stated first, with the plan that it runs
-        stated, _, rest = answer.sentence.partition(" At full load: ")
-        plan, start = fleet.capacity.candidate, rest.split(":")[0]
-        assert f"need {fleet.gpus:,} GPU" in stated and f"x TP {plan.scenario.tp}" in stated
-        assert (plan.label if plan.parts else "without speculation") in stated
-    assert start.startswith(answer.best.label) if speculates else start in (
+    speculates = answer.saturated_verdict == "speculate"
+    # One verdict in the flag, the best plan and the sentence, at the rate and at full load.
+    for one in (result, result["full_load"]):
+        drafts = one["best"]["scenario"]["draft"] != "none"
+        assert one["speculate"] is drafts is (one["verdict"] == "speculate")
+    assert result["full_load"]["verdict"] == answer.saturated_verdict
+    assert result["best"]["scenario"] == result["fleet"]["scenario"]
+    assert result["best"]["tpot_s"] == pytest.approx(result["fleet"]["replica"]["tpot_s"])
+    fleet = answer.fleet
+    assert fleet is not None
+    stated, _, rest = answer.sentence.partition(" At full load: ")
+    plan, start = answer.best, rest.split(":")[0]
+    assert f"need {fleet.gpus:,} GPU" in stated and f"x TP {plan.scenario.tp}" in stated
+    assert (plan.label if plan.parts else "without speculation") in stated
+    assert start.startswith(answer.saturated.label) if speculates else start in (
         "No clear gain", "Do not speculate"
     )  # fmt: skip
-    assert (start == "No clear gain") == (answer.verdict == "no clear gain")
+    assert (start == "No clear gain") == (answer.saturated_verdict == "no clear gain")
     check_limit(values, answer)
     check_fleet(answer)
     if studied is None:
@@ -85,7 +90,7 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
     else:
         assert answer.advantage.low <= 1.0 and plain_meets
         # "Do not speculate" is for plans that are clearly slower.
-        assert (answer.verdict == "no clear gain") == (answer.advantage.high >= 1.0)
+        assert (answer.saturated_verdict == "no clear gain") == (answer.advantage.high > 1.0 + 1e-9)
     # The ranges of the sentence and the JSON hold the asked point if and only if it pays.
     if same_tp or speculates:
         assert answer.batch.contains(work.batch) == speculates
@@ -135,7 +140,7 @@ def check_ranges(values: dict[str, Any], answer: Recommendation) -> None:
     """A gain is called clear in a range only if the whole interval is above 1 at all its values."""
     assert answer.studied is not None and answer.batch is not None and answer.schedule is not None
     rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
-    work, exact = answer.best.scenario.workload, answer.batch.exact
+    work, exact = answer.saturated.scenario.workload, answer.batch.exact
     inside = [np.arange(first, min(last, 256) + 1.0) for first, last in exact]
     batches = np.concatenate([np.zeros(0), *inside])
     if batches.size:
@@ -160,7 +165,7 @@ def check_memory(answer: Recommendation) -> None:
             assert (f"(with γ={fits})" in answer.answer) == smaller
     if answer.capacity is not None:
         assert answer.capacity.saturation <= answer.capacity.concurrency <= MOST_REQUESTS
-        if answer.speculates:
+        if answer.saturated.parts:
             assert answer.capacity.concurrency <= most
 
 
@@ -168,12 +173,12 @@ def check_limit(values: dict[str, Any], answer: Recommendation) -> None:
     """A limit on the time per token is near if and only if an interval contains it."""
     result, limit = recommendation_dict(answer), parse_slo(values.get("slo", "")).tpot_s
     low, high = result["tpot_interval_90"]
-    assert low < result["best"]["tpot_s"] < high
+    assert low < result["full_load"]["best"]["tpot_s"] < high
     near = result["tpot_limit"]
     assert near in answer.sentence and near.startswith("The limit of") == bool(near)
     assert ("the plan may miss it" in near) == (limit is not None and high > limit)
     if "plain decoding may meet it" in near:
-        assert limit is not None and answer.speculates and answer.plain_tpot.value > limit
+        assert limit is not None and answer.saturated.parts and answer.plain_tpot.value > limit
 
 
 def check_fleet(answer: Recommendation) -> None:
@@ -193,7 +198,7 @@ def check_faster(answer: Recommendation) -> None:
     """A plan with a better prediction is named, and is not clearly better."""
     result = recommendation_dict(answer)
     key, sign = ("tpot_s", 1) if answer.objective == "latency" else ("throughput_per_gpu", -1)
-    costs = [sign * plan[key] for plan in (result["best"], *result["runners_up"])]
+    costs = [sign * plan[key] for plan in (result["full_load"]["best"], *result["runners_up"])]
     assert costs[1:] == sorted(costs[1:])
     faster = answer.faster
     if faster is None:
@@ -202,9 +207,9 @@ def check_faster(answer: Recommendation) -> None:
     assert sign * result["faster"][key] <= min(costs) and sign * result["faster"][key] < costs[0]
     assert faster.candidate.label in answer.why_not_fastest
     if faster.advantage.low > 1.0:
-        assert faster.lead.low <= 1.0 and answer.best.parts < faster.candidate.parts
+        assert faster.lead.low <= 1.0 and answer.saturated.parts < faster.candidate.parts
     assert ("is not clear" in answer.why_not_fastest) == (faster.advantage.low <= 1.0)
-    if not answer.speculates:
+    if not answer.saturated.parts:
         assert answer.studied is faster.candidate and answer.advantage == faster.lead
 
 
@@ -213,6 +218,6 @@ def test_drawn_recommendations_do_not_contradict_themselves() -> None:
     verdicts, count = set(), int(os.environ.get("SCENARIOS", "12"))
     for values, answer in answers(count, seed=int(os.environ.get("SEED", "4"))):
         check(values, answer)
-        verdicts.add(str(answer.verdict))
+        verdicts.add(str(answer.saturated_verdict))
     every = {"speculate", "no clear gain", "do not speculate"}
     assert verdicts == every or (verdicts < every and "SEED" in os.environ)  # of one fixed draw

@@ -286,8 +286,19 @@ def test_a_draft_that_is_clearly_slower_is_refused() -> None:
     assert not result.speculates and result.studied is not None and result.interval is not None
     assert result.interval.high < 1.0 and result.verdict == "do not speculate"
     assert result.sentence.startswith("Do not speculate: the best draft (Self-speculation")
-    assert f"gives {result.studied.gain:.2f}x" in result.sentence
+    cost = f"costs {100.0 * (1.0 - result.studied.gain):.2g} %"
+    assert f"{cost}: {result.studied.gain:.2f}x" in result.sentence
     assert result.best.decode_tpot_s == float(estimate(a_scenario(**short)).tpot_s)
+
+
+@pytest.mark.parametrize("engine", ["vllm-0.26", "sglang-0.5", "specroof"])
+def test_a_draft_that_is_never_accepted_costs_time_however_wide_the_interval(engine: str) -> None:
+    given = {"draft": "eagle3", "acceptance": 0.0, "batch": 16, "prompt_tokens": 4000}
+    result = answer(gpu="h200", tp=1, choices=[("eagle3", "full")], engine=engine, **given)
+    assert result.verdict == "do not speculate" and " costs " in result.answer
+    assert result.interval is not None and result.interval.high <= 1.0 + 1e-9
+    assert result.gain_probability == 0.0 and result.decode_interval is not None
+    assert result.decode_interval.high <= 1.0 + 1e-9
 
 
 def test_a_draft_that_may_be_faster_is_not_refused_as_slower() -> None:

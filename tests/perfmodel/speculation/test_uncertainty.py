@@ -62,6 +62,17 @@ def interval(scenario: Scenario) -> Interval:
     return result
 
 
+@given(alpha=st.floats(0.0, 1.0), gamma=st.integers(1, 8), batch=st.sampled_from([1, 16, 128]))
+@settings(max_examples=15, deadline=None)
+def test_no_gain_exceeds_the_tokens_of_a_round(alpha: float, gamma: int, batch: int) -> None:
+    """A round is never shorter than a plain step, however wide the error of its time."""
+    plan = {"draft": "ngram", "gamma": gamma, "acceptance": alpha, "batch": batch}
+    scenario = a_scenario(engine="sglang-0.5", gpu="a100-sxm-80gb", prompt_tokens=2000, **plan)
+    tokens = float(estimate(scenario).tokens_per_round)
+    assert interval(scenario).high <= tokens * (1.0 + 1e-9)
+    assert float(service_gain(scenario).high) <= tokens * (1.0 + 1e-9)
+
+
 def width(scenario: Scenario) -> float:
     result = interval(scenario)
     return result.high / result.low
