@@ -91,12 +91,12 @@ def _speculative_config(version: EngineVersion, plan: ExportPlan) -> dict[str, o
 
 def _with_schedule(version: EngineVersion, plan: ExportPlan) -> list[str]:
     """Comments: the same command with the plan's γ schedule, and what that costs."""
-    drafts = {gamma for _, _, gamma in plan.schedule}
-    if plan.method in version.schedule_loses_steps and plan.most_drafts - 1 in drafts:
+    if plan.method in version.schedule_fails:
         rows = ", ".join(f"batch {low} to {high}: {gamma}" for low, high, gamma in plan.schedule)
         return [
-            f"# γ by batch is left out ({rows}): {version.label} divides by zero when it starts",
-            f"# with rows of both {plan.most_drafts - 1} and {plan.most_drafts} drafts.",
+            f"# γ by batch is left out ({rows}): {version.label} cannot",
+            "# start with it, since it cannot size the CUDA graphs of draft steps for fewer drafts",
+            f"# than the largest γ, {plan.most_drafts}.",
         ]
     if plan.method in version.full_graphs_with_schedule:
         cost = ["# γ by batch, with CUDA graphs for every batch, so that it takes longer to start:"]

@@ -214,10 +214,9 @@ class ExportPlan:
     def graph_sizes(self) -> list[int]:
         """Tokens of the CUDA graphs, with which no round of up to the whole batch misses one.
 
-        Those of a draft step are captured up to the batch; with a schedule, vLLM 0.26 misses those
-        that are not captured for each batch (`EngineVersion.schedule_loses_steps`). Sizes beyond a
-        round of the whole batch have piecewise graphs only: for passes with prompts, and for the
-        first step of a draft model, which reads γ+2 tokens per sequence.
+        Those of a draft step are captured up to the batch. Sizes beyond a round of the whole batch
+        have piecewise graphs only: for passes with prompts, and for the first step of a draft
+        model, which reads γ+2 tokens per sequence.
         """
         batch, per_round = self.batch, self.most_drafts + 1
         step = max(16, batch // 32)
@@ -225,8 +224,7 @@ class ExportPlan:
         unit = math.lcm(per_round, max(32, step))
         larger = {size for size in range(unit, most + unit, unit) if size > batch * per_round}
         rows = self.schedule or ((1, batch, self.most_drafts),)
-        every = range(1, batch) if self.schedule else ()
-        return full_graph_sizes(rows, step=step, others={*larger, batch, *every})
+        return full_graph_sizes(rows, step=step, others={*larger, batch})
 
     @property
     def step_tokens(self) -> int:

@@ -59,9 +59,9 @@ class EngineVersion:
     the engine's name for it. Draft steps of the methods in `eager_drafts` run without CUDA graphs.
     Graphs of the drafts in `piecewise_drafts` leave out attention, so the host launches each layer.
     Methods in `mixed_graphs`, of dense targets, replay piecewise graphs if one of default size fits
-    a round more closely than any full graph (`cuda_graphs`). With a γ schedule, vLLM 0.26 sizes the
-    graphs of the draft steps of `schedule_loses_steps` for 1 + γ - (largest γ) tokens per sequence:
-    it cannot start if that is zero for a row, and misses some batches if it is negative.
+    a round more closely than any full graph (`cuda_graphs`). With a γ schedule of the methods in
+    `schedule_fails`, vLLM 0.26 cannot start: it sizes the graphs of their draft steps for 1 + γ -
+    (largest γ) tokens per sequence, which is zero or less.
     """
 
     engine: str
@@ -74,7 +74,7 @@ class EngineVersion:
     without_hidden_states: frozenset[str] = frozenset()  # families that give drafts none
     has_schedule: bool = False  # γ by batch size
     full_graphs_with_schedule: frozenset[str] = frozenset()  # methods that keep them
-    schedule_loses_steps: frozenset[str] = frozenset()  # of these, draft steps lose some
+    schedule_fails: frozenset[str] = frozenset()  # methods that do not start with one
     online_fp8: bool = True  # quantises bf16 checkpoints to fp8 when it loads them
     expert_parallel: Literal["", "all", "any"] = ""  # groups of ranks: those of TP, or any divisor
     exports: bool = True  # `specroof export` writes its options
@@ -111,8 +111,8 @@ VERSIONS = (
         mixed_graphs=frozenset({"eagle3", "mtp", "dflash"}),
         piecewise_drafts=frozenset({"draft"}),
         has_schedule=True,
-        full_graphs_with_schedule=frozenset({"eagle3", "mtp", "dflash"}),
-        schedule_loses_steps=frozenset({"eagle3", "mtp"}),
+        full_graphs_with_schedule=frozenset({"dflash"}),
+        schedule_fails=frozenset({"eagle3", "mtp"}),
     ),
     EngineVersion(
         engine="sglang",

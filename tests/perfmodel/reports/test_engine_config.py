@@ -6,7 +6,7 @@ import json
 import shlex
 import tomllib
 from dataclasses import replace
-from itertools import pairwise, takewhile
+from itertools import pairwise, product, takewhile
 
 import numpy as np
 import pytest
@@ -114,22 +114,20 @@ def test_vllm_gets_the_gamma_of_the_plan_and_its_schedule_as_an_alternative() ->
     ]
     assert config["num_speculative_tokens"] == 3
     assert "γ by batch has a cost in vLLM 0.26" in text
-    head = replace(EAGLE3, gamma_schedule=SCHEDULE)
-    assert "with CUDA graphs for every batch" in export_plan(engine="vllm", plan=head)
+    head = replace(plan_of(draft="dflash", **RATES), draft_checkpoint="me/head")
+    text = export_plan(engine="vllm", plan=replace(head, gamma_schedule=SCHEDULE))
+    assert "with CUDA graphs for every batch" in text
     same = replace(one, gamma_schedule=((1, 32, 3), (33, 64, 1)))  # beyond the batch
     assert "per_batch_size" not in export_plan(engine="vllm", plan=same)
 
 
-@pytest.mark.parametrize("gammas, starts", [((4, 3), False), ((4, 2, 1), True), ((1, 0), False)])
-def test_a_schedule_that_vllm_cannot_start_with_is_left_out(
-    gammas: tuple[int, ...], starts: bool
-) -> None:
-    """Its graphs of draft steps divide by 1 + γ - (largest γ)."""
-    rows = tuple((5 * i + 1, 5 * i + 5, gamma) for i, gamma in enumerate(gammas))
-    plan = replace(plan_of(draft="eagle3", **RATES), draft_checkpoint="me/head")
-    text = export_plan(engine="vllm", plan=replace(plan, gamma_schedule=rows))
-    assert ("per_batch_size" in text) is starts
-    assert ("γ by batch is left out" in text) is not starts
+def test_a_schedule_that_vllm_cannot_start_with_is_left_out() -> None:
+    mtp = plan_of(target="deepseek-v3", draft="mtp", gpu="h200", **RATES)
+    heads = [EAGLE3, replace(mtp, draft_checkpoint="me/mtp")]
+    for plan, rows in product(heads, [((1, 5, 4), (6, 16, 3)), ((1, 5, 4), (6, 16, 1))]):
+        text = export_plan(engine="vllm", plan=replace(plan, gamma_schedule=rows))
+        assert "per_batch_size" not in text and "γ by batch is left out" in text
+        assert command(text) == command(export_plan(engine="vllm", plan=plan))
 
 
 def test_vllms_synthetic_rates_are_unconditional_one_per_draft() -> None:
@@ -159,40 +157,36 @@ def test_every_round_up_to_the_batch_replays_a_full_graph(batch: int, gamma: int
     sizes = graph_sizes(words)
     assert sizes == sorted(set(sizes)) and sizes[-1] <= int(flag(words, "--max-num-batched-tokens"))
     assert misses(sizes, [(1, batch, gamma)]) == []
+    assert misses(sizes, [(1, batch, 0)]) == []  # a draft step
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.dictionaries(st.integers(1, 200), st.integers(0, 10), min_size=2, max_size=5))
 def test_every_round_of_a_schedule_replays_a_full_graph(gammas: dict[int, int]) -> None:
+    assume(len(set(gammas.values())) > 1)
     ends = sorted(gammas)
     rows = [(low + 1, high, gammas[high]) for low, high in pairwise([0, *ends])]
-    plan = plan_of(draft="eagle3", **RATES, batch=ends[-1], prompt_tokens=100, output_tokens=28)
+    plan = plan_of(draft="dflash", **RATES, batch=ends[-1], prompt_tokens=100, output_tokens=28)
     plan = replace(plan, draft_checkpoint="me/head", gamma_schedule=tuple(rows))
-    text = export_plan(engine="vllm", plan=plan)
-    assume("per_batch_size" in text)
-    assert misses(graph_sizes(scheduled_command(text)), rows) == []
+    sizes = graph_sizes(scheduled_command(export_plan(engine="vllm", plan=plan)))
+    assert misses(sizes, rows) == []
 
 
 def misses(sizes: list[int], rows: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """The batches, with their γ, that miss a full graph in a round or in a head's draft step.
+    """The batches, with their γ, of which γ + 1 tokens per sequence miss a full graph.
 
-    The rule of vLLM 0.26's `CudaGraphManager`. A draft step has no piecewise graphs; with a
-    schedule, its numbers of tokens per sequence are those of the rounds less the largest γ.
+    The rule of vLLM 0.26's `CudaGraphManager`.
     """
-    batch, most = rows[-1][1], max(gamma for _, _, gamma in rows)
+    batch, lengths = rows[-1][1], {gamma + 1 for _, _, gamma in rows}
+    graphs = {(-(-size // length) * length, length) for size in sizes for length in lengths}
+    graphs = {(size, n) for size, n in graphs if size <= min(batch * n, sizes[-1])}
+    captured = sorted({size for size, _ in graphs} | {*sizes})
     missed = []
-    for less, longest in ((0, most + 1), (most, 1)):
-        lengths = {gamma + 1 - less for _, _, gamma in rows}
-        graphs = {(-(-size // length) * length, length) for size in sizes for length in lengths}
-        graphs = {(size, n) for size, n in graphs if size <= min(batch * longest, sizes[-1])}
-        graphs = {(size, n) for size, n in graphs if size // n <= batch}
-        captured = sorted({size for size, _ in graphs} | ({*sizes} if not less else set()))
-        for low, high, gamma in rows:
-            per_pass = 1 if less else gamma + 1
-            for running in range(low, high + 1):
-                smallest = next(size for size in captured if size >= running * per_pass)
-                if (smallest, per_pass) not in graphs:
-                    missed.append((running, gamma))
+    for low, high, gamma in rows:
+        for running in range(low, high + 1):
+            smallest = next(size for size in captured if size >= running * (gamma + 1))
+            if (smallest, gamma + 1) not in graphs:
+                missed.append((running, gamma))
     return missed
 
 
