@@ -214,7 +214,8 @@ class ExportPlan:
     def graph_sizes(self) -> list[int]:
         """Tokens of the CUDA graphs, with which no round of up to the whole batch misses one.
 
-        Those of a draft step are captured up to the batch. Sizes beyond a round of the whole batch
+        Those of a draft step are captured up to the batch. With a schedule, DFlash's pass has the
+        largest γ + 1 tokens per sequence at every batch. Sizes beyond a round of the whole batch
         have piecewise graphs only: for passes with prompts, and for the first step of a draft
         model, which reads γ+2 tokens per sequence.
         """
@@ -223,7 +224,7 @@ class ExportPlan:
         most = max(DEFAULT_GRAPH_TOKENS, batch * (per_round + (self.method == "draft")))
         unit = math.lcm(per_round, max(32, step))
         larger = {size for size in range(unit, most + unit, unit) if size > batch * per_round}
-        rows = self.schedule or ((1, batch, self.most_drafts),)
+        rows = (*self.schedule, (1, batch, self.most_drafts))
         return full_graph_sizes(rows, step=step, others={*larger, batch})
 
     @property
