@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from perfmodel.scenario import Scenario
 from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
-from perfmodel.specs.engine_support import VERSIONS, EngineVersion
+from perfmodel.specs.engine_support import VERSIONS, EngineVersion, profile_version
 from perfmodel.speculation.host import method_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,18 @@ def sentence_of(
             )
     if terms["round_s"].measured is None:
         return "no round was timed, and the other terms agree with the prediction"
-    return "the measured terms agree with the prediction"
+    return f"the measured terms agree with the prediction{_predicted_eager(scenario, measured)}"
+
+
+def _predicted_eager(scenario: Scenario, measured: Measured) -> str:
+    """That the predicted draft runs eagerly, if the version of the profile is what ran."""
+    profile, method = profile_version(scenario.engine.name), method_of(scenario)
+    if profile is None or method not in profile.eager_drafts:
+        return ""
+    same_engine = (measured.engine or profile.engine) == profile.engine
+    if not same_engine or not (measured.version or profile.version).startswith(profile.version):
+        return ""
+    return f", in which the draft runs eagerly{_captured_by(method, profile)}"
 
 
 def _graph_sentence(
@@ -89,7 +100,6 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
     if not eager:
         return f"the draft was slow: {versus}"
-    versions = [one for one in VERSIONS if one.engine == measured.engine]
     known = _known_version(measured)
     if known is not None and method in known.piecewise_drafts:
         return (
@@ -97,11 +107,12 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
             f"its CUDA graphs: {versus}"
         )
     if known is not None and method in known.eager_drafts:
-        return f"the draft ran eagerly: {versus}{_captured_by(versions, method, known)}"
+        return f"the draft ran eagerly: {versus}{_captured_by(method, known)}"
     return f"the draft probably ran eagerly, without CUDA graphs: {versus}"
 
 
-def _captured_by(versions: list[EngineVersion], method: str, known: EngineVersion) -> str:
+def _captured_by(method: str, known: EngineVersion) -> str:
+    versions = [one for one in VERSIONS if one.engine == known.engine]
     better = [v for v in versions if method in v.methods and method not in v.eager_drafts]
     if not better:
         return ""

@@ -52,6 +52,19 @@ def test_the_eager_draft_of_vllm_0_23_is_named(
     assert unknown.sentence.startswith("the draft probably ran eagerly, without CUDA graphs")
 
 
+@pytest.mark.parametrize(
+    ("profile", "version", "runs_eagerly"),
+    [("0.23", "", True), ("0.23", "0.23.0", True), ("0.23", "0.26", False), ("0.26", "", False)],
+)
+def test_an_eager_draft_is_named_where_its_time_is_as_predicted(
+    profile: str, version: str, runs_eagerly: bool
+) -> None:
+    scenario = ran(8, engine=f"vllm-{profile}")
+    answer = explained(scenario, version, rounds_s={3: float(estimate(scenario).round_s)})
+    assert answer.culprit == "none"
+    assert ("vLLM 0.23 does not capture it, vLLM 0.26" in answer.sentence) == runs_eagerly
+
+
 def test_a_captured_draft_is_slow_but_not_eager() -> None:
     batch, context, _, rounds = CAPTURED
     answer = explained(ran(batch, context), "0.26.0", rounds_s=seconds(rounds))
