@@ -70,10 +70,11 @@ def find_plan(
         context.
     runs_on : str
         A serving engine or its version, such as "vllm" or "vllm-0.23", that must run the plan;
-        by default the one that the engine profile names, if any. Times are those of the profile.
+        by default the one that the engine profile names, if any. Times are those of its profile
+        if no other engine is given.
     """
     version = named_version(runs_on) if runs_on else None
-    given = {key: value for key, value in values.items() if value is not None and value != ""}
+    given = _given(values, version)
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
         raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
     plain = parse_scenario({key: v for key, v in given.items() if key not in _NOT_PLAIN})
@@ -119,12 +120,18 @@ def find_plan(
     return recommend(result, rate=rate, price_per_hour=price_per_hour)
 
 
-def plain_scenarios(values: Mapping[str, Any]) -> list[Scenario]:
+def plain_scenarios(values: Mapping[str, Any], *, runs_on: str = "") -> list[Scenario]:
     """Plain decoding at each TP and EP that `find_plan` searches, fewest GPUs first."""
-    given = {key: value for key, value in values.items() if value is not None and value != ""}
+    given = _given(values, named_version(runs_on) if runs_on else None)
     plain = parse_scenario({key: v for key, v in given.items() if key not in _NOT_PLAIN})
     layouts = sorted((tp, ep) for ep, degrees in _layouts(given, plain) for tp in degrees)
     return [replace(plain.scenario(), tp=tp, ep=ep) for tp, ep in layouts]
+
+
+def _given(values: Mapping[str, Any], version: EngineVersion | None) -> dict[str, Any]:
+    """The values that are given, with the profile of the version if no engine is."""
+    given = {key: value for key, value in values.items() if value is not None and value != ""}
+    return given if version is None else {"engine": version.profile} | given
 
 
 def _several(values: Mapping[str, Any], key: str) -> list[Any]:

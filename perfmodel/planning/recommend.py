@@ -34,8 +34,10 @@ from perfmodel.planning.recommendation import (
 from perfmodel.planning.relief import reliefs
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
+from perfmodel.specs.engine_support import EngineVersion, profile_version
 from perfmodel.specs.workload import SLO, Prefill
 from perfmodel.speculation import (
+    Evidence,
     Gain,
     Interval,
     Rule,
@@ -120,7 +122,7 @@ def recommend(
         fastest_gamma=gammas[2] if gammas else None,
         plateau_gamma=gammas[1] if gammas else None,
         sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
-        evidence=evidence(at or best.scenario),
+        evidence=_evidence(at or best.scenario, result.version),
         binding=_binding(result, ranked[0]),
         runs_on=result.version,
         engine_gap=_engine_gap(result, best),
@@ -129,6 +131,14 @@ def recommend(
         plain_fleet=next((f for f in sized if f.capacity.candidate.parts == 0), None),
         price_per_hour=price_per_hour,
     )
+
+
+def _evidence(scenario: Scenario, version: EngineVersion | None) -> Evidence:
+    """The evidence, which says so if the times are not those of the version that runs the plan."""
+    found = evidence(scenario)
+    if version is None or version == profile_version(scenario.engine.name):
+        return found
+    return replace(found, engine=f"{found.engine}, whose times are not those of {version.label}")
 
 
 def _gain_of(result: Search) -> Callable[[Scenario], float]:

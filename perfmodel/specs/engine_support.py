@@ -80,6 +80,11 @@ class EngineVersion:
     exports: bool = True  # `specroof export` writes its options
     whole_blocks: bool = True  # refuses to divide the blocks of fp8_block among ranks
 
+    @property
+    def profile(self) -> str:
+        """The name of its profile in the catalog."""
+        return f"{self.engine}-{self.version}"
+
     def gives_states_to(self, draft: str, target: ModelSpec) -> bool:
         """Whether a target hands its hidden states to a draft, or the draft needs none."""
         return draft not in READS_HIDDEN_STATES or target.family not in self.without_hidden_states
@@ -172,7 +177,7 @@ def version_of_profile(engine: str, profile: str) -> EngineVersion:
 
 def profile_version(profile: str) -> EngineVersion | None:
     """The version that a profile names; None for profiles of no known version."""
-    return next((one for one in VERSIONS if f"{one.engine}-{one.version}" == profile), None)
+    return next((one for one in VERSIONS if one.profile == profile), None)
 
 
 def block_obstacle(

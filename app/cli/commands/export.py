@@ -165,9 +165,11 @@ def _recommended(
         scheduled = replace(best, gamma_schedule=ranges)
         best = best if exportability(scheduled)[engine] else scheduled
     if version is not None and version.label != engine_label(engine, best):
+        is_other = version.engine != engine
+        mend = f"--runs-on {engine}" if is_other else f"--engine {version.profile}"
         raise ConfigError(
             f"--runs-on {runs_on} is not what --to {engine} is written for, "
-            f"{engine_label(engine, best)}; use --runs-on {engine}"
+            f"{engine_label(engine, best)}; use {mend}"
         )
     reason = exportability(best)[engine]
     version = version or profile_version(best.scenario.engine.name)

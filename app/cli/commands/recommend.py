@@ -74,7 +74,7 @@ def recommend(
     else:
         next(trace_rows(traffic), None)  # a file that cannot be read is refused before the search
         check_trace(traffic, {}, drawn="" if rate is None else "--rate")
-        own, own_notes = _trace_values(traffic, count, scenario, flags)
+        own, own_notes = _trace_values(traffic, count, scenario, flags, runs_on)
         flags = flags | own
     options = {
         "objective": objective,
@@ -158,13 +158,14 @@ def _service_line(answer: Recommendation, choice: Mapping[str, Any], own: Mappin
 
 
 def _trace_values(
-    path: str, requests: int, scenario: str | None, flags: dict[str, str]
+    path: str, requests: int, scenario: str | None, flags: dict[str, str], runs_on: str
 ) -> tuple[dict[str, str], list[str]]:
     """What neither flags nor the scenario state and recorded requests do, and notes that say so.
 
     These are the mean lengths, and the share of the prompt tokens in the prefix cache.
     """
     from perfmodel import ConfigError
+    from perfmodel.planning import plain_scenarios
     from perfmodel.serving import mean_lengths
 
     given = parse_overrides(scenario, flags)
@@ -182,7 +183,8 @@ def _trace_values(
             f"{path} records the prefixes that requests share (hash_ids); remove "
             f"prefix_hit_rate={stated}"
         )
-    share, tp = _prefix_hits(path, requests, _searched_values(flags | values, scenario))
+    plans = plain_scenarios(_searched_values(flags | values, scenario), runs_on=runs_on)
+    share, tp = _prefix_hits(path, requests, plans)
     if share:
         values["prefix_hit_rate"] = f"{share:.4g}"
         notes.append(
@@ -192,18 +194,17 @@ def _trace_values(
     return values, notes
 
 
-def _prefix_hits(path: str, requests: int, values: dict[str, Any]) -> tuple[float, int]:
+def _prefix_hits(path: str, requests: int, plans: list[Scenario]) -> tuple[float, int]:
     """Share of a trace's prompt tokens that the prefix cache holds, and the TP.
 
-    It is that of `simulate` without speculation on the fewest GPUs that hold the model; 0 if the
-    trace has no hits, or if no TP holds the model.
+    It is that of `simulate` with the first of the plans, without speculation, that fits; 0 if the
+    trace has no hits, or if none fits.
     """
     import perfmodel
-    from perfmodel.planning import plain_scenarios
     from perfmodel.reports import workload_dict
     from perfmodel.specs import SLO
 
-    for plain in plain_scenarios(values):
+    for plain in plans:
         try:
             run = perfmodel.simulate_requests(
                 plain, _simulation(plain, path, requests, SLO()), gammas=[0]

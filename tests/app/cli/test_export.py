@@ -89,9 +89,12 @@ def test_runs_on_exports_the_plan_that_recommend_chooses(
     exports = ["--recommended", *short, "--runs-on", "vllm", "--draft-checkpoint", "me/head"]
     text, note = exported(exports, capsys)
     assert note == "" and f'"method": "{best["draft"]}"' in text
-    for engine in ("sglang", "vllm-0.23"):
-        why = refused(["--recommended", *PAYS, "--runs-on", engine], capsys)
-        assert f"--runs-on {engine} is not what --to vllm is written for" in why
+    text, _ = exported(["--recommended", *short, "--runs-on", "vllm-0.23", *exports[-2:]], capsys)
+    assert text.startswith("# vLLM 0.23, ") and "engine vllm-0.23" in text
+    for engine, mend in (("sglang", "--runs-on vllm"), ("vllm-0.23", "--engine vllm-0.23")):
+        given = ["--recommended", *PAYS, "--engine", "specroof", "--runs-on", engine]
+        why = refused(given, capsys)
+        assert f"--runs-on {engine} is not what --to vllm is written for" in why and mend in why
     assert "--recommended" in refused([*PAYS, "--runs-on", "vllm"], capsys)
 
 

@@ -264,7 +264,8 @@ def test_decide_shows_the_answer_of_recommend(
     prompt = 4000 if runs_on else 32_000  # the acceptance of EAGLE-3 is known for short prompts
     flags = ["--price", "2.5", "--prefill", "disaggregated", "--prompt-tokens", str(prompt)]
     flags += ["--runs-on", runs_on] if runs_on else []
-    assert run(["recommend", "--scenario", "default", *flags, "--json"]) == 0
+    flags += ["--engine", "specroof", "--json"]
+    assert run(["recommend", "--scenario", "default", *flags]) == 0
     answer = json.loads(capsys.readouterr().out)
     inputs = {"price": 2.5, "prefill": "disaggregated", "runs_on": runs_on}
     at = opened(engine="specroof", prompt_tokens=prompt, **inputs)

@@ -9,9 +9,11 @@ import pytest
 from strategies import a_scenario
 
 from perfmodel import Acceptance, ConfigError, NoFeasiblePlan, Scenario, find_plan
+from perfmodel.catalog.engines import engine_names
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.search import search
 from perfmodel.specs import named_version, parse_slo
+from perfmodel.specs.engine_support import VERSIONS
 
 CHOICES = [("self", "streamingllm"), ("llama-3.2-1b", "full"), ("llama-3.2-1b", "streamingllm")]
 WORK: dict[str, Any] = {"gpu": "h100-sxm", "batch": 64, "prefill": "disaggregated"}
@@ -100,13 +102,27 @@ def test_a_stated_engine_restricts_any_profile_and_adds_its_drafts(standalone: S
     gaps = [recommend(result).engine_gap for result in (named, stated)]
     assert all(gap and gap.obstacle.startswith("vLLM 0.26 cannot") for gap in gaps)
     short = {"target": "llama-3.1-8b", "tp": 8, "prompt_tokens": 4000}
-    answer = find_plan(WORK | short, runs_on="vllm")
+    answer = find_plan(WORK | short | {"engine": "specroof"}, runs_on="vllm")
     assert answer.best.scenario.plan.draft == "eagle3"
     assert "times are those of engine specroof" in answer.notes[0]
+    assert "whose times are not those of vLLM 0.26" in answer.evidence.sentence
     assert named_version("vllm-0.23").version == "0.23"
     for name in ("foo", "vllm-9.9"):
         with pytest.raises(ConfigError):
             find_plan({"target": "llama-3.1-8b"}, runs_on=name)
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-0.23"])
+def test_without_another_profile_the_times_are_those_of_the_stated_engine(name: str) -> None:
+    values = {"target": "llama-3.1-8b", "gpu": "h200", "tp": 1, "batch": 8, "prompt_tokens": 4000}
+    values |= {"draft": "llama-3.2-1b", "acceptance": 0.8}
+    answer = find_plan(values, runs_on=name)
+    assert answer.evidence == find_plan(values | {"engine": name}).evidence
+    assert answer.answer == find_plan(values | {"engine": name}).answer
+
+
+def test_every_known_version_has_a_profile() -> None:
+    assert {version.profile for version in VERSIONS} <= set(engine_names())
 
 
 def test_there_is_no_gap_where_plain_decoding_is_best_in_principle() -> None:
