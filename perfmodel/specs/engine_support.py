@@ -29,7 +29,8 @@ _VLLM_METHODS = {
     "suffix": "suffix",
 }
 # Families of targets whose class in vLLM 0.26 lacks `SupportsEagle3`, by which a draft gets hidden
-# states of several layers: refused when the engine starts.
+# states of several layers: refused when the engine starts. Older versions are assumed to have it in
+# no other class.
 _VLLM_WITHOUT_HIDDEN_STATES = frozenset(
     {
         "cohere",
@@ -104,6 +105,7 @@ VERSIONS = (
         label="vLLM 0.23",
         methods=_VLLM_METHODS,
         expert_parallel="all",
+        without_hidden_states=_VLLM_WITHOUT_HIDDEN_STATES,
         eager_drafts=frozenset({"draft"}),
     ),
     EngineVersion(

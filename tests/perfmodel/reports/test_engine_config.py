@@ -244,6 +244,7 @@ def test_a_prediction_notes_what_the_version_of_its_profile_cannot_run() -> None
     "target, draft, engine, runs",
     [
         ("gemma-3-27b", "eagle3", "vllm-0.26", False),
+        ("gemma-3-27b", "eagle3", "vllm-0.23", False),
         ("mixtral-8x7b", "dflash", "vllm-0.26", False),
         ("mixtral-8x7b", "ngram", "vllm-0.26", True),
         ("qwen3-30b-a3b", "eagle3", "vllm-0.26", True),
