@@ -71,12 +71,15 @@ class GenerationResult:
 
     @property
     def between_passes_s(self) -> float | None:
-        """Median round minus its median passes: host time and sampling that are not hidden."""
-        rounds = self.phases.get("round")
-        if not rounds:
+        """Mean time of a round outside its passes: host time and sampling that are not hidden.
+
+        A difference of medians would not be: passes that are launched in the round before theirs
+        give the first round two and the last none.
+        """
+        if not self.rounds:
             return None
-        passes = [times for name in ("draft", "verify") if (times := self.phases.get(name))]
-        return median(rounds) - sum(median(times) for times in passes)
+        passes = sum(sum(self.phases.get(name, ())) for name in ("draft", "verify"))
+        return (self.decode_s - passes) / len(self.rounds)
 
     def summary(self) -> dict[str, Any]:
         """The figures as JSON types, in seconds, tokens and tokens per second."""

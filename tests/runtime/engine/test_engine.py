@@ -294,3 +294,25 @@ def test_a_summary_gives_the_middle_and_the_tail_of_each_phase() -> None:
     found = result.summary()["phase_s"]["verify"]
     assert (found["median"], found["p90"]) == (1.0, 2.0)
     assert found["mean"] == pytest.approx(1.9)
+
+
+def test_time_between_passes_is_that_of_a_mean_round_outside_them() -> None:
+    """Plain steps are launched in the round before theirs: two in the first, none in the last."""
+    verify, host = [5.0, 5.0, 1.0, 1.0, 5.0], 0.1
+    rounds = [seconds + host for seconds in (sum(verify[:2]), *verify[2:], 0.0)]
+    result = GenerationResult(
+        sequences=(FinishedSequence(3, (1,) * 6, "length"),),
+        rounds=(RoundRecord(0, (0,), (1,), 3),) * 5,
+        phases={"verify": verify, "round": rounds},
+        ttft_s=0.0,
+        decode_s=sum(rounds),
+    )
+    assert result.between_passes_s == pytest.approx(host)
+
+
+@pytest.mark.parametrize("draft", ["none", "self-full"])
+def test_all_passes_lie_within_the_decoding_time(draft: str) -> None:
+    gamma = 0 if draft == "none" else 2
+    case = Case(family="llama-2", prompts=[[1, 2]], new_tokens=[7], draft=draft, gamma=gamma)
+    between_s = build(case).generate(case.prompts, case.new_tokens).between_passes_s
+    assert between_s is not None and between_s > 0.0
