@@ -15,7 +15,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from app.explorer.inputs.session_files import uploaded_engine, uploaded_gpu, uploaded_path
 from app.explorer.link import LEFT_OUT, PACKED, former_note, query_of, state_of
-from app.explorer.state import COUNTS, DEFAULTS, NAVIGATION, as_count
+from app.explorer.state import COUNTS, DEFAULTS, NAVIGATION, as_count, named_for
 from perfmodel import ConfigError
 
 MAX_LINK = 12_000  # characters; longer links are cut by chat programs and proxies
@@ -49,6 +49,8 @@ def restore() -> None:
             except ConfigError as error:
                 state["link_notes"].append(f"The link's {key} is not valid: {error}")
                 loaded |= {key: DEFAULTS[key] for key in keys}
+        if loaded["draft_checkpoint"] and not loaded["draft_checkpoint_of"]:
+            loaded["draft_checkpoint_of"] = named_for(loaded["target"], loaded["draft"])
         now = loaded | (now if first else {})
         if not state["link_notes"]:
             state["read"] = (query, loaded)

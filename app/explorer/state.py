@@ -68,6 +68,7 @@ PAGE_DEFAULTS: dict[str, Any] = {
     "export_plan": "recommended",
     "deploy_engine": "vllm",
     "draft_checkpoint": "",
+    "draft_checkpoint_of": "",  # the target and the draft method that it was named for
     "target_checkpoint": "",  # a quantised one that was pasted, used while its types are the plan's
     "by_batch": False,
     "measured_on": "",
@@ -180,6 +181,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 def as_count(value: Any) -> Any:
     """A real number without a fraction as a whole one; anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def named_for(target: str, draft: str) -> str:
+    """The target and the draft method for which a checkpoint is named."""
+    return f"{target}:{draft.partition(':')[0]}"
 
 
 def deployed_on(engine: str) -> dict[str, str]:

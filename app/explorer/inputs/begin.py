@@ -10,8 +10,16 @@ from app.explorer.inputs.files import apply_values
 from app.explorer.inputs.serve_line import checkpoint_values, quantised_id, serve_values
 from app.explorer.inputs.serve_words import MAX_LINE
 from app.explorer.inputs.session_files import uploaded_paths
+from app.explorer.packing import MAX_TEXT
 from app.explorer.show import plain
-from app.explorer.state import PLAN_KEYS, PRESETS, deployed_on, stated_values, widget_state
+from app.explorer.state import (
+    PLAN_KEYS,
+    PRESETS,
+    deployed_on,
+    named_for,
+    stated_values,
+    widget_state,
+)
 from perfmodel import ConfigError, parse_scenario
 from perfmodel.catalog.engines import engine_names, engine_profile
 from perfmodel.planning import draft_choices
@@ -78,9 +86,9 @@ def _apply_pasted() -> None:
     is_line = any(character.isspace() for character in text)
     try:
         if is_line:
-            given, ignored, engine, model = serve_values(text)
+            given, ignored, engine, model, head = serve_values(text)
         else:
-            given, ignored, engine, model = checkpoint_values(text), [], "", text
+            given, ignored, engine, model, head = checkpoint_values(text), [], "", text, ""
         here = stated_values(state.to_dict(), **uploaded_paths(state))
         kept = {k: v for k, v in here if k not in _REPLACED}
         given |= (
@@ -91,6 +99,9 @@ def _apply_pasted() -> None:
         state["upload_error"] = str(error)
         return
     state["pasted"] = ""
+    if head:
+        state["draft_checkpoint"] = head[:MAX_TEXT]
+        state["draft_checkpoint_of"] = named_for(state["target"], state["draft"])
     state["target_checkpoint"] = quantised_id(model, given["target"], given.get("weight_dtype", ""))
     types = {"weight_dtype": "weights", "kv_dtype": "KV cache"}
     stored = " and ".join(f"{given[key]} {what}" for key, what in types.items() if key in given)

@@ -78,7 +78,7 @@ def open_model() -> None:
     except ConfigError as error:
         st.session_state["upload_error"] = str(error)
         return
-    st.session_state.update(model | {"target": UPLOADED})
+    st.session_state.update(model | {"target": UPLOADED, "draft_checkpoint": ""})
 
 
 def _minified(data: bytes) -> str:

@@ -9,7 +9,7 @@ from app.explorer.inputs.serve_words import serve_words
 from perfmodel import ConfigError, catalog
 from perfmodel.catalog.checkpoint_ids import CheckpointId, checkpoint_id
 from perfmodel.errors import printable
-from perfmodel.specs import METHODS, named_version
+from perfmodel.specs import METHODS, MethodKind, named_version
 
 _COUNTS = {
     "tensor-parallel-size": "tp",
@@ -48,12 +48,13 @@ _METHOD_NAMES |= {
 
 
 class Served(NamedTuple):
-    """The scenario values of a line, its flags that do not matter, its engine, and its model."""
+    """The scenario values of a line, its flags that do not matter, its engine, model and head."""
 
     values: dict[str, Any]
     ignored: list[str]
     engine: str
     model: str
+    head: str = ""  # checkpoint of a trained draft; empty if none is named
 
 
 def serve_values(line: str) -> Served:
@@ -97,7 +98,7 @@ def serve_values(line: str) -> Served:
     if flags.get("quantization") in _QUANTISED and not is_quantised:  # else how it is loaded
         values["weight_dtype"] = _QUANTISED[flags["quantization"]]
     plan = _plan(spec, values) if spec else {"draft": "none"}
-    return Served(values | plan, ignored, engine, model)
+    return Served(values | plan, ignored, engine, model, _head(spec, plan["draft"]))
 
 
 def checkpoint_values(name: str) -> dict[str, Any]:
@@ -187,6 +188,13 @@ def _plan(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         plan |= {"draft_dtype": draft.weight_dtype} if draft.weight_dtype else {}
     drafts = spec.get("num_speculative_tokens")
     return plan | ({} if drafts is None else {"gamma": _count("gamma", str(drafts))})
+
+
+def _head(spec: dict[str, Any], draft: str) -> str:
+    """The checkpoint of a trained draft; "" for another draft, or if only a method is named."""
+    named = str(spec.get("model", ""))
+    is_trained = draft in METHODS and METHODS[draft].kind is not MethodKind.LOOKUP
+    return named if is_trained and named not in _METHOD_NAMES and named.isprintable() else ""
 
 
 def _config(text: str) -> dict[str, Any]:

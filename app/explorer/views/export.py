@@ -11,6 +11,7 @@ from app.explorer.inputs.serve_line import quantised_id
 from app.explorer.inputs.session_files import shown_paths
 from app.explorer.inputs.widgets import segmented, text, value_of
 from app.explorer.show import plain, show_chart, show_error
+from app.explorer.state import named_for
 from perfmodel import ConfigError, Recommendation, RoundEstimate, estimate
 from perfmodel.catalog.method_acceptance import published_head
 from perfmodel.planning import plan_label
@@ -77,6 +78,23 @@ def _usual_head(plan: ExportPlan) -> str:
     return published_head(scenario.target.name, scenario.plan.draft)
 
 
+def _named_head(method: str, label: str, usual: str) -> str:
+    """Draw the box for a head of the target; one that is named for another draft is left out."""
+    state = st.session_state
+    owner = named_for(state["target"], method)
+    is_own = not state["draft_checkpoint"] or state["draft_checkpoint_of"] == owner
+    key = "draft_checkpoint" if is_own else "other_checkpoint"
+    hint = usual or "hub id or folder"
+    text(key, label, placeholder=hint, on_change=_name_head, args=(key, owner))
+    return str(value_of(key)).strip()
+
+
+def _name_head(key: str, owner: str) -> None:
+    state = st.session_state
+    state.update({"draft_checkpoint": state[key], "draft_checkpoint_of": owner})
+    state["other_checkpoint"] = ""
+
+
 def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None:
     """Show the configuration and its benchmark command, or why the engine cannot run the plan.
 
@@ -87,8 +105,7 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
     method = scenario.plan.method
     if method is not None and method.kind is not MethodKind.LOOKUP and engine != "specroof":
         label, usual = f"Checkpoint of the {method.label} draft", _usual_head(plan)
-        text("draft_checkpoint", label, placeholder=usual or "hub id or folder")
-        head = value_of("draft_checkpoint").strip() or usual
+        head = _named_head(method.name, label, usual) or usual
         if not head:
             st.info("Name the checkpoint of the trained draft to get the command.")
             return

@@ -47,14 +47,15 @@ def test_an_exported_line_is_read_back(plan: dict[str, Any], engine: str) -> Non
     if exportability(exported)[engine] is not None:
         assert engine == "sglang" and stated.draft == "p-eagle"
         return
-    values, _, served, _ = serve_values(export_plan(engine=engine, plan=exported))
+    values, _, served, _, named = serve_values(export_plan(engine=engine, plan=exported))
     assert served == engine
+    assert named == ("" if stated.draft in ("none", "ngram") else head)
     read = parse_scenario({"gpu": "h100-sxm", "kv_dtype": stated.kv_dtype} | values)
     assert read.scenario() == stated.scenario()
 
 
 def test_other_spellings_of_a_line() -> None:
-    values, ignored, engine, _ = serve_values(LINE)
+    values, ignored, engine, *_ = serve_values(LINE)
     assert values == {
         "target": "qwen3-32b",
         "tp": 2,
@@ -190,7 +191,7 @@ SGLANG = "python3 -m sglang.launch_server --model-path"
     ],
 )
 def test_a_line_of_each_server_is_read(line: str, engine: str, stated: dict[str, Any]) -> None:
-    values, _, served, _ = serve_values(line)
+    values, _, served, *_ = serve_values(line)
     if values["draft"] != "none":
         assert values.pop("draft_policy") == "full"
     assert served == engine
@@ -333,6 +334,32 @@ def test_a_quantised_checkpoint_is_exported_until_the_types_are_others(pasted: s
     at.selectbox(key="weight_dtype").select("bf16").run()
     assert not at.exception and not any(f"serve {pasted} " in code.value for code in at.code)
     assert any("vllm serve Qwen/Qwen3-32B " in code.value for code in at.code)
+
+
+def test_a_head_is_exported_only_with_its_target_and_its_method() -> None:
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    at.session_state["export_plan"], at.session_state["machine"] = "page", "hgx-h200"
+    at.run()
+    spec = {"method": "eagle3", "model": "me/head-a", "num_speculative_tokens": 3}
+    line = f"{shlex.join(['--speculative-config', json.dumps(spec)])} --max-num-seqs 8"
+    at.text_input(key="pasted").set_value(
+        f"vllm serve meta-llama/Llama-3.1-8B-Instruct {line}"
+    ).run()
+
+    def commands() -> str:
+        return " ".join(code.value for code in at.main.code)
+
+    assert not at.exception and "me/head-a" in commands()
+    for key, other in (("draft", "dflash:full"), ("target", "qwen3-8b"), ("pasted", QWEN[11:])):
+        (at.text_input if key == "pasted" else at.selectbox)(key=key).set_value(other).run()
+        assert not at.exception and "me/head-a" not in commands(), key
+    at.text_input(key="pasted").set_value("meta-llama/Llama-3.1-8B-Instruct").run()
+    at.selectbox(key="draft").set_value("eagle3:full").run()
+    assert "me/head-a" in commands()
+    at.selectbox(key="draft").set_value("dflash:full").run()
+    at.text_input(key="other_checkpoint").set_value("me/head-b").run()
+    assert not at.exception and "me/head-b" in commands()
+    assert at.session_state["draft_checkpoint"] == "me/head-b"
 
 
 @pytest.mark.parametrize("target", ["llama-3.1-8b", "qwen3-32b"])

@@ -544,7 +544,8 @@ def test_decide_exports_the_head_whose_acceptance_it_uses(
 
 
 def test_a_checkpoint_that_cannot_be_exported_is_one_message() -> None:
-    at = opened(export_plan="page", draft="eagle3:full", draft_checkpoint="\u202eabc")
+    own = {"draft": "eagle3:full", "draft_checkpoint_of": "llama-3.1-8b:eagle3"}
+    at = opened(export_plan="page", draft_checkpoint="\u202eabc", **own)
     assert len(at.error) == 1 and not at.exception
     at.text_input(key="draft_checkpoint").set_value("me/head").run()
     assert not at.error and any("me/head" in code.value for code in at.main.code)
