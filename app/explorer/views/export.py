@@ -95,6 +95,20 @@ def _name_head(key: str, owner: str) -> None:
     state["other_checkpoint"] = ""
 
 
+def _is_refused(engine: str, plan: ExportPlan) -> bool:
+    """Whether the engine cannot run the plan; if so, show why, and the engines that can."""
+    reasons = exportability(plan)
+    why = reasons[engine]
+    if why is None:
+        return False
+    st.info(f"**{plain(ENGINES[engine])} cannot run this plan**: {plain(why)}")
+    for other, obstacle in reasons.items():
+        if obstacle is None:
+            label = f"Show it for {ENGINES[other]}"
+            st.button(label, on_click=_show_for, args=(other,), key=f"show_for_{other}")
+    return True
+
+
 def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None:
     """Show the configuration and its benchmark command, or why the engine cannot run the plan.
 
@@ -103,7 +117,9 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
     scenario = point.scenario
     plan = with_checkpoint(ExportPlan.of_scenario(scenario, engine=engine))
     method = scenario.plan.method
-    if method is not None and method.kind is not MethodKind.LOOKUP and engine != "specroof":
+    if _is_refused(engine, replace(plan, draft_checkpoint="a checkpoint" if method else "")):
+        return
+    if method is not None and method.kind is not MethodKind.LOOKUP:
         label, usual = f"Checkpoint of the {method.label} draft", _usual_head(plan)
         head = _named_head(method.name, label, usual) or usual
         if not head:
@@ -112,13 +128,7 @@ def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None
         plan = replace(plan, draft_checkpoint=head)
     if engine == "vllm" and rule is not None and st.toggle("γ by batch", key="by_batch"):
         plan = replace(plan, gamma_schedule=gamma_ranges(scenario, rule) or None)
-    why = exportability(plan)[engine]
-    if why is not None:
-        st.info(f"**{plain(ENGINES[engine])} cannot run this plan**: {plain(why)}")
-        for other, obstacle in exportability(plan).items():
-            if obstacle is None:
-                label = f"Show it for {ENGINES[other]}"
-                st.button(label, on_click=_show_for, args=(other,), key=f"show_for_{other}")
+    if _is_refused(engine, plan):
         return
     exported = shown_paths(export_plan(engine=engine, plan=plan))
     lines = exported.splitlines()

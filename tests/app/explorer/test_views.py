@@ -543,6 +543,15 @@ def test_decide_exports_the_head_whose_acceptance_it_uses(
     assert any("sglang.launch_server" in code and checkpoint in code for code in codes)
 
 
+@pytest.mark.parametrize("target", ["gemma-3-27b", "mixtral-8x7b"])
+def test_a_plan_that_an_engine_cannot_run_with_any_checkpoint_asks_for_none(target: str) -> None:
+    plan = {"target": target, "machine": "hgx-h200", "draft": "eagle3:full", "acceptance": 0.8}
+    at = opened(export_plan="page", engine="vllm-0.26", acceptance_form="acceptance", **plan)
+    keys = {widget.key for widget in (*at.main.text_input, *at.main.toggle)}
+    assert not at.exception and not keys & {"draft_checkpoint", "by_batch"}
+    assert any("cannot run this plan" in info.value for info in at.info)
+
+
 def test_a_checkpoint_that_cannot_be_exported_is_one_message() -> None:
     own = {"draft": "eagle3:full", "draft_checkpoint_of": "llama-3.1-8b:eagle3"}
     at = opened(export_plan="page", draft_checkpoint="\u202eabc", **own)
