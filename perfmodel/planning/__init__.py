@@ -3,7 +3,13 @@
 from perfmodel.planning.block import ARRAY_AXES, EVIDENCE, Block
 from perfmodel.planning.candidate import Candidate, plan_label
 from perfmodel.planning.capacity import Capacity, Fleet, fleet_of, with_memory_share
-from perfmodel.planning.find_plan import SEARCHED, SEVERAL, find_plan, plain_scenarios
+from perfmodel.planning.find_plan import (
+    SEARCHED,
+    SEVERAL,
+    check_decodes,
+    find_plan,
+    plain_scenarios,
+)
 from perfmodel.planning.recommend import gain_interval
 from perfmodel.planning.recommendation import Recommendation, Verdict
 from perfmodel.planning.search import BUDGETS
@@ -26,6 +32,7 @@ __all__ = [
     "Sweep",
     "Verdict",
     "Where",
+    "check_decodes",
     "chosen",
     "draft_choices",
     "find_plan",

@@ -40,6 +40,15 @@ SEVERAL = ("tp", "ep", "draft", "kv_budget")  # keys that may have several value
 Choice = tuple[str, str]  # draft, policy
 
 
+def check_decodes(output_tokens: int) -> None:
+    """Raise `ConfigError` if requests have no token after the first."""
+    if output_tokens == 1:
+        raise ConfigError(
+            "output_tokens=1 leaves nothing to decode, as a prompt's prefill yields the first "
+            "token; use at least 2"
+        )
+
+
 def find_plan(
     values: Mapping[str, Any],
     *,
@@ -78,11 +87,7 @@ def find_plan(
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
         raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
     plain = parse_scenario({key: v for key, v in given.items() if key not in _NOT_PLAIN})
-    if plain.output_tokens == 1:
-        raise ConfigError(
-            "output_tokens=1 leaves nothing to decode, as a prompt's prefill yields the first "
-            "token; use at least 2"
-        )
+    check_decodes(plain.output_tokens)
     named = _choices(given)
     choices = draft_choices(plain.scenario()) if named is None else named
     if any(

@@ -300,6 +300,20 @@ def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None
     assert not at.warning and at.metric and 0 < at.session_state["batch"] < 100_000
 
 
+@pytest.mark.parametrize("view", ["Decide", "Map", "Frontier", "Why"])
+def test_an_output_of_one_token_is_refused_as_by_recommend(
+    view: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = opened(view, output_tokens=1)
+    (error,) = at.error
+    assert not at.exception and not at.metric and not at.get("plotly_chart")
+    flags = ["--target", "llama-3.1-8b", "--gpu", "h200", "--output-tokens", "1"]
+    assert run(["recommend", *flags]) == 2
+    assert error.value.replace("\\", "") in capsys.readouterr().err
+    at.number_input(key="output_tokens").set_value(2).run()
+    assert not at.error and not at.exception
+
+
 def test_plain_decoding_is_an_answer() -> None:
     at = opened(engine="specroof", batch=1, prompt_tokens=1000, drafts=["self:streamingllm"])
     assert not at.error and "decode plainly" in at.info[0].value and at.metric
