@@ -72,19 +72,23 @@ def serving_curve(
 ) -> ServingCurve | None:
     """The curve at the best of `gammas`, by default up to the largest batch that fits.
 
-    None if no batch fits or α is unknown.
+    The best has the most throughput, within the limits if one is. The largest batch within them is
+    a point, unless `batches` are given. None if no batch fits or α is unknown.
     """
     speculates = scenario.plan.speculates
     if gammas is None or not speculates:
         gammas = GAMMAS if speculates else np.zeros(1)
-    batches = _batches(scenario) if batches is None else batches
+    slo = slo or SLO()
+    batches = _batches(scenario, slo, gammas) if batches is None else batches
     if not len(batches):
         return None
     result = speculation.service(scenario, batch=batches[:, None], gamma=gammas)
     shape = (len(batches), len(gammas))
     rate = np.broadcast_to(np.where(result.feasible, result.requests_per_s, np.nan), shape)
     rate = np.where(np.isnan(rate), -np.inf, rate)
-    best = np.argmax(rate, axis=1)
+    allowed = np.broadcast_to(within(result, slo), shape) & np.isfinite(rate)
+    missed = ~np.any(allowed, axis=1, keepdims=True)
+    best = np.argmax(np.where(allowed | missed, rate, -np.inf), axis=1)
     rows = np.arange(len(batches))
     fits = np.isfinite(rate[rows, best])
     if not np.any(fits):
@@ -93,8 +97,7 @@ def serving_curve(
     def at(values: Array | NDArray[np.bool_]) -> Array:
         return np.asarray(np.broadcast_to(values, shape)[rows, best][fits])
 
-    meets = at(within(result, slo or SLO())).astype(bool)
-
+    meets = at(allowed).astype(bool)
     return ServingCurve(
         label=f"{short_label(scenario) if speculates else plan_label(scenario)}, TP {scenario.tp}",
         place=f"TP {scenario.tp}",
@@ -112,13 +115,28 @@ def serving_curve(
     )
 
 
-def _batches(scenario: Scenario) -> Array:
-    """Batches up to the largest that fits, the scenario's own among them."""
+def _batches(scenario: Scenario, slo: SLO, gammas: Array) -> Array:
+    """Batches up to the largest that fits; the scenario's own and the last within limits, too."""
     most = largest_batch(scenario)
     if most < 1:
         return np.empty(0)
     steps = np.round(np.geomspace(1, most, POINTS))
-    return np.unique([*steps, min(scenario.workload.batch, most)]).astype(float)
+    batches = np.unique([*steps, min(scenario.workload.batch, most)]).astype(float)
+    if slo == SLO():
+        return batches
+    return np.unique([*batches, _last_within(scenario, slo, batches, gammas)])
+
+
+def _last_within(scenario: Scenario, slo: SLO, batches: Array, gammas: Array) -> float:
+    """The largest batch at which a γ meets the limits, by bisection; the first if none does."""
+    shape = (len(batches), len(gammas))
+    result = speculation.service(scenario, batch=batches[:, None], gamma=gammas)
+    meets = np.flatnonzero(np.any(np.broadcast_to(within(result, slo), shape), axis=1))
+    last = int(meets[-1]) if len(meets) else 0
+    low, high = batches[last], batches[min(last + 1, len(batches) - 1)]
+    if high - low <= 1.0:
+        return float(low)
+    return _last_within(scenario, slo, np.unique(np.linspace(low, high, POINTS).round()), gammas)
 
 
 def envelope(curves: Sequence[ServingCurve], label: str, place: str) -> ServingCurve:

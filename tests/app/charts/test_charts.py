@@ -24,8 +24,8 @@ from perfmodel import (
     without_speculation,
 )
 from perfmodel.passes import largest_batch
-from perfmodel.specs import METHODS
-from perfmodel.speculation import gamma_schedule, sensitivities, service
+from perfmodel.specs import METHODS, parse_slo
+from perfmodel.speculation import GAMMAS, gamma_schedule, sensitivities, service, within
 
 VALUES = {"draft": "self", "tp": 8, "gamma": 4, "gpu": "a100-sxm-80gb", "engine": "magicdec"}
 
@@ -181,6 +181,18 @@ def test_a_serving_curve_ends_at_the_largest_batch_and_equals_the_service(
         assert bool(curve.meets[i]) == (float(point.ttft_s) <= 2.0)
     huge = replace(scenario, workload=replace(scenario.workload, prompt_tokens=100_000_000))
     assert charts.serving_curve(huge) is None
+
+
+@pytest.mark.parametrize("limits", ["tpot<20ms", "tpot<8ms; memory<50%", "ttft<300ms", "tpot<1us"])
+def test_the_largest_batch_within_the_limits_is_exact(scenario: Scenario, limits: str) -> None:
+    slo = parse_slo(limits)
+    curve = charts.serving_curve(scenario, slo)
+    assert curve is not None
+    every = np.arange(1.0, curve.largest_batch + 1.0)
+    result = service(scenario, batch=every[:, None], gamma=GAMMAS)
+    meets = np.any(within(result, slo), axis=1)
+    assert curve.largest_within == np.max(every, where=meets, initial=0.0)
+    assert all(curve.meets == meets[curve.batch.astype(int) - 1])
 
 
 def _one_draft(scenario: Scenario) -> DraftPlan:
