@@ -6,6 +6,8 @@ from perfmodel.reports.engine_config import (
     export_notes,
     export_plan,
     exportability,
+    is_run_by,
+    refusal,
 )
 from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
 from perfmodel.reports.prediction import (
@@ -36,8 +38,10 @@ __all__ = [
     "export_plan",
     "exportability",
     "infeasible_reason",
+    "is_run_by",
     "prediction_dict",
     "recommendation_dict",
+    "refusal",
     "serving_dict",
     "simulation_dict",
     "skipped_notes",

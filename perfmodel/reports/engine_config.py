@@ -13,7 +13,7 @@ from perfmodel import catalog
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.flat_values import scenario_dict
 from perfmodel.reports import engine_writers
-from perfmodel.reports.engine_limits import obstacle
+from perfmodel.reports.engine_limits import obstacle, run_obstacle
 from perfmodel.reports.export import ExportPlan
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion, version_of_profile
 
@@ -41,8 +41,8 @@ def export_plan(*, engine: str, plan: ExportPlan) -> str:
     """
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)
-    if reason := exportability(plan)[engine]:
-        raise ConfigError(f"{engine_label(engine, plan)} cannot run this plan: {reason}")
+    if reason := refusal(engine, plan):
+        raise ConfigError(reason)
     lines = (
         _specroof(plan) if engine == "specroof" else _WRITERS[engine](_version(engine, plan), plan)
     )
@@ -55,13 +55,28 @@ def export_notes(*, engine: str, plan: ExportPlan) -> list[str]:
 
 
 def exportability(plan: ExportPlan) -> dict[str, str | None]:
-    """For each engine the reason why it cannot run the plan, or None if it can."""
+    """For each engine the reason why the plan is not exported to it, or None if it is."""
     return {
         engine: _specroof_obstacle(plan)
         if engine == "specroof"
         else obstacle(_version(engine, plan), plan)
         for engine in ENGINES
     }
+
+
+def is_run_by(engine: str, plan: ExportPlan) -> bool:
+    """Whether the engine runs the plan, even if its version is not exported to."""
+    if engine == "specroof":
+        return _specroof_obstacle(plan) is None
+    return run_obstacle(_version(engine, plan), plan) is None
+
+
+def refusal(engine: str, plan: ExportPlan) -> str | None:
+    """Why the plan is not exported to the engine, as a sentence; None if it is."""
+    reason, label = exportability(plan)[engine], engine_label(engine, plan)
+    if reason is not None and is_run_by(engine, plan):
+        return f"{label} runs this plan; no command is written for it, so use a newer engine."
+    return reason and f"{label} cannot run this plan: {reason}"
 
 
 def engine_label(engine: str, plan: ExportPlan) -> str:

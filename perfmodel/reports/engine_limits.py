@@ -13,9 +13,13 @@ USE_SPECROOF = "export to specroof, whose runtime supports it."
 
 
 def obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
+    """The reason why a plan is not exported to the engine, with a remedy; None if it is."""
+    unwritten = f"export does not write the options of {version.label}; use a newer engine."
+    return run_obstacle(version, plan) or (None if version.exports else unwritten)
+
+
+def run_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     """The reason why the engine cannot run the plan, with a remedy; None if it can."""
-    if not version.exports:
-        return f"export does not write the options of {version.label}; use a newer engine."
     return (
         _expert_obstacle(version, plan)
         or _id_obstacle("target", plan.target_id, plan.scenario.target.name)

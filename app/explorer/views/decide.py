@@ -49,7 +49,14 @@ from perfmodel import (
 )
 from perfmodel.passes import largest_batch
 from perfmodel.planning import Candidate, Verdict, gain_interval, plan_label
-from perfmodel.reports import ENGINES, ExportPlan, engine_label, exportability, infeasible_reason
+from perfmodel.reports import (
+    ENGINES,
+    ExportPlan,
+    engine_label,
+    exportability,
+    infeasible_reason,
+    is_run_by,
+)
 from perfmodel.specs import Origin, parse_slo
 from perfmodel.units import format_chance, format_seconds
 
@@ -131,9 +138,9 @@ def _evidence(answer: Recommendation) -> None:
         _chip(text, answer.evidence.engine, sure=timed)
         _limits(answer)
         what = "this draft" if scenario.plan.speculates else "it"
-        for name, why in _engines(shown).items():
-            label = f"{name} {'cannot run' if why else 'runs'} {what}"
-            st.badge(plain(label), color="gray" if why else "green", help=why and plain(why))
+        for name, (runs, why) in _engines(shown).items():
+            label = f"{name} {'runs' if runs else 'cannot run'} {what}"
+            st.badge(plain(label), color="green" if runs else "gray", help=why and plain(why))
 
 
 def _chip(label: str, text: str, *, sure: bool) -> None:
@@ -166,14 +173,15 @@ def _limits(answer: Recommendation) -> None:
                 _chip(label, "", sure=True)
 
 
-def _engines(candidate: Candidate) -> dict[str, str | None]:
-    """For each engine, by its name and version, why it cannot run a plan; None if it can."""
+def _engines(candidate: Candidate) -> dict[str, tuple[bool, str | None]]:
+    """For each engine, by its name and version, whether it runs a plan, and why not or how far."""
     trained = candidate.scenario.plan.method is not None  # a head of your own or of the hub
-    plan = ExportPlan(
+    stated = ExportPlan(
         scenario=candidate.scenario, draft_checkpoint="a checkpoint" if trained else ""
     )
-    reasons = exportability(export.with_checkpoint(plan))
-    return {engine_label(engine, plan): reasons[engine] for engine in ENGINES}
+    plan = export.with_checkpoint(stated)
+    reasons = exportability(plan)
+    return {engine_label(one, plan): (is_run_by(one, plan), reasons[one]) for one in ENGINES}
 
 
 def _numbers(answer: Recommendation) -> None:

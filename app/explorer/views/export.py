@@ -15,7 +15,14 @@ from app.explorer.state import named_for
 from perfmodel import ConfigError, Recommendation, RoundEstimate, estimate
 from perfmodel.catalog.method_acceptance import published_head
 from perfmodel.planning import plan_label
-from perfmodel.reports import ENGINES, ExportPlan, export_plan, exportability, infeasible_reason
+from perfmodel.reports import (
+    ENGINES,
+    ExportPlan,
+    export_plan,
+    exportability,
+    infeasible_reason,
+    refusal,
+)
 from perfmodel.specs import MethodKind
 from perfmodel.speculation import Rule, gamma_ranges, gamma_schedule
 
@@ -96,13 +103,12 @@ def _name_head(key: str, owner: str) -> None:
 
 
 def _is_refused(engine: str, plan: ExportPlan) -> bool:
-    """Whether the engine cannot run the plan; if so, show why, and the engines that can."""
-    reasons = exportability(plan)
-    why = reasons[engine]
+    """Whether the plan is not exported to the engine; if so, show why, and the engines it is."""
+    why = refusal(engine, plan)
     if why is None:
         return False
-    st.info(f"**{plain(ENGINES[engine])} cannot run this plan**: {plain(why)}")
-    for other, obstacle in reasons.items():
+    st.info(plain(why))
+    for other, obstacle in exportability(plan).items():
         if obstacle is None:
             label = f"Show it for {ENGINES[other]}"
             st.button(label, on_click=_show_for, args=(other,), key=f"show_for_{other}")

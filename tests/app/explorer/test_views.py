@@ -566,6 +566,17 @@ def test_a_plan_that_an_engine_cannot_run_with_any_checkpoint_asks_for_none(targ
     assert any("cannot run this plan" in info.value for info in at.info)
 
 
+def test_an_engine_that_runs_a_plan_but_is_not_exported_to_is_not_said_to_refuse_it() -> None:
+    work = {"machine": "hgx-h200", "tp": 1, "batch": 8, "prompt_tokens": 2000}
+    at = opened(engine="vllm-0.7", draft="none", **work)
+    assert not at.exception and any("green-badge[vLLM 0.7 runs it]" in text for text in said(at))
+    told = [info.value.replace("\\", "") for info in at.info]
+    assert any(text.startswith("vLLM 0.7 runs this plan; no command is written") for text in told)
+    at = opened(engine="vllm-0.7", draft="eagle3:full", export_plan="page", **work)
+    told = [info.value.replace("\\", "") for info in at.info]
+    assert any(t.startswith("vLLM 0.7 cannot run this plan: it has no built-in") for t in told)
+
+
 def test_a_checkpoint_that_cannot_be_exported_is_one_message() -> None:
     own = {"draft": "eagle3:full", "draft_checkpoint_of": "llama-3.1-8b:eagle3"}
     at = opened(export_plan="page", draft_checkpoint="\u202eabc", **own)
