@@ -38,7 +38,7 @@ def restore() -> None:
     moved = not first and query != state["link_query"]
     if first or (moved and (_is_back() or _is_shown(now))):
         loaded, state["link_notes"] = state_of(query, _left_out())
-        state["former_note"] = former_note(query)
+        state["former_note"], state["opened"] = former_note(query), True
         for read, key, keys in (
             (uploaded_path, "config.json", ("target", "model_config")),
             (uploaded_gpu, "GPU", ("machine", "gpu_file")),
@@ -103,6 +103,8 @@ def publish(*, valid: bool = True) -> list[str]:
         state["input_notes"] = replaced
     if changed:
         state.pop("upload_error", None)  # the user has gone on
+    if not state.pop("opened", False) and changed:
+        state["former_note"] = ""  # it names the inputs of the link
     query, missing = query_of(state["link_state"]), []
     for key, words in PACKED.items():
         if sum(map(len, query.values())) > MAX_LINK and (text := query.pop(key, "")):

@@ -522,7 +522,10 @@ def test_a_link_of_an_earlier_version_is_read_in_its_words_and_says_what_may_dif
     assert plan(at).workload.prompt_tokens == 16_000 and state["fixed_gamma"] and not at.warning
     said = [info.value.replace("\\", "") for info in at.info if "earlier" in info.value]
     assert len(said) == 1 and "engine=specroof" in said[0] and f"gamma={state['gamma']}" in said[0]
+    at.segmented_control(key="view").set_value("Why").run()
+    assert any("earlier" in info.value for info in at.info)
     at.number_input(key="batch").set_value(9).run()
+    assert not any("earlier" in info.value for info in at.info)  # its inputs are no longer here
     again = page(link(at))
     assert plan(again) == plan(at) and not any("earlier" in info.value for info in again.info)
     assert not former_note({})
