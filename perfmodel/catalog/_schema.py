@@ -266,8 +266,15 @@ def fault_line(error: ValidationError, schema: type[BaseModel], where: str) -> s
         )
     if first["type"] == "missing":
         return f"{prefix}{path} is missing; add it"
-    value = f"{path}={shown(first['input'])} is not valid: it " if path else ""
+    value = f"{path}={_stated(first['input'])} is not valid: it " if path else ""
     return f"{prefix}{value}{fault_reason(first)}"
+
+
+def _stated(value: object) -> str:
+    """A value as a message shows it; that of a figure with its unit."""
+    if isinstance(value, Mapping) and {"value", "unit"} <= value.keys():
+        return f"{shown(value['value'])} {printable(str(value['unit']))}"
+    return shown(value)
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

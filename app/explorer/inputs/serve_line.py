@@ -95,8 +95,11 @@ def serve_values(line: str) -> Served:
             ignored += _ignored(name, text)
     if "enable-expert-parallel" in flags:
         values["ep"] = values["tp"]
-    if flags.get("quantization") in _QUANTISED and not is_quantised:  # else how it is loaded
-        values["weight_dtype"] = _QUANTISED[flags["quantization"]]
+    method = flags.get("quantization", "")
+    if method in _QUANTISED and not is_quantised:  # else how it is loaded
+        values["weight_dtype"] = _QUANTISED[method]
+    elif method in _QUANTISED and (stored := _another_type(method, values)):
+        ignored.append(f"--quantization {method} (the checkpoint is stored in {stored})")
     plan = _plan(spec, values) if spec else {"draft": "none"}
     return Served(values | plan, ignored, engine, model, _head(spec, plan["draft"]))
 
@@ -118,6 +121,14 @@ def _is_quantised(stated: dict[str, Any]) -> bool:
     return stated.get("weight_dtype", "bf16") != "bf16" or bool(
         spec.weight_dtype + spec.expert_dtype
     )
+
+
+def _another_type(method: str, stated: dict[str, Any]) -> str:
+    """The type of a quantised checkpoint that this method does not load; "" if it does."""
+    spec = catalog.model(stated["target"])
+    stored = str(stated.get("weight_dtype") or spec.weight_dtype or spec.expert_dtype)
+    of_gptq = method.startswith("gptq") and stored == "int8"
+    return "" if of_gptq or stored.startswith(_QUANTISED[method]) else stored
 
 
 def quantised_id(name: str, target: str, weight_dtype: str) -> str:

@@ -129,10 +129,17 @@ def test_a_line_is_read_as_vllm_and_the_shell_read_it(line: str, stated: dict[st
 )
 def test_a_quantised_checkpoint_keeps_its_type(named: str, stated: dict[str, str]) -> None:
     model = named.split()[0]
-    values = serve_values(f"vllm serve {named}").values
+    values, ignored, *_ = serve_values(f"vllm serve {named}")
+    assert not ignored
     assert {k: v for k, v in values.items() if k.endswith("dtype")} == stated
     kept = quantised_id(model, values["target"], values.get("weight_dtype", ""))
     assert kept == ("" if model.endswith("bf16") else model)
+
+
+def test_a_quantisation_that_is_not_the_checkpoints_is_named() -> None:
+    values, ignored, *_ = serve_values("vllm serve Qwen/Qwen3-32B-AWQ --quantization fp8")
+    assert values["weight_dtype"] == "int4" and len(ignored) == 1
+    assert "--quantization fp8" in ignored[0] and "int4" in ignored[0]
 
 
 SGLANG = "python3 -m sglang.launch_server --model-path"
@@ -296,6 +303,9 @@ def test_a_gpu_is_described_by_a_form_and_kept_in_the_link(
     at.run()
     name, bandwidth = at.text_input(key="gpu_name"), at.number_input(key="gpu_hbm_bandwidth")
     sms = at.number_input(key="gpu_sm_count")
+    bandwidth.set_value(1e30)
+    _use_gpu(at)
+    assert "hbm_bandwidth=1e+30 TB/s" in at.error[0].value.replace("\\", "")
     for wrong in (name.set_value("h200"), sms.set_value(0), bandwidth.set_value(-1.0)):
         _use_gpu(at)
         assert len(at.error) == 1 and not at.exception and not at.metric, wrong
