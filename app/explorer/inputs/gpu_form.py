@@ -135,4 +135,6 @@ def _use() -> None:
     except ConfigError as error:
         state["upload_error"] = str(error)
         return
-    state.update({"gpu_file": pack(text), "machine": CUSTOM})
+    before, used = state.pop("tp_replaced", (0, 0))
+    back = {"tp": before} if state["tp"] == used else {}  # more GPUs may allow it again
+    state.update({"gpu_file": pack(text), "machine": CUSTOM} | back)

@@ -103,7 +103,10 @@ def _machine(uploaded: str | None) -> None:
     machine = catalog.machine(chosen) if custom is None else catalog.default_machine(custom)
     gpu_form(machine)
     degrees = _degrees("tp", _target(uploaded), machine.gpus_per_node)
+    before = widgets.value_of("tp")
     widgets.keep_within("tp", degrees, fallback=degrees[-1])
+    if widgets.value_of("tp") != before:
+        st.session_state["tp_replaced"] = (before, degrees[-1])
     widgets.select("tp", "Tensor parallelism, TP (GPUs)", degrees, help="GPUs that share a model.")
     if _target(uploaded).experts is not None:
         widgets.count("ep", "Expert parallelism (groups of GPUs)")

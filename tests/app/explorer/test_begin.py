@@ -330,6 +330,19 @@ def test_a_gpu_is_described_by_a_form_and_kept_in_the_link(
     assert parse_scenario(dict(again.session_state["values"])).scenario().machine == machine
 
 
+def test_a_tp_that_too_few_gpus_replaced_returns_with_more_of_them() -> None:
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    at.session_state["view"], at.session_state["gpu_form"] = "Check", True
+    at.run()
+    assert at.session_state["tp"] == 8
+    for gpus, tp, chosen in ((3, 2, 0), (4, 4, 0), (8, 8, 0), (3, 2, 1), (8, 1, 0)):
+        at.number_input(key="gpu_gpus_per_node").set_value(gpus)
+        _use_gpu(at)
+        assert not at.exception and not at.error and at.session_state["tp"] == tp
+        if chosen:
+            at.selectbox(key="tp").select(chosen).run()
+
+
 def _use_gpu(at: AppTest) -> None:
     next(b for b in at.button if b.label == "Use this GPU").click().run()
 
