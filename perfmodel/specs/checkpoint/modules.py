@@ -82,8 +82,8 @@ class Stored(NamedTuple):
     """Storage types of a checkpoint; "" where they are not quantised.
 
     `weights` are those of the projections to queries, keys and values, `experts` the routed
-    experts. `parts` are the other dense layers that differ from `weights`, by the names of
-    `specs.dtypes.PARTS`.
+    experts ("bf16" if they are not quantised but `weights` are). `parts` are the other dense layers
+    that differ from `weights`, by the names of `specs.dtypes.PARTS`.
     """
 
     weights: str = ""
@@ -136,6 +136,8 @@ class Quantisation:
                 )
         experts = types.pop("experts", self.usual)
         weights = types.pop("attention")
+        if weights and not experts:  # "" would be the type of the others
+            experts = "bf16"
         covers_head = self.covers_head and not spec.tied_embeddings and type_of("lm_head")
         head = {"head": type_of("lm_head")} if covers_head else {}
         others = {part: dtype or "bf16" for part, dtype in types.items() if dtype != weights}

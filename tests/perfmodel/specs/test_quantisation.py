@@ -651,6 +651,14 @@ def test_a_step_reads_the_scales_of_groups(fmt: str, tmp_path: Path) -> None:
     assert extra <= seconds[32] - seconds[-1] < 2.5 * extra
 
 
+@pytest.mark.parametrize("left_out", [r"re:.*mlp\.experts.*", "experts"])
+def test_experts_that_are_left_out_are_read_in_bf16(left_out: str, tmp_path: Path) -> None:
+    stated = compressed(4, "int", group_size=128) | {"ignore": ["lm_head", left_out]}
+    step, plain = (step_of(s, tmp_path, "qwen3-30b-a3b", gpu="h200") for s in (stated, None))
+    assert step.group_s("experts") == plain.group_s("experts")
+    assert step.part("o_proj").memory_s < plain.part("o_proj").memory_s / 3
+
+
 def test_kernels_of_experts_were_timed_with_the_scales_of_kimi_k2(tmp_path: Path) -> None:
     """Its groups of 32 are those of the measured experts in int4, so they add nothing."""
 
