@@ -83,6 +83,15 @@ class Plan:
         starts = len(self.setups) * self.options.start_cost_s
         return starts + sum(point_seconds(point, self.options) for point in self.points)
 
+    @property
+    def left_out(self) -> list[str]:
+        """The methods that are not timed with a target, and why; a line each."""
+        if self.options.served:
+            return []
+        pairs = [(t, m) for t in self.options.targets for m in self.options.methods]
+        reasons = {(t, m): _obstacle(self.options, t, m) for t, m in pairs}
+        return [f"{m} of {t} is not timed: {why}" for (t, m), why in reasons.items() if why]
+
     def lines(self) -> list[str]:
         """The plan as text: one line per start, and the expected duration."""
         lines = []
@@ -238,11 +247,20 @@ def _drafting(options: PlanOptions, rng: random.Random) -> Iterator[Setup]:
     for turn in range(len(set(options.gammas))):
         for method in options.methods:
             for target in options.targets:
-                if method == "draft" and not (options.draft or _draft_names(target)):
-                    continue
-                if not named_version("vllm").gives_states_to(method, catalog.model(target)):
-                    continue
-                yield _setup(options, target, method, orders[method][turn])
+                if _obstacle(options, target, method) is None:
+                    yield _setup(options, target, method, orders[method][turn])
+
+
+def _obstacle(options: PlanOptions, target: str, method: str) -> str | None:
+    """Why a method is not timed with a target; None if it is."""
+    spec, version = catalog.model(target), named_version("vllm")
+    if method == "draft" and not (options.draft or _draft_names(target)):
+        return "the catalog has no draft model for it; give one with --draft"
+    if method == "mtp" and not spec.mtp_layers:
+        return "it has no MTP layers"
+    if not version.gives_states_to(method, spec):
+        return f"{version.label} gives drafts no hidden states of {spec.family} models"
+    return None
 
 
 def _setup(options: PlanOptions, target: str, method: str, gamma: int) -> Setup:

@@ -25,6 +25,9 @@ _BF16_BYTES = 2.0
 # vLLM's Triton kernel has one block per sequence and KV head if these are more than so many, or if
 # sequences have several new tokens (`unified_attention` in vllm/v1/attention/ops of 0.26).
 UNSPLIT_BLOCKS = 128
+# It pads the query heads of a KV head to a tile of 16 rows, so one takes as long as two, whereas
+# FlashAttention 2 does not split sequences for one.
+LEAST_GROUP = 2
 
 
 def _kv_factor(rank: Rank, units: Floats, kv: Floats) -> tuple[Floats | float, Origin]:
@@ -61,7 +64,9 @@ def _attention(
     spec, gpu, curve = rank.spec, rank.machine.gpu, rank.curves.attention
     heads, kv_heads = spec.query_heads_per_rank(rank.tp), spec.kv_heads_per_rank(rank.tp)
     element = dtype_bytes(rank.kv_dtype)
-    shape = {"query_heads": heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
+    uses_other = rank.engine.uses_other_attention(spec, gpu)
+    timed_heads = max(heads, LEAST_GROUP * kv_heads) if uses_other else heads
+    shape = {"query_heads": timed_heads, "kv_heads": kv_heads, "head_dim": spec.head_dim}
     timed = partial(
         curve.seconds,
         batch=batch,
@@ -89,7 +94,7 @@ def _attention(
         engine.attention_factor if whole_cache else engine.draft_attention_factor
     )
     least_s: Floats | float = 0.0
-    if engine.uses_other_attention(spec, gpu):
+    if uses_other:
         factor = factor * engine.prefix_attention_factor
         unsplit = (query > 1) | (batch * kv_heads > UNSPLIT_BLOCKS)
         least_s = np.where(unsplit, kv * engine.prefix_attention_token_s, 0.0)

@@ -141,12 +141,12 @@ def _draft_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
 def _head_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
     """Why a built-in draft cannot run: all but look-ups need a checkpoint, in a type it can have.
 
-    An MTP head is stored like its target.
+    An MTP head is stored like its target, and in its checkpoint if that has MTP layers.
     """
     method, dtype = METHODS[plan.method], plan.scenario.draft_types.weights
     if method.kind is MethodKind.LOOKUP:
         return None
-    if not plan.draft_checkpoint:
+    if not plan.draft_id:
         head = published_head(plan.scenario.target.name, method.name)
         such = f", such as {head}, whose acceptance is published" if head else ""
         return (

@@ -90,11 +90,18 @@ class ExportPlan:
 
     @property
     def draft_id(self) -> str:
-        """Hub id or folder of the draft; empty if unknown or without a model."""
+        """Hub id or folder of the draft; empty if unknown or without a model.
+
+        An MTP draft is in the target's checkpoint, if that has MTP layers.
+        """
         draft = self.scenario.draft
         if draft is None:
             return ""
-        return self.draft_checkpoint or (_model_id(draft) if self.method == "draft" else "")
+        if self.draft_checkpoint:
+            return self.draft_checkpoint
+        if self.method == "mtp" and self.scenario.target.mtp_layers:
+            return self.target_id
+        return _model_id(draft) if self.method == "draft" else ""
 
     @property
     def has_quantised_checkpoint(self) -> bool:

@@ -64,7 +64,7 @@ class EngineProfile:
     attention_factor: float = 1.0  # for attention over the whole cache
     draft_attention_factor: float = 1.0  # for attention over a draft's small cache
     verify_attention_factor: float = 1.0  # for passes over several query tokens, in addition
-    # For images whose tokens see all others, which only FlashAttention 4 (Blackwell) supports.
+    # For images whose tokens see all others, which only FlashAttention 4 supports.
     prefix_attention_factor: float = 1.0
     prefix_attention_token_s: float = 0.0  # per cached token of a sequence that is not split
     # Share of the multiprocessors that reach the memory bandwidth, if the attention kernel runs a
@@ -187,10 +187,14 @@ class EngineProfile:
         """Whether the engine computes attention with a slower kernel than for most models.
 
         vLLM does so for the multimodal Gemma-3, whatever the prompt (`FlashAttentionBackend` in
-        vllm/v1/attention/backends/flash_attn.py of 0.26).
+        vllm/v1/attention/backends/flash_attn.py of 0.26), except with FlashAttention 4, which
+        Blackwell runs for heads of up to 128 or of 192 (`get_flash_attn_version` in fa_utils.py).
         """
-        older = gpu.architecture in ("ampere", "ada", "hopper")
-        return self.prefix_attention_factor != 1.0 and older and spec.family == "gemma3"
+        if self.prefix_attention_factor == 1.0 or spec.family != "gemma3":
+            return False
+        if gpu.architecture == "blackwell":
+            return spec.head_dim > 128 and spec.head_dim != 192
+        return gpu.architecture in ("ampere", "ada", "hopper")
 
     def graph_rows(self, tokens: Floats) -> Floats:
         """Rows of a pass with so many tokens, including those that a default CUDA graph adds."""

@@ -79,10 +79,7 @@ def _show_for(engine: str) -> None:
 
 def _usual_head(plan: ExportPlan) -> str:
     """The head whose acceptance is used, or the target if it contains its MTP head; else ""."""
-    scenario = plan.scenario
-    if scenario.plan.draft == "mtp":
-        return plan.target_id if scenario.target.mtp_layers else ""
-    return published_head(scenario.target.name, scenario.plan.draft)
+    return plan.draft_id or published_head(plan.scenario.target.name, plan.scenario.plan.draft)
 
 
 def _named_head(method: str, label: str, usual: str) -> str:

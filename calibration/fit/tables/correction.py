@@ -128,6 +128,15 @@ def predict(problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> Array:
     return np.asarray(problem.form(fitted.values, cells) * factor)
 
 
+def least_of_larger(cells: Array, others: Array, seconds: Array) -> Array:
+    """The least of the seconds (m,) of others (m, sizes) that are as large as a cell in each size.
+
+    For cells (n, sizes), of shape (n,); infinite where there are none.
+    """
+    covers = (others >= cells[:, None]).all(axis=2)
+    return np.asarray(np.where(covers, seconds, np.inf).min(axis=1))
+
+
 def held_out(
     problem: Problem, fitted: Fitted, cells: pd.DataFrame, column: str, *, inner: bool = False
 ) -> pd.Series:

@@ -24,6 +24,7 @@ from calibration.fit.tables.correction import (
     errors_of,
     fit,
     held_out,
+    least_of_larger,
     predict,
 )
 from calibration.fit.tables.gpus import MeasuredGpu, has_table, read_table
@@ -138,10 +139,10 @@ def broken(cells: pd.DataFrame, bf16: pd.DataFrame) -> NDArray[np.bool_]:
     result = np.zeros(len(cells), bool)
     for key, places in cells.groupby(keys).indices.items():
         group, others = cells.iloc[places], by_key[key]
-        covers = np.ones((len(group), len(others)), bool)
-        for size in ("inter", "experts", "top_k"):
-            covers &= others[size].to_numpy() >= group[size].to_numpy()[:, None]
-        limits = np.where(covers, others.limit.to_numpy(), np.inf).min(axis=1)
+        sizes = ["inter", "experts", "top_k"]
+        limits = least_of_larger(
+            group[sizes].to_numpy(), others[sizes].to_numpy(), others.limit.to_numpy()
+        )
         result[places] = group.seconds.to_numpy() > limits
     return result
 

@@ -132,7 +132,7 @@ def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
     _add(report, *fit_formats(data, gpu))
     fits: dict[str, tuple[tuple[str, ...], _Fit]] = {
         "experts": (("moe",), experts_fit.fit_experts),
-        "latent": (("generation_mla", "context_mla"), _latent),
+        "latent": (("generation_mla", "context_mla"), latent_fit.fit_latent),
     }
     for name, (tables, fit) in fits.items():
         if missing := [table for table in tables if not has_table(data, gpu, table)]:
@@ -141,10 +141,6 @@ def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
         text, errors, notes = fit(data, gpu)
         report.notes += notes
         _add(report, {f"efficiency/{gpu.name}/{name}.toml": text}, errors)
-
-
-def _latent(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors], list[str]]:
-    return *latent_fit.fit_latent(data, gpu), []
 
 
 def _add(report: FitReport, files: Mapping[str, str], errors: Iterable[Errors]) -> None:

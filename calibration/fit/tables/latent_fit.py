@@ -21,6 +21,7 @@ from calibration.fit.tables.correction import (
     errors_of,
     fit,
     held_out,
+    least_of_larger,
     predict,
 )
 from calibration.fit.tables.gpus import MeasuredGpu, read_table
@@ -39,6 +40,10 @@ PREFILL_AXES = {"units": (1, 8, 32, 128, 512, 4096), "tokens": (128, 512, 2048, 
 DECODE = {"latency": (12e-6, 1e-6, 1e-4), "memory": (0.7, 0.02, 1.0), "compute": (0.5, 0.02, 2.0)}
 PREFILL = {"latency": (12e-6, 1e-6, 1e-3), "compute": (0.5, 0.02, 2.0)}
 LEAST_TOKENS, SMOOTHNESS = 128, 0.15
+# A cell is left out if it takes this many times as long as one of at least its heads, sequences and
+# tokens: single cells on Hopper took up to 210 times too long. B200's kernels take up to 1.58 times
+# as long for 32 heads as for 64, at all batches and lengths, and stay.
+SLOWER = 1.75
 HEADER = """\
 Times of latent attention (MLA) in one layer on one rank, without projections, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/latent.py.
@@ -64,11 +69,13 @@ def read_decode(data: Path, gpu: MeasuredGpu, kv_dtype: str) -> pd.DataFrame:
 
 
 def read_prefill(data: Path, gpu: MeasuredGpu, kv_dtype: str) -> pd.DataFrame:
-    """Prefill cells from 128 new tokens: units (batch x heads), tokens, seconds."""
+    """Prefill cells from 128 new tokens: heads, batch, units (their product), tokens, seconds."""
     frame = read_table(data, gpu, "context_mla")
     frame = frame[(frame.kv_cache_dtype == TYPES[kv_dtype]) & (frame.isl >= LEAST_TOKENS)]
     cells = pd.DataFrame(
         {
+            "heads": frame.num_heads,
+            "batch": frame.batch_size,
             "units": frame.num_heads * frame.batch_size,
             "tokens": frame.isl.astype(float),
             "seconds": frame.latency * MS,
@@ -77,26 +84,46 @@ def read_prefill(data: Path, gpu: MeasuredGpu, kv_dtype: str) -> pd.DataFrame:
     return cells.reset_index(drop=True)
 
 
-def fit_latent(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors]]:
-    """The catalog file of one GPU, and the errors of decoding and prefill by KV type."""
-    entries, reports = [], []
+def _sound(cells: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
+    """The cells that are not much slower than a larger one; a note on the others."""
+    sizes, seconds = cells[["heads", "batch", "tokens"]].to_numpy(float), cells.seconds.to_numpy()
+    ratios = seconds / least_of_larger(sizes, sizes, seconds)
+    if (slow := ratios > SLOWER).any():
+        places = ", ".join(
+            f"{heads:g}/{batch:g}/{tokens:g} ({ratio:.3g})"
+            for (heads, batch, tokens), ratio in zip(sizes[slow], ratios[slow], strict=True)
+        )
+        notes.append(
+            f"{name}: {slow.sum()} of {len(cells)} cells are left out, more than {SLOWER} times "
+            f"slower than a larger one; by heads/batch/tokens (times): {places}"
+        )
+    return cells[~slow].reset_index(drop=True)
+
+
+def fit_latent(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors], list[str]]:
+    """The catalog file of one GPU, the errors by KV type, and lines on cells left out."""
+    entries, reports, notes = [], [], list[str]()
     versions = read_table(data, gpu, "generation_mla").iloc[0]
     for kv_dtype in TYPES:
         cells = read_decode(data, gpu, kv_dtype)
         prompts = read_prefill(data, gpu, kv_dtype)
         if cells.empty or prompts.empty:
             continue
+        decoding, prefilling = (
+            f"latent {kind}, KV in {kv_dtype}" for kind in ("decode", "prefill")
+        )
+        cells, prompts = _sound(cells, decoding, notes), _sound(prompts, prefilling, notes)
         problem, prefill = _decode_problem(kv_dtype, gpu), _prefill_problem(kv_dtype, gpu)
         fitted, of_prefill = fit(problem, cells), fit(prefill, prompts)
-        reports.append(_errors(f"latent decode, KV in {kv_dtype}", problem, fitted, cells))
-        reports.append(_errors(f"latent prefill, KV in {kv_dtype}", prefill, of_prefill, prompts))
+        reports.append(_errors(decoding, problem, fitted, cells))
+        reports.append(_errors(prefilling, prefill, of_prefill, prompts))
         entries.append(_entry(kv_dtype, fitted, of_prefill, reports[-2:]))
     source = (
         f"PyPI aiconfigurator-core 0.12.0, Apache-2.0: {versions.framework} {versions.version}, "
         f"{versions.device}"
     )
     values = {"source": source, "cache": entries}
-    return toml_text(values, header=HEADER.format(gpu=gpu.name)), reports
+    return toml_text(values, header=HEADER.format(gpu=gpu.name)), reports, notes
 
 
 def _decode_problem(kv_dtype: str, gpu: MeasuredGpu) -> Problem:

@@ -21,6 +21,7 @@ from perfmodel.specs.model import ModelSpec
 LINEAR = "Linear"  # the target that stands for all linear layers
 MOST = 0.9  # least share of a part that has one type, which is then taken for all of it
 _WRAPPERS = re.compile(r"^(?:(?:model|language_model)\.)+")
+_ESCAPED = re.compile(r"\\.")  # \., \d and so on in a regular expression
 _REPEATED = re.compile(r"[*+}][^()]*\)[*+{]")  # a repeated group with a repetition inside
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.")
 
@@ -81,8 +82,8 @@ class Stored(NamedTuple):
     """Storage types of a checkpoint; "" where they are not quantised.
 
     `weights` are those of the projections to queries, keys and values, `experts` the routed
-    experts. `parts` are the other dense layers that differ from `weights`, by the names of
-    `specs.dtypes.PARTS`.
+    experts ("bf16" if they are not quantised but `weights` are). `parts` are the other dense layers
+    that differ from `weights`, by the names of `specs.dtypes.PARTS`.
     """
 
     weights: str = ""
@@ -135,6 +136,8 @@ class Quantisation:
                 )
         experts = types.pop("experts", self.usual)
         weights = types.pop("attention")
+        if weights and not experts:  # "" would be the type of the others
+            experts = "bf16"
         covers_head = self.covers_head and not spec.tied_embeddings and type_of("lm_head")
         head = {"head": type_of("lm_head")} if covers_head else {}
         others = {part: dtype or "bf16" for part, dtype in types.items() if dtype != weights}
@@ -146,19 +149,32 @@ class Quantisation:
         Other names may be those of towers, routers and norms, which are never quantised here.
         """
         last = spec.layers + max(spec.mtp_layers, 1)  # checkpoints keep MTP after the last layer
-        known = _WORDS.split()
         for entry in self.left_out:
             if entry.startswith("re:") or set(entry) & set("*?["):
+                text = _ESCAPED.sub(" ", entry.removeprefix("re:"))
+                parts = (word.strip("_") for word in re.findall(r"\w+", text))
+                near = _meant(part for part in parts if part not in _WORDS)  # or a beginning of one
+                if near and not self._leaves_out(spec, entry):
+                    raise self._left_out_error(entry, f"matches no module; did you mean {near}?")
                 continue
             words, reason = _WRAPPERS.sub("", entry).split("."), ""
             number = words[1][:9] if words[0] == "layers" and len(words) > 1 else ""
             if number.isdecimal() and int(number) >= last:
                 reason = f"{spec.name} has {spec.layers} layers; remove it"
-            for word in set(words).difference(known):
-                if near := get_close_matches(word, known, n=1, cutoff=0.9):
-                    reason = f"matches no module; did you mean {near[0]}?"
+            if near := _meant(words):
+                reason = f"matches no module; did you mean {near}?"
             if reason:
-                raise ConfigError(f"{self.where}: {shown(entry)} is left out, but {reason}")
+                raise self._left_out_error(entry, reason)
+
+    def _left_out_error(self, entry: str, reason: str) -> ConfigError:
+        return ConfigError(f"{self.where}: {shown(entry)} is left out, but {reason}")
+
+    def _leaves_out(self, spec: ModelSpec, entry: str) -> bool:
+        """Whether a pattern matches the name of a module of the model."""
+        names = Names((entry,), self.where)
+        modules = [name for part in _modules(spec).values() for one in part for name in one.names]
+        layers = (f"layers.{i}.{name}" for i in range(spec.layers) for name in modules)
+        return names.has("lm_head") or any(map(names.has, layers))
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -205,6 +221,18 @@ class Quantisation:
                 f"others are not; use a checkpoint with one type in all layers of a kind"
             )
         return dtype
+
+
+def _meant(words: Iterable[str]) -> str:
+    """A known word that one of the words nearly is, or is with its letters in another order."""
+    known = _WORDS.split()
+    anagrams = {"".join(sorted(word)): word for word in known}
+    for word in set(words).difference(known):
+        if swapped := anagrams.get("".join(sorted(word))):
+            return swapped
+        if near := get_close_matches(word, known, n=1, cutoff=0.9):
+            return near[0]
+    return ""
 
 
 def _other_type(

@@ -67,6 +67,7 @@ _BLOCK = [128, 128]  # inputs and outputs per scale of the measured kernels
 _SCALE_BYTES = 2.0  # of a group of int4 or int8 weights
 _BLOCK_SCALES = (("fp8_block", 4.0 / (_BLOCK[0] * _BLOCK[1])),)
 _DEFAULT_GROUP = 128  # of awq and gptq
+_WORD_WEIGHTS = 8  # 4-bit weights in a word of 32 bits, which belong to one group
 # Layouts of compressed-tensors with all weights; others leave out those that are 0.
 _LAYOUTS = (
     "dense pack-quantized int-quantized float-quantized naive-quantized nvfp4-pack-quantized "
@@ -206,9 +207,10 @@ def _scale_bytes(size: Any, zero_bits: int, where: str) -> float:
     """Bytes per weight of the scale and the zero point of a group; -1 is a whole column."""
     if size in (-1, None):
         return 0.0
-    if type(size) is not int or size < 1:
+    if type(size) is not int or size < 1 or size % _WORD_WEIGHTS:
         raise ConfigError(
-            f"{where}: group_size={shown(size)} is not supported; use a number of weights, or -1"
+            f"{where}: group_size={shown(size)} is not supported; use a multiple of "
+            f"{_WORD_WEIGHTS} weights, or -1"
         )
     return (_SCALE_BYTES + zero_bits / 8.0) / size
 

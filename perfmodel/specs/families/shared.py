@@ -32,8 +32,8 @@ class Shared(Text):
     first_k_dense_replace: Whole = 1
     moe_layer_freq: Literal[1] = 1
     num_nextn_predict_layers: Whole | None = 1
-    n_group: Whole | None = None
-    topk_group: Whole | None = None
+    n_group: Whole | None = 1
+    topk_group: Whole | None = 1
 
     def spec(self, name: str) -> ModelSpec:
         self._check_groups(name)
@@ -63,18 +63,23 @@ class Shared(Text):
         if self.n_routed_experts % groups:
             raise ConfigError(
                 f"{name}: {self.n_routed_experts} experts do not divide evenly among n_group="
-                f"{groups} groups; use a divisor"
+                f"{self._shown('n_group')} groups; use a divisor"
             )
         if chosen > groups and self.n_group:
             raise ConfigError(
-                f"{name}: topk_group={chosen} exceeds n_group={groups}; use at most that many"
+                f"{name}: topk_group={self._shown('topk_group')} exceeds n_group="
+                f"{self._shown('n_group')}; use at most that many"
             )
         within = self.n_routed_experts // groups * chosen
         if self.n_group and self.topk_group and self.num_experts_per_tok > within:
             raise ConfigError(
                 f"{name}: num_experts_per_tok={self.num_experts_per_tok} exceeds the {within} "
-                f"experts of topk_group={chosen} groups; use at most that many"
+                f"experts of topk_group={self._shown('topk_group')} groups; use at most that many"
             )
+
+    def _shown(self, name: str) -> str:
+        """The value of a field, and whether it is the default."""
+        return f"{getattr(self, name)}{'' if name in self.model_fields_set else ' (the default)'}"
 
 
 class Glm4Moe(Shared):
@@ -104,6 +109,8 @@ class DeepSeek(Shared):
     qk_head_dim: Count | None = None  # the sum of these two
     v_head_dim: Count = 128
     attention_bias: Off = False
+    n_group: Whole | None = 8
+    topk_group: Whole | None = 4
 
     @property
     def kv_heads(self) -> int:
@@ -136,6 +143,8 @@ class DeepSeekV2(DeepSeek):
     n_shared_experts: Whole | None = 2
     first_k_dense_replace: Whole = 0
     mlp_bias: Off = False
+    n_group: Whole | None = None
+    topk_group: Whole | None = None
 
 
 class Glm4MoeLite(DeepSeek):
@@ -148,6 +157,8 @@ class Glm4MoeLite(DeepSeek):
     q_lora_rank: Count | None = 768
     qk_nope_head_dim: Count = 192
     v_head_dim: Count = 256
+    n_group: Whole | None = 1
+    topk_group: Whole | None = 1
     mlp_layer_types: list[Literal["dense", "sparse"]] | None = None
 
     def mixtures(self, name: str) -> int:
@@ -169,6 +180,8 @@ class Mistral4(DeepSeek):
     kv_lora_rank: Count = 256
     q_lora_rank: Count | None = 1024
     qk_nope_head_dim: Count = 64
+    n_group: Whole | None = 1
+    topk_group: Whole | None = 1
 
 
 class Dots1(Shared):

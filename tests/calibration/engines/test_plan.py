@@ -127,15 +127,21 @@ def test_options_that_allow_no_plan_are_refused(changes: dict[str, object], mess
         plan_run(replace(H200, **changes))  # type: ignore[arg-type]
 
 
-def test_methods_that_vllm_does_not_run_with_a_target_are_not_planned() -> None:
-    methods = {
-        target: {
-            setup.method
-            for setup in plan_run(
-                PlanOptions(gpu="h200", targets=(target,), minutes=30, context=(1024, 4096))
-            ).setups
-        }
-        for target in ("gemma-3-27b", "qwen3-30b-a3b")
-    }
-    assert "eagle3" in methods["qwen3-30b-a3b"] and "ngram" in methods["gemma-3-27b"]
-    assert "eagle3" not in methods["gemma-3-27b"]
+@pytest.mark.parametrize(
+    "target, dropped, reason",
+    [
+        ("gemma-3-27b", "eagle3", "no hidden states of gemma3 models"),
+        ("qwen3-30b-a3b", "mtp", "no MTP layers"),
+        ("llama-3.2-1b", "draft", "give one with --draft"),
+    ],
+)
+def test_methods_that_vllm_does_not_run_with_a_target_are_left_out_with_the_reason(
+    target: str, dropped: str, reason: str
+) -> None:
+    options = PlanOptions(
+        gpu="h200", targets=(target,), methods=(dropped, "ngram"), minutes=30, context=(1024, 4096)
+    )
+    plan = plan_run(options)
+    assert {setup.method for setup in plan.setups} == {"plain", "ngram"}
+    (line,) = plan.left_out
+    assert f"{dropped} of {target}" in line and reason in line

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from calibration.engines.vllm_process import eagle3_config, engine_arguments
 from perfmodel import catalog
 from perfmodel.specs.draft_methods import eagle3_head
 from perfmodel.specs.engine_support import engine_version
+from perfmodel.specs.families import MODEL_TYPES
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -89,19 +92,35 @@ def test_vllm_gives_the_layers_of_a_mixture_their_logits_as_the_adapter_expects(
     assert names[:3] == ["self", "hidden_states", "router_logits"]
 
 
-def test_vllm_gives_hidden_states_of_the_families_that_the_catalog_says() -> None:
-    import importlib
-
+def gives_hidden_states(module: str, model: str) -> bool:
+    """Whether a class of vLLM does, by its source if a package that it imports is missing."""
     from vllm.model_executor.models.interfaces import supports_eagle3
+
+    path = f"vllm.model_executor.models.{module}"
+    try:
+        return supports_eagle3(getattr(importlib.import_module(path), model))
+    except ImportError:
+        source = Path(str(importlib.util.find_spec(path).origin)).read_text()
+    classes = {one.name: one for one in ast.parse(source).body if isinstance(one, ast.ClassDef)}
+    return "SupportsEagle3" in map(ast.unparse, classes[model].bases)
+
+
+def test_vllm_gives_hidden_states_of_the_families_that_the_table_says() -> None:
+    from transformers.models.auto import modeling_auto
     from vllm.model_executor.models.registry import _VLLM_MODELS
 
-    without, checked = engine_version("vllm", "0.26").without_hidden_states, 0
+    architectures = {
+        **modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        **modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        "internvl_chat": "InternVLChatModel",
+    }
     for name in catalog.model_names():
-        module, model = _VLLM_MODELS[catalog.model_config(name)["architectures"][0]][:2]
-        try:
-            loaded = importlib.import_module(f"vllm.model_executor.models.{module}")
-        except ImportError:  # of an optional package, or of a GPU's driver
-            continue
-        family, checked = catalog.model(name).family, checked + 1
-        assert supports_eagle3(getattr(loaded, model)) == (family not in without), name
-    assert checked >= 40
+        config = catalog.model_config(name)
+        architectures[config["model_type"]] = config["architectures"][0]
+    without, checked = engine_version("vllm", "0.26").without_hidden_states, set()
+    for model_type in {*MODEL_TYPES, *without} & architectures.keys():
+        if (architecture := architectures[model_type]) in _VLLM_MODELS:  # else transformers' class
+            gives = gives_hidden_states(*_VLLM_MODELS[architecture][:2])
+            assert gives == (model_type not in without), model_type
+            checked.add(model_type)
+    assert checked >= without and len(checked & {*MODEL_TYPES}) >= 45

@@ -204,6 +204,20 @@ def test_the_interval_includes_padded_rows(monkeypatch: pytest.MonkeyPatch) -> N
     assert wide > 1.01 * float(ratio_error(scenario))
 
 
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
+def test_latent_attention_has_no_cell_that_is_much_slower_than_a_larger_one(gpu: str) -> None:
+    """B200's kernels for 32 heads take 1.6 times as long as those for 64, and no more than that."""
+    peaks = {name: getattr(catalog.gpu(gpu), name) for name in PEAKS}
+    for curve in efficiency(gpu).latent.values():
+        heads, batch, tokens = curve.correction.knots
+        at = {"batch": batch[:, None], "kv_tokens": tokens, **peaks}
+        times = np.array([curve.seconds(heads=int(h), **at) for h in heads])
+        least = np.flip(times)
+        for axis in range(3):
+            least = np.minimum.accumulate(least, axis)
+        assert (times < 1.75 * np.flip(least)).all()
+
+
 def test_latent_prefill_does_the_flops_of_causal_attention() -> None:
     seconds = latent().prefill_seconds(batch=1, new_tokens=8192, heads=128, **PEAKS)
     flops = 128 * 8192**2 * (192 + 128)  # two products, of which half is masked

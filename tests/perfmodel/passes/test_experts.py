@@ -242,7 +242,8 @@ def test_layers_with_a_window_read_as_much_as_a_cache_of_that_length() -> None:
     "target, gpu, slower",
     [
         ("gemma-3-27b", "h200", True),
-        ("gemma-3-27b", "b200", False),  # has FlashAttention 4
+        ("gemma-3-27b", "b200", False),  # has FlashAttention 4, for heads of up to 128
+        ("gemma-3-12b", "b200", True),
         ("gemma-3-1b", "h200", False),  # reads no images
     ],
 )
@@ -268,6 +269,14 @@ def test_a_kernel_that_does_not_split_a_sequence_takes_as_long_for_each_of_its_t
     )
     least = layers * context * rank.engine.prefix_attention_token_s
     assert alone < rounds <= nine and rounds == pytest.approx(least)
+
+
+@pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "l40s", "h200"])
+def test_that_kernel_takes_as_long_for_one_query_head_of_a_kv_head_as_for_two(gpu: str) -> None:
+    values = {"target": "gemma-3-4b", "gpu": gpu, "engine": "vllm"}  # 8 and 4 heads
+    four, eight = (target_rank(parse_scenario(values | {"tp": tp}).scenario()) for tp in (4, 8))
+    for context in (1000.0, 100_000.0):
+        assert same(step(four, 1, 1, context), step(eight, 1, 1, context), "attention")
 
 
 def test_a_window_in_every_layer_is_that_of_the_model() -> None:

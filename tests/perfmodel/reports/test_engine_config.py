@@ -258,6 +258,21 @@ def test_heads_need_a_target_that_gives_hidden_states(
     assert (reason is None) == runs and ("hidden states" in (reason or "") or runs)
 
 
+@pytest.mark.parametrize(
+    "engine, flag", [("vllm", '"model": "{}"'), ("sglang", "--speculative-draft-model-path {}")]
+)
+def test_the_checkpoint_of_mtp_layers_is_that_of_the_target_that_has_them(
+    engine: str, flag: str
+) -> None:
+    own = plan_of(target="deepseek-v3", gpu="h200", draft="mtp", gamma=1)
+    assert flag.format("deepseek-ai/DeepSeek-V3") in export_plan(engine=engine, plan=own)
+    other = replace(own, draft_checkpoint="me/mtp")
+    assert flag.format("me/mtp") in export_plan(engine=engine, plan=other)
+    without = plan_of(draft="mtp", gamma=1)
+    with pytest.raises(ConfigError, match="checkpoint of the MTP draft is not known"):
+        export_plan(engine=engine, plan=without)
+
+
 HEADS = {"vllm": "eagle3", "sglang": "EAGLE3", "tensorrt-llm": "Eagle3"}
 
 

@@ -611,6 +611,9 @@ def refusals() -> Iterator[tuple[dict[str, Any], str]]:
     yield case("deepseek_v3", **MLA, first_k_dense_replace=99), "first_k_dense_replace"
     yield case("deepseek_v3", **MLA, n_group=7), "n_group"
     yield case("deepseek_v3", **MLA, n_group=4, topk_group=5), "topk_group"
+    large = {"n_routed_experts": 256, "num_experts_per_tok": 8}
+    yield case("deepseek_v3", **MLA, **large, topk_group=9), "topk_group=9 exceeds n_group=8"
+    yield case("deepseek_v3", **MLA, **large, n_group=2), r"topk_group=4 \(the default\) exceeds"
     groups = {"n_routed_experts": 256, "n_group": 8, "topk_group": 4}  # of 128 experts
     yield case("deepseek_v3", **MLA, **groups, num_experts_per_tok=129), "num_experts_per_tok=129"
     yield case("qwen3_next", linear_num_value_heads=33), "linear_num_value_heads=33"

@@ -123,6 +123,7 @@ def test_a_wrapper_may_state_it_inside_its_text_config() -> None:
         compressed(4, "int") | {"transform_config": {"config_groups": {"u": {}}}},
         {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 32},
         {"quant_method": "gptq", "bits": 4, "group_size": 0},
+        {"quant_method": "awq", "bits": 4, "group_size": 7},
         {"quant_method": "awq", "bits": 4, "q_group_size": 1.5},
         compressed(2, "int"),
         compressed(4, "int") | {"ignore": ["re:*"]},
@@ -210,6 +211,29 @@ def test_attention_is_kept_if_the_modules_that_are_left_out_are_those_of_the_dec
         assert found == Stored("", "fp8", parts=(("mlp", "fp8"),))
     else:
         assert found == Stored("fp8", "fp8")
+
+
+@pytest.mark.parametrize(
+    ("module", "meant"),
+    [
+        ("lm_haed", "lm_head"),
+        ("model.layers.0.self_attn.q_porj", "q_proj"),
+        ("re:.*self_atn.*", "self_attn"),
+        (r"re:model\.layers\.\d+\.mlp\.experst\..*", "experts"),
+        ("*self_atn*", "self_attn"),
+    ],
+)
+def test_a_misspelt_module_that_is_left_out_is_refused(module: str, meant: str) -> None:
+    stated = compressed(8, "float", inputs=True) | {"ignore": [module]}
+    with pytest.raises(ConfigError, match=f"matches no module; did you mean {meant}"):
+        stored_types(LLAMA, stated)
+
+
+@pytest.mark.parametrize("module", ["re:.*self_att.*", "re:.*router_.*", r"re:.*mlp\.gate$"])
+def test_a_pattern_of_part_of_a_name_or_of_modules_that_are_not_modelled_is_read(
+    module: str,
+) -> None:
+    stored_types(LLAMA, compressed(8, "float", inputs=True) | {"ignore": [module]})
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "language_model.model.", "model.language_model."])
@@ -625,6 +649,14 @@ def test_a_step_reads_the_scales_of_groups(fmt: str, tmp_path: Path) -> None:
     assert limit[32] - limit[-1] == pytest.approx(extra, rel=1e-9)
     # The kernel reads them no faster than the memory delivers.
     assert extra <= seconds[32] - seconds[-1] < 2.5 * extra
+
+
+@pytest.mark.parametrize("left_out", [r"re:.*mlp\.experts.*", "experts"])
+def test_experts_that_are_left_out_are_read_in_bf16(left_out: str, tmp_path: Path) -> None:
+    stated = compressed(4, "int", group_size=128) | {"ignore": ["lm_head", left_out]}
+    step, plain = (step_of(s, tmp_path, "qwen3-30b-a3b", gpu="h200") for s in (stated, None))
+    assert step.group_s("experts") == plain.group_s("experts")
+    assert step.part("o_proj").memory_s < plain.part("o_proj").memory_s / 3
 
 
 def test_kernels_of_experts_were_timed_with_the_scales_of_kimi_k2(tmp_path: Path) -> None:

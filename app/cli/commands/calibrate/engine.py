@@ -117,6 +117,8 @@ def calibrate_engine(
     from calibration.engines import joined, read_engine_records
     from perfmodel import ConfigError
 
+    if options.show and as_json:
+        raise ConfigError("--list prints a plan as text; leave out --json")
     if options.show:
         print("\n".join(_plan(options, options.gpu or "h200").lines()))
         return
@@ -248,7 +250,10 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
 def _plan(options: EngineOptions, gpu: str) -> Plan:
     from calibration.engines import plan_run
 
-    return plan_run(_plan_options(options, gpu))
+    plan = plan_run(_plan_options(options, gpu))
+    for line in plan.left_out:
+        print(f"note: {line}", file=sys.stderr)
+    return plan
 
 
 def _plan_options(options: EngineOptions, gpu: str) -> PlanOptions:

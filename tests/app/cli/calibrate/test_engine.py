@@ -31,6 +31,16 @@ def test_the_plan_is_listed_without_a_gpu(capsys: pytest.CaptureFixture[str]) ->
     assert "llama-3.1-8b, plain" in out and out.splitlines()[-1].endswith("minutes")
 
 
+def test_the_plan_names_methods_that_are_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--list", "--target", "gemma-3-1b", "--method", "eagle3,mtp,ngram"]
+    assert run(["calibrate", "engine", *flags]) == 0
+    out, err = capsys.readouterr()
+    assert "ngram" in out and "eagle3" not in out and "mtp" not in out
+    assert [line.split(":")[1] for line in err.splitlines()] == [
+        f" {method} of gemma-3-1b is not timed" for method in ("eagle3", "mtp")
+    ]
+
+
 def test_a_profile_is_fitted_to_records_and_used_to_predict(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +106,7 @@ def test_an_engine_is_measured_and_fitted_in_one_command(
         (["--list", "--batch", "1:2:3"], "--batch '1:2:3' is not valid"),
         (["--list", "--gamma", "few"], "--gamma 'few' is not valid"),
         (["--list", "--method", "medusa"], "unknown method 'medusa'"),
+        (["--list", "--json"], "leave out --json"),
         (["--out", "a.jsonl", "--python", "/nonexistent"], "cannot be run"),
         (["--out", "a.jsonl", "--python", shutil.which("true")], "is not a Python"),
         (["--out", "a.jsonl", "--python", shutil.which("echo")], "is not a Python"),

@@ -179,9 +179,19 @@ def test_latent_attention_of_a_known_roofline_is_found(tmp_path: Path) -> None:
     ]  # fmt: skip
     write(tmp_path, "generation_mla", pd.DataFrame(decode).assign(**common))
     write(tmp_path, "context_mla", pd.DataFrame(prefill).assign(**common))
-    text, reports = fit_latent(tmp_path, GPU)
+    text, reports, notes = fit_latent(tmp_path, GPU)
     (cache,) = tomllib.loads(text)["cache"]
+    assert not notes
     assert cache["memory_efficiency"] == pytest.approx(0.7, rel=0.05)
     assert cache["prefill_efficiency"] == pytest.approx(0.5, rel=0.05)
     for errors in reports:
         assert errors.figures("in sample")["median_percent"] < 5.0
+    decode[12]["latency"] *= 20  # 16 heads, 1 sequence, 128 tokens
+    prefill[0]["latency"] *= 20
+    write(tmp_path, "generation_mla", pd.DataFrame(decode).assign(**common))
+    write(tmp_path, "context_mla", pd.DataFrame(prefill).assign(**common))
+    text, _, notes = fit_latent(tmp_path, GPU)
+    (again,) = tomllib.loads(text)["cache"]
+    assert "16/1/128 (20)" in notes[0] and "1/1/128 (" in notes[1] and len(notes) == 2
+    for name in ("correction", "prefill_correction"):
+        assert np.allclose(again[name], cache[name], atol=0.1)
