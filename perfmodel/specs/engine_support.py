@@ -32,13 +32,42 @@ _VLLM_METHODS = {
 # states of several layers: refused when the engine starts. Older versions are assumed to have it in
 # no other class.
 _VLLM_WITHOUT_HIDDEN_STATES = frozenset(
-    """
-    cohere cohere2 cohere2_vision ernie4_5_moe exaone4 gemma3 gemma3_text glm4 glm4_moe
-    glm4_moe_lite glm4v glm4v_moe granite granite4_vision granitemoe granitemoehybrid
-    granitemoeshared idefics3 internvl internvl_chat llava_next llava_next_video
-    llava_onevision minicpmv4_6 mixtral olmo3 olmoe phimoe qianfan_ocr qwen2_moe qwen2_vl
-    seed_oss shieldgemma2 smolvlm
-""".split()
+    [
+        "cohere",
+        "cohere2",
+        "cohere2_vision",
+        "ernie4_5_moe",
+        "exaone4",
+        "gemma3",
+        "gemma3_text",
+        "glm4",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "glm4v",
+        "glm4v_moe",
+        "granite",
+        "granite4_vision",
+        "granitemoe",
+        "granitemoehybrid",
+        "granitemoeshared",
+        "idefics3",
+        "internvl",
+        "internvl_chat",
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
+        "minicpmv4_6",
+        "mixtral",
+        "olmo3",
+        "olmoe",
+        "phimoe",
+        "qianfan_ocr",
+        "qwen2_moe",
+        "qwen2_vl",
+        "seed_oss",
+        "shieldgemma2",
+        "smolvlm",
+    ]
 )
 READS_HIDDEN_STATES = ("eagle3", "p-eagle", "dflash")  # of several layers of the target
 
