@@ -153,10 +153,8 @@ def choose_for_traffic(
         finished += result.stats.requests
         return result
 
-    slo = simulation.slo
-    limits = slo.ttft_s is not None or slo.tpot_s is not None
     return TrafficChoice(
-        "goodput" if limits else "latency",
+        "goodput" if simulation.slo.limits_times else "latency",
         run([0]),
         tuple(run([gamma]) for gamma in gammas if gamma > 0),
         run(gammas),
