@@ -51,5 +51,8 @@ def _range(values: ArrayLike, text: Callable[[float], str]) -> str:
 
 
 def least_alpha_text(alpha: float | None) -> str:
-    """An α to break even in two decimals; "none" if no α suffices, which is None or above 1."""
-    return "none" if alpha is None or not alpha <= 1.0 else f"{alpha:.2f}"
+    """An α to break even in two decimals; "none" if no α suffices, which is None or above 1.
+
+    Below 0.01 it is 0.01, since a draft of which nothing is accepted gains nothing.
+    """
+    return "none" if alpha is None or not alpha <= 1.0 else f"{max(alpha, 0.01):.2f}"

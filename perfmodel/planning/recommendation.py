@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
 
-from perfmodel.display import html_table, number_range
+from perfmodel.display import html_table, least_alpha_text, number_range
 from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import Capacity, Fleet, fleet_of
 from perfmodel.planning.caveats import caveats
@@ -329,7 +329,8 @@ class Recommendation:
             return f"{of} is unknown, and none would pay at any acceptance"
         return (
             f"{of} is unknown; {least.candidate.label} would pay from "
-            f"α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
+            f"α={least_alpha_text(least.alpha_to_break_even)}, so measure α and state it with "
+            f"--acceptance"
         )
 
     def _none_runs(self) -> str:
