@@ -309,7 +309,8 @@ def test_recommend_for_traffic_names_the_best_run(capsys: pytest.CaptureFixture[
     result = result_of(capsys, "recommend", "--scenario", "default", "--tp", "8", *TRAFFIC)
     choice = result["traffic"]
     *_, scheduled = runs = choice["runs"]
-    best = min(runs[:-1], key=lambda r: r["latency"]["mean_s"])
+    least = min(run["latency"]["mean_s"] for run in runs[1:-1])
+    best = next(run for run in runs[1:-1] if run["latency"]["mean_s"] <= 1.01 * least)
     lead = best["latency"]["mean_s"] - scheduled["latency"]["mean_s"]
     if lead > best["latency"]["standard_error_s"]:
         best = scheduled
