@@ -251,7 +251,10 @@ class Recommendation:
         if self.price_per_hour is None:
             return None
         if self.fleet is not None:
-            sized = fleet_of(candidate, self.rule.limits, self.fleet.rate)
+            sized = next(
+                (f for f in (self.fleet, self.plain_fleet) if f and f.runs(candidate.scenario)),
+                fleet_of(candidate, self.rule.limits, self.fleet.rate),
+            )
             return None if sized is None else sized.cost_per_million_tokens(self.price_per_hour)
         return self.price_per_hour / 3600.0 / candidate.throughput_per_gpu * 1e6
 

@@ -70,7 +70,7 @@ def enough_in_simulation(
         shares = good_shares(scenario, simulation(scenario, fleet.rate), fleet.replicas)
         first, count = min(shares), max(shares)
         if shares[count] < LEAST_GOOD:
-            missed.append(f"{shares[count]:.1%} with {count} x TP {scenario.tp}")
+            missed.append(f"{count} x TP {scenario.tp} keeps {shares[count]:.1%}")
             return None
         larger = replace(fleet, replicas=count)
         if count > first:
@@ -88,8 +88,8 @@ def enough_in_simulation(
         fleet = plain
     if fleet is None:
         raise NoFeasiblePlan(
-            f"no plan meets the limits in simulation, which {LEAST_GOOD:.0%} of the requests must: "
-            f"{' and '.join(missed)}; relax --slo or use faster GPUs"
+            f"no plan keeps {LEAST_GOOD:.0%} of the requests within the limits in simulation: "
+            f"{' and '.join(missed)}; relax --slo, or use a larger TP or faster GPUs"
         )
     best = evaluated(fleet.capacity.scenario, answer.objective)
     changed = replace(answer, fleet=fleet, plain_fleet=plain, for_rate=best)
