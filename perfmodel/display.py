@@ -48,3 +48,11 @@ def _range(values: ArrayLike, text: Callable[[float], str]) -> str:
         return "unknown"
     low, high = float(known.min()), float(known.max())
     return text(low) if low == high else f"{text(low)} to {text(high)}"
+
+
+def least_alpha_text(alpha: float | None) -> str:
+    """An α to break even in two decimals; "none" if no α suffices, which is None or above 1.
+
+    Below 0.01 it is 0.01, since a draft of which nothing is accepted gains nothing.
+    """
+    return "none" if alpha is None or not alpha <= 1.0 else f"{max(alpha, 0.01):.2f}"

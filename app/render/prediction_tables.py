@@ -16,6 +16,7 @@ from app.render.tables import (
     scenario_line,
     seconds_text,
 )
+from perfmodel.display import least_alpha_text
 from perfmodel.passes import GROUPS, WEAKEST_FIRST
 from perfmodel.units import format_bytes, format_seconds
 
@@ -89,7 +90,7 @@ def _round_table(prediction: Mapping[str, Any]) -> Table:
         table.add_row(
             "tokens per round", number_text(prediction["tokens_per_round"]), _source(acceptance)
         )
-        needed = number_text(prediction["break_even_acceptance"])
+        needed = least_alpha_text(prediction["break_even_acceptance"])
         table.add_row(f"α to break even at γ={gamma}", needed, "")
     target, plain = prediction["target_step_s"], prediction["plain_tpot_s"]
     if plain > target:

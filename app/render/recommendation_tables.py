@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from app.render.tables import print_notes, print_table, rows_table
+from perfmodel.display import least_alpha_text
 from perfmodel.units import format_chance, format_rate, format_seconds, format_tokens
 
 PLAN_HEADER = (
@@ -115,7 +116,7 @@ def facts(answer: Mapping[str, Any]) -> list[str]:
     if answer["studied"]:
         needed, gamma = answer["break_even_acceptance"], answer["studied"]["scenario"]["gamma"]
         lines.append(
-            f"break-even α at γ={gamma}: {'none' if needed is None else f'{needed:.2f}'}; "
+            f"break-even α at γ={gamma}: {least_alpha_text(needed)}; "
             f"{_paying_range(answer, 'break_even_batch', 'batch')}; "
             f"{_paying_range(answer, 'break_even_prompt_tokens', 'prompt tokens')}"
         )
@@ -197,7 +198,7 @@ def unmeasured_rows(unmeasured: Iterable[Mapping[str, Any]]) -> list[tuple[str, 
         (
             plan["label"],
             str(plan["scenario"]["tp"]),
-            "none" if plan["alpha_to_break_even"] is None else f"{plan['alpha_to_break_even']:.2f}",
+            least_alpha_text(plan["alpha_to_break_even"]),
         )
         for plan in unmeasured
     ]

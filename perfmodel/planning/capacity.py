@@ -58,6 +58,11 @@ class Fleet:
         """GPUs of all replicas."""
         return self.replicas * self.capacity.candidate.scenario.tp
 
+    def runs(self, scenario: Scenario) -> bool:
+        """Whether each replica runs the scenario's plan, at any concurrency."""
+        own = self.capacity.scenario
+        return (own.plan, own.tp, own.ep) == (scenario.plan, scenario.tp, scenario.ep)
+
     @property
     def load(self) -> float:
         """The request rate over the capacity of the replicas."""

@@ -245,9 +245,15 @@ def _measured_budget(budget: int | str | None, prompt_tokens: int) -> int | None
     if budget is None:
         return None
     try:
-        return parse_scenario({"kv_budget": budget}).budget_tokens(prompt_tokens)
+        tokens = parse_scenario({"kv_budget": budget}).budget_tokens(prompt_tokens)
     except ConfigError as error:
         raise ConfigError(str(error).replace("kv_budget", "acceptance_budget")) from error
+    if tokens > prompt_tokens:
+        raise ConfigError(
+            f"acceptance_budget={tokens} exceeds the context of {prompt_tokens} tokens; state the "
+            f"budget at which the acceptance was measured"
+        )
+    return tokens
 
 
 def _check_acceptance_budget(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from html import escape
 
-from perfmodel.display import html_table, number_range
+from perfmodel.display import html_table, least_alpha_text, number_range
 from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import Capacity, Fleet, fleet_of
 from perfmodel.planning.caveats import caveats
@@ -251,7 +251,10 @@ class Recommendation:
         if self.price_per_hour is None:
             return None
         if self.fleet is not None:
-            sized = fleet_of(candidate, self.rule.limits, self.fleet.rate)
+            sized = next(
+                (f for f in (self.fleet, self.plain_fleet) if f and f.runs(candidate.scenario)),
+                fleet_of(candidate, self.rule.limits, self.fleet.rate),
+            )
             return None if sized is None else sized.cost_per_million_tokens(self.price_per_hour)
         return self.price_per_hour / 3600.0 / candidate.throughput_per_gpu * 1e6
 
@@ -329,7 +332,8 @@ class Recommendation:
             return f"{of} is unknown, and none would pay at any acceptance"
         return (
             f"{of} is unknown; {least.candidate.label} would pay from "
-            f"α={least.alpha_to_break_even:.2f}, so measure α and state it with --acceptance"
+            f"α={least_alpha_text(least.alpha_to_break_even)}, so measure α and state it with "
+            f"--acceptance"
         )
 
     def _none_runs(self) -> str:

@@ -16,6 +16,8 @@ from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 
+RUN_NOISE = 0.03  # by which α differs between runs, in the tables to which curves are fitted
+
 
 def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
     """Draft choices as (draft, policy).
@@ -76,8 +78,14 @@ def _over_budgets(
     if scenario.acceptance is None or measured_budget is None or None in budgets:
         yield from [every] if every else []
         return
-    for varied in every:
-        yield [replace(varied, acceptance=scaled_acceptance(varied, measured_budget))]
+    scaled = [replace(one, acceptance=scaled_acceptance(one, measured_budget)) for one in every]
+    accepting = [one for one in scaled if one.acceptance and one.acceptance.high > 0.0]
+    if scaled and not accepting:
+        raise ConfigError(
+            f"the acceptance of {scenario.acceptance.alpha:g} at budget {measured_budget:,} is "
+            f"carried to 0 at every budget that is compared; state it at one of these (kv_budget)"
+        )
+    yield from ([one] for one in accepting)
 
 
 def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
@@ -85,7 +93,8 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
 
     The loss 1 - α scales as that of the draft's acceptance curve. Its 90 % interval widens with the
     distance of the budgets as the curve's does, and its origin is "extrapolated". Raises
-    `ConfigError` if there is no curve.
+    `ConfigError` if there is no curve, or if its loss at the measured budget is within `RUN_NOISE`,
+    so that the given α does not determine the loss at others.
     """
     given, curve, plan = scenario.acceptance, scenario.curve, scenario.plan
     assert given is not None and plan.kv_budget_tokens is not None
@@ -101,7 +110,14 @@ def scaled_acceptance(scenario: Scenario, measured_budget: int) -> Acceptance:
         1.0 - float(curve.alpha(kv_budget_tokens=min(b, context), context_tokens=context))
         for b in (plan.kv_budget_tokens, measured_budget)
     ]
-    factor = losses[0] / losses[1] if losses[1] > 0.0 else 1.0
+    if losses[1] < RUN_NOISE:
+        raise ConfigError(
+            f"at acceptance_budget={measured_budget} of {context} tokens, the loss on the curve of "
+            f"{plan.draft}:{plan.policy} is {losses[1]:.2g}, less than the {RUN_NOISE:g} by which "
+            f"runs differ, so {given.alpha:g} there does not determine the acceptance at other "
+            f"budgets; state one measured at a smaller budget"
+        )
+    factor = losses[0] / losses[1]
     distance = abs(math.log(plan.kv_budget_tokens / measured_budget))
     spread = math.exp(1.645 * curve.sigma_budget * distance)
     alpha, low, high = (

@@ -3,6 +3,7 @@
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
 from perfmodel.serving.choose_gamma import choose_for_traffic
 from perfmodel.serving.fixed_batch import simulate_batch
+from perfmodel.serving.replicas import enough_in_simulation
 from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.scheduler import Serving, Simulation
 from perfmodel.serving.simulate import (
@@ -27,6 +28,7 @@ __all__ = [
     "assumed_unit",
     "choose_for_traffic",
     "compared_gammas",
+    "enough_in_simulation",
     "lengths",
     "mean_lengths",
     "recorded_acceptance",

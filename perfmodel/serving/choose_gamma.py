@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from perfmodel.scenario import Scenario
 from perfmodel.serving.round_times import RoundTimes
 from perfmodel.serving.scheduler import Simulation
 from perfmodel.serving.simulate import SCHEDULE_GAMMAS, ServingRun, simulate_requests
+from perfmodel.speculation.gain import plateau
 
 LEAST_GOOD = 0.99  # share of requests within the limits at which traffic is said to meet them
 
@@ -30,8 +33,10 @@ class TrafficChoice:
 
     @property
     def best_fixed(self) -> ServingRun:
-        """The run with the best fixed γ above 0."""
-        return min(self.fixed, key=self.cost)
+        """The smallest fixed γ above 0 with the fewest misses and within 1 % of their latency."""
+        missed = min(self.cost(run)[0] for run in self.fixed)
+        equal = [run for run in self.fixed if self.cost(run)[0] == missed]
+        return equal[int(plateau(np.array([self.cost(run)[1] for run in equal])))]
 
     @property
     def best(self) -> ServingRun:
@@ -153,10 +158,8 @@ def choose_for_traffic(
         finished += result.stats.requests
         return result
 
-    slo = simulation.slo
-    limits = slo.ttft_s is not None or slo.tpot_s is not None
     return TrafficChoice(
-        "goodput" if limits else "latency",
+        "goodput" if simulation.slo.limits_times else "latency",
         run([0]),
         tuple(run([gamma]) for gamma in gammas if gamma > 0),
         run(gammas),

@@ -64,6 +64,11 @@ class SLO:
     tpot_s: float | None = None
     memory_fraction: float | None = None
 
+    @property
+    def limits_times(self) -> bool:
+        """Whether it limits TTFT or TPOT."""
+        return self.ttft_s is not None or self.tpot_s is not None
+
 
 _LIMIT = re.compile(r"^(ttft|tpot|memory)\s*<=?\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s|%)$", re.I)
 

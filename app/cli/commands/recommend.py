@@ -85,9 +85,15 @@ def recommend(
     }
     try:
         answer, notes = find_recommendation(flags, scenario, **options)
+        slo, shown = parse_slo(str(parse_overrides(scenario, flags).get("slo", ""))), ""
+        if traffic is not None and answer.fleet is not None and slo.limits_times:
+            answer, shown = _enough(answer, traffic, count, flags, scenario, options)
         result = recommendation_dict(answer)
+        if shown and answer.fleet is not None:
+            first = answer.fleet.sentence
+            for key in ("answer", "sentence"):
+                result[key] = result[key].replace(first, f"{first} {shown}")
         if traffic is not None:
-            slo = parse_slo(str(parse_overrides(scenario, flags).get("slo", "")))
             result["traffic"] = _for_traffic(answer, traffic, count, slo)
     except NoFeasiblePlan as missed:
         if traffic is None or rate is not None or not has_arrivals(traffic):
@@ -273,6 +279,39 @@ def _for_traffic(answer: Recommendation, path: str, requests: int, slo: SLO) -> 
     return {"plan": answer.studied.label, **choice_dict(choice), "saturated_miss": None}
 
 
+def _enough(
+    answer: Recommendation,
+    path: str,
+    requests: int,
+    flags: dict[str, str],
+    scenario: str | None,
+    options: dict[str, Any],
+) -> tuple[Recommendation, str]:
+    """The answer with fleets that meet the limits in simulation, and how other ones do not.
+
+    If those of the answer's TP do not, larger ones are tried. Raises `NoFeasiblePlan` if none does.
+    """
+    from perfmodel import NoFeasiblePlan
+    from perfmodel.planning import plain_scenarios
+    from perfmodel.serving import enough_in_simulation
+
+    assert answer.fleet is not None
+    values, tp = _searched_values(flags, scenario), answer.fleet.capacity.scenario.tp
+    larger = dict.fromkeys(plain.tp for plain in plain_scenarios(values) if plain.tp > tp)
+    slo, failure = answer.rule.limits, None
+    for degree in (tp, *larger):
+        try:
+            if degree != tp:
+                answer, _ = find_recommendation(flags | {"tp": str(degree)}, scenario, **options)
+            return enough_in_simulation(
+                answer, lambda plan, rate: _simulation(plan, path, requests, slo, rate)
+            )
+        except NoFeasiblePlan as missed:
+            failure = failure or missed
+    assert failure is not None
+    raise failure
+
+
 def _at_own_rate(
     missed: NoFeasiblePlan,
     path: str,
@@ -291,7 +330,7 @@ def _at_own_rate(
 
     values = _searched_values(flags, scenario)
     slo = parse_slo(str(values.get("slo", "")))
-    if slo.ttft_s is None and slo.tpot_s is None:
+    if not slo.limits_times:
         raise missed
     memory = "" if slo.memory_fraction is None else f"memory<{100 * slo.memory_fraction:g}%"
     for tp in dict.fromkeys(plain.tp for plain in plain_scenarios(values)):

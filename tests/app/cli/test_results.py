@@ -40,6 +40,28 @@ def test_prediction_table_shows_the_json_figures(capsys: pytest.CaptureFixture[s
     assert result["acceptance"]["origin"] in table
 
 
+def test_no_alpha_breaks_even_if_all_drafts_accepted_do_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["predict", "--engine", "vllm-0.23", "--target", "llama-3.1-8b", "--gpu", "h200"]
+    arguments += ["--draft", "llama-3.2-1b", "--draft-policy", "full", "--gamma", "3"]
+    arguments += ["--prompt-tokens", "4000", "--batch", "16", "--acceptance", "1"]
+    result = json.loads(printed([*arguments, "--json"], capsys))
+    assert result["speedup"] < 1.0 and result["break_even_acceptance"] is None
+    row = next(line for line in printed(arguments, capsys).splitlines() if "break even" in line)
+    assert row.split()[-1] == "none"
+
+
+def test_a_draft_never_pays_from_an_acceptance_of_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["recommend", "--gpu", "l40s", "--target", "qwen3-8b", "--engine", "ideal"]
+    arguments += ["--draft", "ngram", "--tp", "2", "--rate", "3.57", "--prompt-tokens", "23053"]
+    arguments += ["--output-tokens", "43", "--prefix-hit-rate", "0.38"]
+    result = json.loads(printed([*arguments, "--json"], capsys))
+    assert result["unmeasured"][0]["alpha_to_break_even"] < 0.005
+    text = printed(arguments, capsys)
+    assert "would pay from α=0.01" in text and "0.00\n" not in text
+
+
 def test_unmeasured_acceptance_is_null_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["predict", "--target", "llama-3.1-70b", "--draft", "llama-3.1-8b", "--tp", "8"]
     arguments += ["--batch", "8"]

@@ -120,6 +120,25 @@ def test_options_that_are_not_valid_are_refused() -> None:
         find_plan(SMALL, acceptance_budget="0")
 
 
+@pytest.mark.parametrize("policy", ["snapkv", "streamingllm"])
+def test_an_acceptance_near_the_whole_context_is_not_carried_to_other_budgets(policy: str) -> None:
+    """There a self-draft loses almost nothing: 0.85 gave α 0 at 7,999 tokens, and 0.85 at 8,000."""
+    values = SMALL | {"tp": 4, "draft": f"self:{policy}", "acceptance": 0.85}
+    for budget in (7500, 7999, 8000, "100%"):
+        with pytest.raises(ConfigError, match="does not determine the acceptance") as refused:
+            find_plan(values, acceptance_budget=budget)
+        assert "\n" not in str(refused.value)
+    answer = find_plan(values | {"kv_budget": 7000}, acceptance_budget=7000)  # not carried
+    assert answer.studied is not None
+    given = answer.studied.scenario.acceptance
+    assert given is not None and given.alpha == 0.85
+    with pytest.raises(ConfigError, match="acceptance_budget=8001 exceeds the context of 8000"):
+        find_plan(values, acceptance_budget=8001)
+    far = values | {"draft": "self:streamingllm", "acceptance": 0.05, "kv_budget": 64}
+    with pytest.raises(ConfigError, match="carried to 0 at every budget"):
+        find_plan(far, acceptance_budget=2048)
+
+
 @pytest.mark.parametrize(
     ("target", "draft", "remedy"),
     [

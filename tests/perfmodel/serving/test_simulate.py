@@ -351,6 +351,18 @@ def test_a_schedule_is_followed_only_beyond_the_standard_error(objective: str) -
         assert ("within the standard error" in choice.sentence) != follows
 
 
+@pytest.mark.parametrize("objective", ["latency", "goodput"])
+def test_the_best_fixed_gamma_is_the_smallest_within_one_percent(objective: str) -> None:
+    plain, last = run_of(gamma=0, seconds=2.0), run_of(gamma=6, seconds=1.0)
+    for seconds, gamma in ((1.009, 5), (1.011, 6)):
+        fixed = (run_of(gamma=4, seconds=1.2), run_of(gamma=5, seconds=seconds), last)
+        choice = TrafficChoice(objective, plain, fixed, run_of(gamma=None, seconds=1.0))
+        assert choice.best.gamma == choice.best_fixed.gamma == gamma
+    missing = run_of(gamma=5, seconds=1.009, good=99)
+    few = TrafficChoice(objective, plain, (missing, last), run_of(gamma=None, seconds=1.0))
+    assert few.best_fixed.gamma == (6 if objective == "goodput" else 5)
+
+
 def test_one_more_request_within_the_limits_is_chance() -> None:
     fixed, more = run_of(gamma=4, good=97), run_of(gamma=None, good=98)
     plain = run_of(gamma=0, good=50)
