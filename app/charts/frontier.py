@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from app.charts.base import GAIN, Array, finish, numbers, plan_colour
 from app.charts.cells import add_marker, short_label
-from perfmodel import SLO, Scenario, speculation
+from perfmodel import SLO, Scenario
 from perfmodel.passes import largest_batch
 from perfmodel.planning import plan_label
-from perfmodel.speculation import GAMMAS, within
+from perfmodel.speculation import GAMMAS, service_within
 
 SECONDS_PER_HOUR = 3600.0
 POINTS = 24
@@ -80,7 +80,7 @@ def serving_curve(
     batches = _batches(scenario) if batches is None else batches
     if not len(batches):
         return None
-    result = speculation.service(scenario, batch=batches[:, None], gamma=gammas)
+    result, allowed = service_within(scenario, slo or SLO(), batch=batches[:, None], gamma=gammas)
     shape = (len(batches), len(gammas))
     rate = np.broadcast_to(np.where(result.feasible, result.requests_per_s, np.nan), shape)
     rate = np.where(np.isnan(rate), -np.inf, rate)
@@ -93,7 +93,7 @@ def serving_curve(
     def at(values: Array | NDArray[np.bool_]) -> Array:
         return np.asarray(np.broadcast_to(values, shape)[rows, best][fits])
 
-    meets = at(within(result, slo or SLO())).astype(bool)
+    meets = at(allowed).astype(bool)
 
     return ServingCurve(
         label=f"{short_label(scenario) if speculates else plan_label(scenario)}, TP {scenario.tp}",

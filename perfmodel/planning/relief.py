@@ -16,9 +16,8 @@ from perfmodel.planning.capacity import capacity
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.dtypes import is_quantised
-from perfmodel.speculation.break_even import within
+from perfmodel.speculation.break_even import service_within
 from perfmodel.speculation.gain import GAMMAS
-from perfmodel.speculation.service import service
 
 TP_DEGREES = (1, 2, 4, 8, 16)
 MOST_MACHINES = 3  # named in a line
@@ -147,7 +146,7 @@ def _helps(result: Search, plans: list[Scenario], change: Change) -> bool:
         if (changed := _changed(result, plan, change)) is not None:
             gammas = GAMMAS if plan.plan.speculates else np.zeros(1)
             if _fits(changed, gammas[0]) and np.any(
-                within(service(changed, gamma=gammas), result.slo)
+                service_within(changed, result.slo, gamma=gammas)[1]
             ):
                 return True
     return False
