@@ -12,7 +12,7 @@ from perfmodel.catalog.engines import engine_names, engine_profile
 from perfmodel.errors import ConfigError, either
 from perfmodel.passes.memory import memory_estimate
 from perfmodel.planning.candidate import Candidate
-from perfmodel.planning.capacity import capacity
+from perfmodel.planning.capacity import MOST_REQUESTS, capacity
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.dtypes import is_quantised
@@ -61,7 +61,9 @@ def _fewer_requests(result: Search, plans: list[Scenario]) -> str:
     if most is None or most.concurrency >= plans[0].workload.batch:
         return ""
     plan = most.candidate
-    return f"; {plan.label}, TP {plan.scenario.tp}, meets them at up to {most.concurrency} requests"
+    up_to = "" if most.concurrency == MOST_REQUESTS else "up to "  # more are not searched
+    at = f"{up_to}{most.concurrency} requests"
+    return f"; {plan.label}, TP {plan.scenario.tp}, meets them at {at}"
 
 
 def _changes(base: Scenario, result: Search) -> Iterator[tuple[str, Change]]:

@@ -261,9 +261,7 @@ def test_a_slower_draft_does_not_meet_a_limit_because_requests_wait() -> None:
     assert answer.capacity is not None and 41 <= answer.capacity.concurrency < 64
     most = answer.capacity.concurrency
     assert find_plan(WAITING | {"slo": "tpot<8.1ms", "batch": most}).capacity is not None
-    with pytest.raises(NoFeasiblePlan, match=rf"No speculation.*at up to {most} requests"):
-        find_plan(WAITING | {"slo": "tpot<8.1ms", "batch": 241})
-    for batch in (most + 1, 64, 1403):
+    for batch in (most + 1, 64, 241, 1403):
         found = search(
             replace(draft.scenario(), workload=replace(draft.scenario().workload, batch=batch)),
             slo=parse_slo("tpot<8.1ms"),
