@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from app.render.tables import print_notes, print_table, rows_table
-from perfmodel.planning.capacity import MOST_REQUESTS
+from perfmodel.planning import MOST_REQUESTS
 from perfmodel.units import format_chance, format_rate, format_seconds, format_tokens
 
 PLAN_HEADER = (
