@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from app.charts.base import GAIN, Array, finish, numbers, plan_colour
 from app.charts.cells import add_marker, short_label
-from perfmodel import SLO, Scenario, speculation
+from perfmodel import SLO, Scenario
 from perfmodel.passes import largest_batch
 from perfmodel.planning import plan_label
-from perfmodel.speculation import GAMMAS, within
+from perfmodel.speculation import GAMMAS, service_within
 
 SECONDS_PER_HOUR = 3600.0
 POINTS = 24
@@ -82,11 +82,11 @@ def serving_curve(
     batches = _batches(scenario, slo, gammas) if batches is None else batches
     if not len(batches):
         return None
-    result = speculation.service(scenario, batch=batches[:, None], gamma=gammas)
+    result, allowed = service_within(scenario, slo, batch=batches[:, None], gamma=gammas)
     shape = (len(batches), len(gammas))
     rate = np.broadcast_to(np.where(result.feasible, result.requests_per_s, np.nan), shape)
     rate = np.where(np.isnan(rate), -np.inf, rate)
-    allowed = np.broadcast_to(within(result, slo), shape) & np.isfinite(rate)
+    allowed = np.broadcast_to(allowed, shape) & np.isfinite(rate)
     missed = ~np.any(allowed, axis=1, keepdims=True)
     best = np.argmax(np.where(allowed | missed, rate, -np.inf), axis=1)
     rows = np.arange(len(batches))
@@ -130,8 +130,8 @@ def _batches(scenario: Scenario, slo: SLO, gammas: Array) -> Array:
 def _last_within(scenario: Scenario, slo: SLO, batches: Array, gammas: Array) -> float:
     """The largest batch at which a γ meets the limits, by bisection; the first if none does."""
     shape = (len(batches), len(gammas))
-    result = speculation.service(scenario, batch=batches[:, None], gamma=gammas)
-    meets = np.flatnonzero(np.any(np.broadcast_to(within(result, slo), shape), axis=1))
+    _, allowed = service_within(scenario, slo, batch=batches[:, None], gamma=gammas)
+    meets = np.flatnonzero(np.any(np.broadcast_to(allowed, shape), axis=1))
     last = int(meets[-1]) if len(meets) else 0
     low, high = batches[last], batches[min(last + 1, len(batches) - 1)]
     if high - low <= 1.0:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from app.render.tables import print_notes, print_table, rows_table
 from perfmodel.display import least_alpha_text
+from perfmodel.planning import MOST_REQUESTS
 from perfmodel.units import format_chance, format_rate, format_seconds, format_tokens
 
 PLAN_HEADER = (
@@ -142,8 +143,12 @@ def _sizes(answer: Mapping[str, Any]) -> list[str]:
     if capacity:
         most, gamma = capacity["concurrency"], _at_full_load(answer)["scenario"]["gamma"]
         enough = capacity["saturation"]
+        is_cut = most == MOST_REQUESTS
+        stated = (
+            f"at least {most:,}, the most that is searched," if is_cut else f"{most:,} requests"
+        )
         lines.append(
-            f"largest concurrency within the limits: {most:,} requests per replica of TP "
+            f"largest concurrency within the limits: {stated} per replica of TP "
             f"{capacity['tp']}{f', γ={gamma}' if gamma else ''} "
             f"({format_rate(capacity['requests_per_s'])} requests/s, "
             f"{format_seconds(capacity['tpot_s'])} per token, first token after "

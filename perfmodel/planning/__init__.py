@@ -2,7 +2,13 @@
 
 from perfmodel.planning.block import ARRAY_AXES, EVIDENCE, Block
 from perfmodel.planning.candidate import Candidate, plan_label
-from perfmodel.planning.capacity import Capacity, Fleet, fleet_of, with_memory_share
+from perfmodel.planning.capacity import (
+    MOST_REQUESTS,
+    Capacity,
+    Fleet,
+    fleet_of,
+    with_memory_share,
+)
 from perfmodel.planning.find_plan import (
     SEARCHED,
     SEVERAL,
@@ -22,6 +28,7 @@ __all__ = [
     "BUDGETS",
     "EVIDENCE",
     "LOOP_AXES",
+    "MOST_REQUESTS",
     "SEARCHED",
     "SEVERAL",
     "Block",

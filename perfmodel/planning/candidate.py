@@ -29,13 +29,16 @@ class Candidate:
 
     Times and rates are those of the service: with the prompts, if they share the GPUs. `gain` is
     its improvement of the objective over plain decoding at the same TP and concurrency. The fields
-    `decode_*` are those of decoding alone, as in `predict`.
+    `decode_*` are those of decoding alone, as in `predict`. `least_*` are those of plain decoding
+    if the draft finishes fewer requests per second, otherwise 0 (`violation`).
     """
 
     scenario: Scenario
     gain: float
     tpot_s: float
     ttft_s: float
+    least_tpot_s: float
+    least_ttft_s: float
     requests_per_s: float
     prefill_share: float
     decode_speedup: float
@@ -87,12 +90,17 @@ class Candidate:
         return 2 if plan.policy is DraftPolicy.SNAPKV or scenario.draft_copies_kv else 1
 
     def violation(self, slo: SLO) -> dict[str, float]:
-        """Value over limit, for every limit that is exceeded, including memory capacity."""
+        """Value over limit, for every limit that is exceeded, including memory capacity.
+
+        With a limit on the time per token, a draft that finishes fewer requests per second than
+        plain decoding is as far from the limits as plain decoding, if that is farther (`within`).
+        """
         ratios = {"memory": self.memory_fraction / min(slo.memory_fraction or 1.0, 1.0)}
         if slo.tpot_s is not None:
-            ratios["tpot"] = self.tpot_s / slo.tpot_s
+            ratios["tpot"] = max(self.tpot_s, self.least_tpot_s) / slo.tpot_s
         if slo.ttft_s is not None:
-            ratios["ttft"] = self.ttft_s / slo.ttft_s
+            least = 0.0 if slo.tpot_s is None else self.least_ttft_s
+            ratios["ttft"] = max(self.ttft_s, least) / slo.ttft_s
         return {name: ratio for name, ratio in ratios.items() if ratio > 1.0}
 
 

@@ -15,9 +15,9 @@ from perfmodel.planning.candidate import Candidate, simplest
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.workload import SLO
-from perfmodel.speculation.break_even import Rule, best_gamma, within
+from perfmodel.speculation.break_even import Rule, best_gamma, service_within
 from perfmodel.speculation.gain import plateau, relative_gain, service_gain
-from perfmodel.speculation.service import ServiceEstimate, service
+from perfmodel.speculation.service import ServiceEstimate
 
 MOST_REQUESTS = 4096
 SATURATED = 0.95  # of the highest request rate
@@ -93,14 +93,13 @@ def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
         return None
     steps = np.geomspace(1, most, 256).round()
     batches = np.unique(np.append(steps, min(scenario.workload.batch, most)))
-    allowed = _allowed(service(scenario, batch=batches), limits, batches)
+    _, allowed = _allowed(scenario, limits, batches)
     if not allowed.size:
         return None
     if allowed[-1] + 1 < len(batches):  # every batch up to the first larger one that is not allowed
         first, last = batches[allowed[-1]], batches[allowed[-1] + 1]
         batches = np.unique(np.append(batches, np.arange(first, last)))
-    result = service(scenario, batch=batches)
-    allowed = _allowed(result, limits, batches)
+    result, allowed = _allowed(scenario, limits, batches)
     index = int(allowed[-1])
     rates = np.broadcast_to(result.requests_per_s, batches.shape)[allowed]
     enough = allowed[int(np.argmax(rates >= SATURATED * np.max(rates)))]
@@ -118,9 +117,22 @@ def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
     )
 
 
-def _allowed(result: ServiceEstimate, limits: SLO, batches: Floats) -> NDArray[np.intp]:
-    """Indices of the batches at which a service meets the limits."""
-    return np.flatnonzero(np.broadcast_to(within(result, limits), batches.shape))
+def _allowed(
+    scenario: Scenario, limits: SLO, batches: Floats
+) -> tuple[ServiceEstimate, NDArray[np.intp]]:
+    """The service, and the indices of the batches at which it meets the limits.
+
+    With a limit on the time per token, only those up to a gap after the scenario's batch.
+    """
+    result, meets = service_within(scenario, limits, batch=batches)
+    meets = np.broadcast_to(meets, batches.shape)
+    allowed = np.flatnonzero(meets)
+    if allowed.size and limits.tpot_s is not None:
+        asked = int(np.searchsorted(batches, scenario.workload.batch))
+        first = asked if asked < len(batches) and meets[asked] else allowed[0]
+        gaps = np.flatnonzero(~meets[first:])
+        allowed = allowed[allowed < first + gaps[0]] if gaps.size else allowed
+    return result, allowed
 
 
 def at_capacity(result: Search) -> Search:

@@ -347,13 +347,19 @@ class Recommendation:
 
     def _excess(self, candidate: Candidate) -> str:
         """The limit that a plan misses by most."""
-        broken = candidate.violation(self.rule.limits)
+        limits = self.rule.limits
+        broken = candidate.violation(limits)
         name = max(broken, key=lambda limit: broken[limit])
         if name == "memory":
             return f"needs {candidate.memory_fraction:.1%} of the GPU memory"
-        if name == "tpot":
-            return f"takes {format_seconds(candidate.tpot_s)} per token"
-        return f"takes {format_seconds(candidate.ttft_s)} until the first token"
+        value, limit, what = {
+            "tpot": (candidate.tpot_s, limits.tpot_s, "per token"),
+            "ttft": (candidate.ttft_s, limits.ttft_s, "until the first token"),
+        }[name]
+        if value <= (limit or 0.0):
+            tp = candidate.scenario.tp
+            return f"finishes fewer requests than plain decoding at TP {tp}, which misses them"
+        return f"takes {format_seconds(value)} {what}"
 
     def _where(self) -> str:
         if self.batch is None or self.studied is None:

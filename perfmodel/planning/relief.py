@@ -12,13 +12,12 @@ from perfmodel.catalog.engines import engine_names, engine_profile
 from perfmodel.errors import ConfigError, either
 from perfmodel.passes.memory import memory_estimate
 from perfmodel.planning.candidate import Candidate
-from perfmodel.planning.capacity import capacity
+from perfmodel.planning.capacity import MOST_REQUESTS, capacity
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.dtypes import is_quantised
-from perfmodel.speculation.break_even import within
+from perfmodel.speculation.break_even import service_within
 from perfmodel.speculation.gain import GAMMAS
-from perfmodel.speculation.service import service
 
 TP_DEGREES = (1, 2, 4, 8, 16)
 MOST_MACHINES = 3  # named in a line
@@ -62,7 +61,9 @@ def _fewer_requests(result: Search, plans: list[Scenario]) -> str:
     if most is None or most.concurrency >= plans[0].workload.batch:
         return ""
     plan = most.candidate
-    return f"; {plan.label}, TP {plan.scenario.tp}, meets them at up to {most.concurrency} requests"
+    up_to = "" if most.concurrency == MOST_REQUESTS else "up to "  # more are not searched
+    at = f"{up_to}{most.concurrency} requests"
+    return f"; {plan.label}, TP {plan.scenario.tp}, meets them at {at}"
 
 
 def _changes(base: Scenario, result: Search) -> Iterator[tuple[str, Change]]:
@@ -147,7 +148,7 @@ def _helps(result: Search, plans: list[Scenario], change: Change) -> bool:
         if (changed := _changed(result, plan, change)) is not None:
             gammas = GAMMAS if plan.plan.speculates else np.zeros(1)
             if _fits(changed, gammas[0]) and np.any(
-                within(service(changed, gamma=gammas), result.slo)
+                service_within(changed, result.slo, gamma=gammas)[1]
             ):
                 return True
     return False

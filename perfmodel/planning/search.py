@@ -193,13 +193,14 @@ def _best(
     in_memory = within(result, SLO(memory_fraction=limits.memory_fraction))
     masks = [
         np.broadcast_to(mask, shape)
-        for mask in (within(result, limits), in_memory, np.ones((), bool))
+        for mask in (within(result, limits, plain), in_memory, np.ones((), bool))
     ]
     for index, scenario in enumerate(every):
         allowed = (mask[index] for mask in masks if np.any(mask[index]))
         places = [_place(np.where(mask, cost[index], np.inf)) for mask in allowed]
         yield [
-            _candidate(scenario, result, gain, (index, *place)) for place in dict.fromkeys(places)
+            _candidate(scenario, result, plain, gain, (index, *place))
+            for place in dict.fromkeys(places)
         ]
 
 
@@ -207,7 +208,7 @@ def evaluated(scenario: Scenario, objective: str) -> Candidate:
     """The scenario's own plan as a candidate."""
     result, plain = service(scenario), service(without_speculation(scenario))
     gain = cost_s(plain, objective) / cost_s(result, objective)
-    return _candidate(scenario, result, gain, ())
+    return _candidate(scenario, result, plain, gain, ())
 
 
 def _place(cost: Floats) -> tuple[int, int]:
@@ -217,9 +218,14 @@ def _place(cost: Floats) -> tuple[int, int]:
 
 
 def _candidate(
-    scenario: Scenario, result: ServiceEstimate, gain: Floats, place: tuple[int, ...]
+    scenario: Scenario,
+    result: ServiceEstimate,
+    plain: ServiceEstimate,
+    gain: Floats,
+    place: tuple[int, ...],
 ) -> Candidate:
     decode, shape = result.decode, np.shape(gain)
+    is_slower = result.requests_per_s < plain.requests_per_s
 
     def at(values: Floats | Bools) -> float:
         return float(np.broadcast_to(values, shape)[place])
@@ -231,6 +237,8 @@ def _candidate(
         gain=at(gain),
         tpot_s=at(result.tpot_s),
         ttft_s=at(result.ttft_s),
+        least_tpot_s=at(np.where(is_slower, plain.tpot_s, 0.0)),
+        least_ttft_s=at(np.where(is_slower, plain.ttft_s, 0.0)),
         requests_per_s=at(result.requests_per_s),
         prefill_share=at(result.prefill_share),
         decode_speedup=at(decode.speedup),

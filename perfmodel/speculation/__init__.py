@@ -11,6 +11,7 @@ from perfmodel.speculation.break_even import (
     break_even_context,
     gamma_ranges,
     gamma_schedule,
+    service_within,
     within,
 )
 from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose, implausible
@@ -87,6 +88,7 @@ __all__ = [
     "service",
     "service_gain",
     "service_tpot",
+    "service_within",
     "speedup_interval",
     "target_rank",
     "time_error",

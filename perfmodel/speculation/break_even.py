@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from perfmodel._typing import Bools, Floats
 from perfmodel.acceptance.tokens import Acceptance
@@ -128,7 +128,10 @@ def best_gain(
         kv_budget_tokens=budget[..., None],
     )
     cost = cost_s(result, rule.objective)
-    allowed = within(result, rule.limits) & ~np.isnan(cost)
+    plain = service(
+        without_speculation(scenario), batch=batch[..., None], prompt_tokens=prompt[..., None]
+    )
+    allowed = within(result, rule.limits, plain) & ~np.isnan(cost)
     allowed = allowed & ~reads_own_cache(scenario, prompt, budget)[..., None]
     bounded = np.where(allowed, cost, np.inf)
     first = index = plateau(bounded).astype(int)
@@ -136,12 +139,9 @@ def best_gain(
     possible = np.any(allowed, axis=-1)
     points = (batch, prompt, np.broadcast_to(budget, batch.shape))
     ends = _gain_ends(scenario, rule, points, gammas[index])
-    plain = service(without_speculation(scenario), batch=batch, prompt_tokens=prompt)
-    plain_allowed = np.broadcast_to(within(plain, rule.limits), batch.shape)
+    plain_allowed = np.broadcast_to(within(plain, rule.limits), (*batch.shape, 1))[..., 0]
     # Where the gain is not clear, all smaller γ that are faster than plain decoding are tried.
-    tried = (cost_s(plain, rule.objective)[..., None] > bounded) & (
-        np.arange(len(gammas)) < index[..., None]
-    )
+    tried = (cost_s(plain, rule.objective) > bounded) & (np.arange(len(gammas)) < index[..., None])
     tried = tried & (possible & plain_allowed & (ends[0] <= 1.0))[..., None]
     if np.any(tried):
         changed, surer, taken = _surest(scenario, rule, points, gammas, tried, bounded)
@@ -196,14 +196,36 @@ def _gain_ends(scenario: Scenario, rule: Rule, points: tuple[Floats, ...], gamma
     return np.stack([np.broadcast_to(g, batch.shape) for g in (gain.low, gain.value, gain.high)])
 
 
-def within(result: ServiceEstimate, limits: SLO) -> Bools:
-    """Where a service fits in memory and meets its limits."""
+def within(result: ServiceEstimate, limits: SLO, plain: ServiceEstimate | None = None) -> Bools:
+    """Where a service fits in memory and meets its limits.
+
+    `plain` is the same service without its draft. A draft that finishes fewer requests per second
+    can shorten the time per token only because more requests wait, as plain decoding with fewer
+    requests does. It therefore meets a limit on it only where plain decoding meets all limits.
+    """
     fits = result.feasible & (result.decode.memory.fraction <= (limits.memory_fraction or 1.0))
     if limits.tpot_s is not None:
         fits = fits & (result.tpot_s <= limits.tpot_s)
     if limits.ttft_s is not None:
         fits = fits & (result.ttft_s <= limits.ttft_s)
+    if plain is not None and limits.tpot_s is not None:
+        is_slower = result.requests_per_s < plain.requests_per_s
+        fits = fits & (~is_slower | within(plain, limits))
     return np.asarray(fits)
+
+
+def service_within(
+    scenario: Scenario,
+    limits: SLO,
+    *,
+    batch: ArrayLike | None = None,
+    gamma: ArrayLike | None = None,
+) -> tuple[ServiceEstimate, Bools]:
+    """The scenario's service over batch and γ, and where it is `within` the limits."""
+    result, plain = service(scenario, batch=batch, gamma=gamma), None
+    if scenario.plan.speculates and limits.tpot_s is not None:
+        plain = service(without_speculation(scenario), batch=batch)
+    return result, within(result, limits, plain)
 
 
 def break_even_batch(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEven:

@@ -368,3 +368,20 @@ def test_a_standalone_draft_is_searched_over_several_tp(capsys: pytest.CaptureFi
     result = json.loads(printed(["recommend", *scenario, *search, "--json"], capsys))
     assert result["best"]["scenario"]["draft"] == "llama-3.2-1b"
     assert result["best"]["scenario"]["draft_tp"] <= result["best"]["scenario"]["tp"]
+
+
+def test_the_end_of_the_search_is_not_called_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "recommend",
+        "--target",
+        "llama-3.1-8b",
+        "--gpu",
+        "h200",
+        "--tp",
+        "1",
+        "--draft",
+        "eagle3",
+    ]
+    flags += ["--batch", "5000", "--prompt-tokens", "100", "--output-tokens", "10"]
+    text = " ".join(printed(flags, capsys).split())
+    assert "within the limits: at least 4,096, the most that is searched, per replica" in text

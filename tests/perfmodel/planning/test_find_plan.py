@@ -6,14 +6,16 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from strategies import a_scenario
 
 from perfmodel import ConfigError, NoFeasiblePlan, find_plan, recommendation_dict
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.search import search
+from perfmodel.scenario_input import parse_scenario
 from perfmodel.specs import parse_slo
-from perfmodel.speculation import service, within
+from perfmodel.speculation import Rule, best_gain, service, within
 
 SMALL: dict[str, Any] = {"gpu": "a100-sxm-80gb", "batch": 16, "prompt_tokens": 8000}
 
@@ -261,6 +263,52 @@ def test_the_largest_concurrency_is_the_last_that_meets_the_limits() -> None:
         work = replace(answer.best.scenario.workload, batch=batch)
         point = service(replace(answer.best.scenario, workload=work))
         assert bool(within(point, parse_slo("tpot<60ms; ttft<8s"))) is expected
+
+
+WAITING = {
+    "target": "llama-3.1-8b", "gpu": "h200", "tp": 8, "draft": "self:snapkv", "kv_budget": 2048,
+    "prompt_tokens": 3567, "output_tokens": 169,
+}  # fmt: skip
+
+
+def test_a_slower_draft_does_not_meet_a_limit_because_requests_wait() -> None:
+    """With γ=16 it fills a pass at 31 running requests, and each then takes 8 ms per token."""
+    draft = parse_scenario(WAITING | {"draft": "self", "draft_policy": "snapkv", "gamma": 16})
+    waits = service(draft.scenario(), batch=[41, 64, 1403])
+    assert np.all(waits.tpot_s < 8.1e-3) and waits.ttft_s[-1] > 50.0
+    answer = find_plan(WAITING | {"slo": "tpot<8.1ms", "batch": 16})
+    assert answer.capacity is not None and 41 <= answer.capacity.concurrency < 64
+    most = answer.capacity.concurrency
+    assert find_plan(WAITING | {"slo": "tpot<8.1ms", "batch": most}).capacity is not None
+    for batch in (most + 1, 64, 241, 1403):
+        found = search(
+            replace(draft.scenario(), workload=replace(draft.scenario().workload, batch=batch)),
+            slo=parse_slo("tpot<8.1ms"),
+            choices=[("self", "snapkv")],
+        )
+        assert not found.ranked()
+
+
+@pytest.mark.parametrize("share", [0.6, 0.8, 0.95])
+@pytest.mark.parametrize("draft, tp", [("self", 2), ("self:snapkv", 8)])
+def test_no_plan_is_recommended_that_is_slower_than_without_its_draft(
+    draft: str, tp: int, share: float
+) -> None:
+    """Whatever limit plain decoding misses; only what meets it counts as the concurrency."""
+    values = WAITING | {"draft": draft, "tp": tp, "batch": 64}
+    plain = service(parse_scenario(values | {"draft": "none", "kv_budget": None}).scenario())
+    values["slo"] = f"tpot<{1e6 * share * float(plain.tpot_s):.0f}us"
+    try:
+        answer = find_plan({k: v for k, v in values.items() if k != "kv_budget"})
+    except NoFeasiblePlan:
+        return
+    assert answer.capacity is not None and answer.capacity.concurrency >= 64
+    assert answer.saturated.gain >= 1.0 or not answer.speculates
+    rule = Rule(limits=parse_slo(values["slo"]))
+    assert answer.studied is not None and answer.batch is not None
+    batches = np.arange(1.0, 257.0)
+    best = best_gain(answer.studied.scenario, rule, batch=batches, prompt_tokens=np.array(3567.0))
+    assert np.all(best.gain.value[best.pays] >= 1.0)
 
 
 FULL_CACHE = {

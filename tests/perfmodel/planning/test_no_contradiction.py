@@ -87,6 +87,7 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
     plain_meets = not answer.plain.violation(parse_slo(values.get("slo", "")))
     if speculates:
         assert answer.advantage.low > 1.0 or not plain_meets
+        assert studied.gain >= 1.0 or parse_slo(values.get("slo", "")).tpot_s is None
     else:
         assert answer.advantage.low <= 1.0 and plain_meets
         # "Do not speculate" is for plans that are clearly slower.
