@@ -209,6 +209,7 @@ def test_a_click_right_after_back_is_applied_to_the_inputs_that_it_restored(
     watched.open("view=Check&engine=vllm-0.26&draft=eagle3:full")
     page = watched.page
     batch = page.get_by_label("Batch (sequences)")
+    playwright.expect(batch).not_to_have_value("0")  # which an input has before its value
     before = batch.input_value()
     batch.fill("9")
     batch.press("Enter")
