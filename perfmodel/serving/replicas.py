@@ -60,32 +60,29 @@ def enough_in_simulation(
     simulation : callable
         The simulation of a plan at a rate in requests/s.
     """
-    told: dict[int, str] = {}
     missed: list[str] = []
 
-    def sized(fleet: Fleet | None) -> Fleet | None:
+    def sized(fleet: Fleet | None) -> tuple[Fleet | None, str]:
         if fleet is None:
-            return None
+            return None, ""
         scenario = fleet.capacity.scenario
         shares = good_shares(scenario, simulation(scenario, fleet.rate), fleet.replicas)
         first, count = min(shares), max(shares)
         if shares[count] < LEAST_GOOD:
             missed.append(f"{count} x TP {scenario.tp} keeps {shares[count]:.1%}")
-            return None
-        larger = replace(fleet, replicas=count)
-        if count > first:
-            told[id(larger)] = (
-                f"In simulation, {shares[count]:.1%} of the requests then meet the limits, and "
-                f"{shares[first]:.1%} with the {first} x TP {scenario.tp} that requests of equal "
-                f"lengths would need."
-            )
-        return larger
+            return None, ""
+        shown = (
+            f"In simulation, {shares[count]:.1%} of the requests then meet the limits, and "
+            f"{shares[first]:.1%} with the {first} x TP {scenario.tp} that requests of equal "
+            f"lengths would need."
+        )
+        return replace(fleet, replicas=count), shown if count > first else ""
 
-    plain = sized(answer.plain_fleet)
+    plain, of_plain = sized(answer.plain_fleet)
     drafts = answer.fleet is not None and answer.fleet.capacity.candidate.parts > 0
-    fleet = sized(answer.fleet) if drafts else plain
+    fleet, shown = sized(answer.fleet) if drafts else (plain, of_plain)
     if fleet is None or (plain is not None and plain.gpus <= fleet.gpus):
-        fleet = plain
+        fleet, shown = plain, of_plain
     if fleet is None:
         raise NoFeasiblePlan(
             f"no plan keeps {LEAST_GOOD:.0%} of the requests within the limits in simulation: "
@@ -93,4 +90,4 @@ def enough_in_simulation(
         )
     best = evaluated(fleet.capacity.scenario, answer.objective)
     changed = replace(answer, fleet=fleet, plain_fleet=plain, for_rate=best)
-    return changed, told.get(id(fleet), "")
+    return changed, shown

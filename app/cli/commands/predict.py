@@ -48,7 +48,7 @@ def predict(
 
 def _predict_rows(base: dict[str, Any], source: str) -> None:
     """Print one JSON object per row, in order; a bad row prints its error and makes the exit 2."""
-    from app.cli.csv_rows import csv_rows
+    from app.cli.table_files.csv_rows import csv_rows
     from perfmodel import ConfigError
     from perfmodel.flat_values import override
 

@@ -43,7 +43,7 @@ def sweep(
     if top:
         _print_rows(points, points.best(top, wanted, watch.pieces()), csv, as_json)
     elif csv is not None or parquet is not None:
-        from app.cli.sweep_files import write_sweep_csv, write_sweep_parquet
+        from app.cli.table_files.sweep_files import write_sweep_csv, write_sweep_parquet
 
         write = write_sweep_csv if csv is not None else write_sweep_parquet
         write(csv or parquet or "", watch.pieces(), wanted)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.cli.main import run
-from app.cli.sweep_files import number_texts, write_sweep_csv, write_sweep_parquet
+from app.cli.table_files.sweep_files import number_texts, write_sweep_csv, write_sweep_parquet
 from perfmodel import ConfigError, sweep
 from perfmodel.planning import Block, Where
 
