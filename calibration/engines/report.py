@@ -83,15 +83,12 @@ class EngineReport:
     @property
     def figures(self) -> dict[str, float]:
         """The percentages that have tolerances, without those that have no point."""
-        plain = [abs(e.percent) for e in self.held_back if e.record.point.setup.gamma == 0]
-        rounds = [abs(e.percent) for e in self.held_back if e.record.point.setup.gamma > 0]
-        figures = {
-            "plain": float(np.median(plain)) if plain else None,
-            "rounds": float(np.median(rounds)) if rounds else None,
-            "worst": max([*plain, *rounds], default=None),
-            "regret": 100.0 * max(self.regrets, default=0.0) if self.regrets else None,
-        }
-        return {name: value for name, value in figures.items() if value is not None}
+        return _figures(self.held_back, self.regrets)
+
+    @property
+    def deployable_figures(self) -> dict[str, float]:
+        """The same percentages of plans as exported."""
+        return _figures(self.deployable, self.deployable_regrets)
 
     @property
     def outside(self) -> list[str]:
@@ -105,6 +102,18 @@ class EngineReport:
         return over + (
             [f"{len(wrong)} speedups are predicted on the wrong side of 1"] if wrong else []
         )
+
+
+def _figures(errors: Sequence[PointError], regrets: Sequence[float]) -> dict[str, float]:
+    plain = [abs(e.percent) for e in errors if e.record.point.setup.gamma == 0]
+    rounds = [abs(e.percent) for e in errors if e.record.point.setup.gamma > 0]
+    figures = {
+        "plain": float(np.median(plain)) if plain else None,
+        "rounds": float(np.median(rounds)) if rounds else None,
+        "worst": max([*plain, *rounds], default=None),
+        "regret": 100.0 * max(regrets) if regrets else None,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def misses_graph(point: Point, profile: EngineProfile) -> bool:
@@ -152,24 +161,20 @@ def report_lines(report: EngineReport) -> list[str]:
         lines.append(f"  {f'{term.method} ' if term.method else ''}{term.field}: {shown}{hidden}")
     for name, errors in (("fitted", report.fitted), ("held back", report.held_back)):
         for method, rows in _by_method(errors).items():
-            percents = np.array([e.percent for e in rows])
-            worst = float(percents[np.argmax(np.abs(percents))])
-            lines.append(
-                f"{name:9} {method:8} {len(rows):3} points: median {_median(rows):.1f} % "
-                f"(worst {worst:+.1f})"
-            )
+            lines.append(f"{name:9} {method:8} {len(rows):3} points: {_median_worst(rows)}")
     for name, rows in _by_launch(report.held_back, fit.profile).items():
         lines.append(
-            f"held back {name}: {len(rows)} points, median {_median(rows):.1f} %; half the range "
+            f"held back {name}: {len(rows)} points, {_median_worst(rows)}; half the range "
             f"of their repeats {50.0 * float(np.median([e.record.spread for e in rows])):.1f} %"
         )
     lines += _decision_lines("", report.decisions, report.regrets)
     if len(report.deployable) < len(report.held_back):
-        lines += _decision_lines(
-            "without rounds that miss a default graph: ",
-            report.deployable_decisions,
-            report.deployable_regrets,
-        )
+        of = "as exported (without rounds that miss a default graph): "
+        lines += [
+            f"{of}{len(rows)} {name}, {_median_worst(rows)}"
+            for name, rows in _by_kind(report.deployable).items()
+        ]
+        lines += _decision_lines(of, report.deployable_decisions, report.deployable_regrets)
     return lines
 
 
@@ -209,9 +214,9 @@ def report_dict(report: EngineReport) -> dict[str, Any]:
         "signs": sum(not d.is_near_tie for d in report.decisions),
         "deployable": {
             "points": len(report.deployable),
+            "figures_percent": report.deployable_figures,
             "signs_right": _right(report.deployable_decisions),
             "signs": sum(not d.is_near_tie for d in report.deployable_decisions),
-            "worst_regret_percent": 100.0 * max(report.deployable_regrets, default=0.0),
         },
         "outside_tolerance": report.outside,
     }
@@ -286,8 +291,17 @@ def _by_launch(
     return by_launch
 
 
-def _median(errors: Sequence[PointError]) -> float:
-    return float(np.median([abs(e.percent) for e in errors]))
+def _by_kind(errors: Sequence[PointError]) -> Mapping[str, list[PointError]]:
+    by_kind: dict[str, list[PointError]] = {}
+    for error in errors:
+        kind = "rounds" if error.record.point.setup.gamma else "plain steps"
+        by_kind.setdefault(kind, []).append(error)
+    return by_kind
+
+
+def _median_worst(errors: Sequence[PointError]) -> str:
+    percents = [e.percent for e in errors]
+    return f"median {np.median(np.abs(percents)):.1f} % (worst {max(percents, key=abs):+.1f})"
 
 
 def _error_dict(error: PointError) -> dict[str, Any]:

@@ -90,6 +90,20 @@ def test_held_back_points_are_never_fitted(
     assert "exceeds" in "; ".join(engine_report(spoilt, again).outside)
 
 
+def test_figures_of_exported_plans_leave_out_rounds_that_miss_a_default_graph(
+    fit: EngineFit,
+) -> None:
+    """A launch time of such rounds that is far too long spoils the figures of all points only."""
+    records, true = records_of(a_plan(seed=2, minutes=30.0))
+    hosts = tuple(replace(h, graph_sizes="mixed") for h in true.host)
+    wrong = replace(true, host=hosts, piecewise_layer_s=3e-3)
+    report = engine_report(records, replace(fit, profile=wrong))
+    assert 0 < len(report.deployable) < len(report.held_back)
+    assert report.figures["worst"] > 50.0 > 1.0 > report.deployable_figures["worst"]
+    assert report_dict(report)["deployable"]["figures_percent"] == report.deployable_figures
+    assert "as exported" in "\n".join(report_lines(report))
+
+
 def test_noise_of_two_percent_changes_factors_little(
     known: tuple[EngineRecords, EngineProfile],
 ) -> None:
