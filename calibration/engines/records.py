@@ -74,10 +74,12 @@ class Point:
 class PointRecord:
     """One timed point.
 
-    `seconds` is the median of `all_seconds`. Each of these is the difference in time between two
-    runs of different output lengths, divided by their difference in `rounds`, so that prefill and
-    ramps cancel. `context_tokens` is the mean length of a sequence over these rounds. `latency_s`
-    is the mean inter-token latency that the engine reports for them, or 0; it serves as a check.
+    `seconds` is the median of `all_seconds`; of a point that was timed several times, for example
+    in several processes, it is their mean, which is what a long run takes. Each of these is the
+    difference in time between two runs of different output lengths, divided by their difference in
+    `rounds`, so that prefill and ramps cancel. `context_tokens` is the mean length of a sequence
+    over these rounds. `latency_s` is the mean inter-token latency that the engine reports for them,
+    or 0; it serves as a check.
     """
 
     op: Literal["engine-point"] = "engine-point"
@@ -188,7 +190,7 @@ def read_engine_records(paths: Iterable[Path], *, held_back: bool = False) -> En
         raise RecordError(
             "the records have no timed point; measure some with specroof calibrate engine --out"
         )
-    points = _latest(records["engine-point"])
+    points = _merged(records["engine-point"])
     if held_back:
         points = [_hold_back(record) for record in points]
     head = headers[0]
@@ -234,9 +236,17 @@ def _hold_back(record: PointRecord) -> PointRecord:
     return replace(record, point=replace(record.point, held_back=True))
 
 
-def _latest(records: Sequence[PointRecord]) -> list[PointRecord]:
-    """One record per point: the last one if it was timed several times."""
-    return list({record.point.id: record for record in records}.values())
+def _merged(records: Sequence[PointRecord]) -> list[PointRecord]:
+    """One record per point; the mean of all repeats if it was timed several times."""
+    by_point: dict[str, list[PointRecord]] = {}
+    for record in records:
+        by_point.setdefault(record.point.id, []).append(record)
+    return [_mean(rows) if len(rows) > 1 else rows[0] for rows in by_point.values()]
+
+
+def _mean(rows: Sequence[PointRecord]) -> PointRecord:
+    every = tuple(seconds for row in rows for seconds in row.all_seconds)
+    return replace(rows[-1], seconds=sum(every) / len(every), all_seconds=every)
 
 
 def _same(header: Mapping[str, Any], first: Mapping[str, Any], place: str) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ out, and decisions are also judged without them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,21 +160,19 @@ def report_lines(report: EngineReport) -> list[str]:
         hidden = " (not resolved: no point depends on it)" if term in fit.unresolved else ""
         lines.append(f"  {f'{term.method} ' if term.method else ''}{term.field}: {shown}{hidden}")
     for name, errors in (("fitted", report.fitted), ("held back", report.held_back)):
-        for method, rows in _by_method(errors).items():
+        for method, rows in _grouped(errors, lambda e: e.record.point.setup.method).items():
             lines.append(f"{name:9} {method:8} {len(rows):3} points: {_median_worst(rows)}")
-    for name, rows in _by_launch(report.held_back, fit.profile).items():
+    for name, rows in _grouped(report.held_back, lambda e: _launch(e, fit.profile)).items():
         lines.append(
             f"held back {name}: {len(rows)} points, {_median_worst(rows)}; half the range "
             f"of their repeats {50.0 * float(np.median([e.record.spread for e in rows])):.1f} %"
         )
     lines += _decision_lines("", report.decisions, report.regrets)
     if len(report.deployable) < len(report.held_back):
-        of = "as exported (without rounds that miss a default graph): "
-        lines += [
-            f"{of}{len(rows)} {name}, {_median_worst(rows)}"
-            for name, rows in _by_kind(report.deployable).items()
-        ]
-        lines += _decision_lines(of, report.deployable_decisions, report.deployable_regrets)
+        lines.append("as exported, that is without rounds that miss a default graph:")
+        for name, rows in _grouped(report.deployable, lambda e: _kind(e, fit.profile)).items():
+            lines.append(f"  {len(rows)} {name}: {_median_worst(rows)}")
+        lines += _decision_lines("  ", report.deployable_decisions, report.deployable_regrets)
     return lines
 
 
@@ -185,9 +183,11 @@ def _decision_lines(of: str, decisions: Sequence[Decision], regrets: Sequence[fl
         right = _right(judged)
         lines.append(f"{of}speedups predicted on the right side of 1: {right} of {len(judged)}")
     if regrets:
+        above = sum(100.0 * regret > TOLERANCES["regret"] for regret in regrets)
         lines.append(
             f"{of}regret of choosing the method and γ by prediction: worst "
-            f"{100.0 * max(regrets):.1f} %, median {100.0 * float(np.median(regrets)):.1f} %"
+            f"{100.0 * max(regrets):.1f} %, median {100.0 * float(np.median(regrets)):.1f} %, "
+            f"{above} of {len(regrets)} above {TOLERANCES['regret']:g} %"
         )
     return lines
 
@@ -256,10 +256,21 @@ def _judged(errors: Sequence[PointError]) -> tuple[list[Decision], list[float]]:
                 )
                 for e in drafts
             ]
-            measured = {id(e): _tpot(e.record.seconds, e, alpha) for e in rows}
-            chosen = min(rows, key=lambda e: _tpot(e.predicted_s, e, alpha))
-            regrets.append(measured[id(chosen)] / min(measured.values()) - 1.0)
+            plans = _grouped(rows, _plan).values()
+            measured = [_tpot(_mean_s(same), same[0], alpha) for same in plans]
+            expected = [_tpot(same[0].predicted_s, same[0], alpha) for same in plans]
+            regrets.append(measured[int(np.argmin(expected))] / min(measured) - 1.0)
     return decisions, regrets
+
+
+def _plan(error: PointError) -> str:
+    """The method and γ; apart if graphs of other sizes change the prediction."""
+    setup = error.record.point.setup
+    return f"{setup.method} {setup.draft} {setup.gamma} {error.predicted_s:.6g}"
+
+
+def _mean_s(errors: Sequence[PointError]) -> float:
+    return float(np.mean([e.record.seconds for e in errors]))
 
 
 def _tpot(seconds: float, error: PointError, alpha: float) -> float:
@@ -268,40 +279,35 @@ def _tpot(seconds: float, error: PointError, alpha: float) -> float:
     return seconds / float(tokens_per_round_iid(alpha, gamma))
 
 
-def _by_method(errors: Sequence[PointError]) -> Mapping[str, list[PointError]]:
-    by_method: dict[str, list[PointError]] = {}
-    for error in errors:
-        by_method.setdefault(error.record.point.setup.method, []).append(error)
-    return by_method
-
-
-def _by_launch(
-    errors: Sequence[PointError], profile: EngineProfile
+def _grouped(
+    errors: Sequence[PointError], name: Callable[[PointError], str]
 ) -> Mapping[str, list[PointError]]:
-    """The errors by what launches the passes."""
-    by_launch: dict[str, list[PointError]] = {}
+    groups: dict[str, list[PointError]] = {}
     for error in errors:
-        costs = profile.host_costs(error.record.point.setup.method)
-        name = "in full graphs"
-        if costs is not None and costs.draft_layer_s > 0.0:
-            name = "with a draft launched layer by layer"
-        elif misses_graph(error.record.point, profile):
-            name = "that miss a default graph"
-        by_launch.setdefault(name, []).append(error)
-    return by_launch
+        groups.setdefault(name(error), []).append(error)
+    return groups
 
 
-def _by_kind(errors: Sequence[PointError]) -> Mapping[str, list[PointError]]:
-    by_kind: dict[str, list[PointError]] = {}
-    for error in errors:
-        kind = "rounds" if error.record.point.setup.gamma else "plain steps"
-        by_kind.setdefault(kind, []).append(error)
-    return by_kind
+def _launch(error: PointError, profile: EngineProfile) -> str:
+    """What launches the passes of a point."""
+    costs = profile.host_costs(error.record.point.setup.method)
+    if costs is not None and costs.draft_layer_s > 0.0:
+        return "with a draft launched layer by layer"
+    if misses_graph(error.record.point, profile):
+        return "that miss a default graph"
+    return "in full graphs"
+
+
+def _kind(error: PointError, profile: EngineProfile) -> str:
+    rounds = error.record.point.setup.gamma > 0
+    return f"rounds {_launch(error, profile)}" if rounds else "plain steps"
 
 
 def _median_worst(errors: Sequence[PointError]) -> str:
-    percents = [e.percent for e in errors]
-    return f"median {np.median(np.abs(percents)):.1f} % (worst {max(percents, key=abs):+.1f})"
+    percents, most = [e.percent for e in errors], TOLERANCES["worst"]
+    beyond = sum(abs(percent) > most for percent in percents)
+    worst = f"worst {max(percents, key=abs):+.1f}, {beyond} beyond {most:g} %"
+    return f"median {np.median(np.abs(percents)):.1f} % ({worst})"
 
 
 def _error_dict(error: PointError) -> dict[str, Any]:

@@ -104,6 +104,24 @@ def test_figures_of_exported_plans_leave_out_rounds_that_miss_a_default_graph(
     assert "as exported" in "\n".join(report_lines(report))
 
 
+def test_a_plan_that_was_timed_twice_has_no_regret(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
+    """Predictions cannot tell a faster process from a slower one of the same plan."""
+    records = known[0]
+    faster = tuple(
+        replace(
+            r,
+            seconds=0.8 * r.seconds,
+            point=replace(r.point, setup=replace(r.point.setup, exported_graphs=True)),
+        )
+        for r in records.held_back
+    )
+    report = engine_report(replace(records, points=(*records.points, *faster)), fit)
+    assert len(report.held_back) == 2 * len(records.held_back)
+    assert max(report.regrets) < 1e-3
+
+
 def test_noise_of_two_percent_changes_factors_little(
     known: tuple[EngineRecords, EngineProfile],
 ) -> None:

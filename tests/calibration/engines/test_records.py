@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from engine_samples import HEADER, a_plan, records_of
 from calibration.engines.records import (
     EngineRecords,
     FailedPoint,
-    PointRecord,
     joined,
     read_engine_records,
 )
@@ -42,14 +42,20 @@ def test_records_are_read_as_they_were_written(known: EngineRecords, tmp_path: P
     assert read.facts("plain")["async_scheduling"] is True and read.facts("mtp") == {}
 
 
-def test_the_last_record_of_a_point_is_used(known: EngineRecords, tmp_path: Path) -> None:
-    first = known.points[0]
-    again = PointRecord(**{f: getattr(first, f) for f in first.__slots__} | {"seconds": 9.0})  # type: ignore[attr-defined]
-    path = tmp_path / "a.jsonl"
-    write_records(path, HEADER, [*known.points, again])
-    read = read_engine_records([path])
-    assert len(read.points) == len(known.points)
-    assert next(r for r in read.points if r.point.id == first.point.id).seconds == 9.0
+def test_a_point_that_was_timed_several_times_takes_the_mean_of_all_repeats(
+    known: EngineRecords, tmp_path: Path
+) -> None:
+    """In one file or in several; the median of each would not be what a long run takes."""
+    first = replace(known.points[0], all_seconds=(1.0, 1.0, 4.0), seconds=1.0)
+    again = replace(first, all_seconds=(2.0, 4.0, 6.0), seconds=4.0)
+    one, two = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_records(one, HEADER, [first, *known.points[1:], again])
+    write_records(two, HEADER, [again])
+    for paths, mean in (([one], 3.0), ([one, two], 30.0 / 9.0), ([two], 4.0)):
+        read = read_engine_records(paths)
+        point = next(r for r in read.points if r.point.id == first.point.id)
+        assert point.seconds == pytest.approx(mean)
+        assert len(read.points) == (1 if paths == [two] else len(known.points))
 
 
 def test_records_for_validation_are_all_held_back(known: EngineRecords, tmp_path: Path) -> None:
