@@ -99,13 +99,18 @@ class Efficiency:
     def without_steps(self) -> Efficiency:
         """The same curves for a GPU that was not measured.
 
-        Waves of GEMMs, and changes of protocol of all-reduces over PCIe, begin gradually.
+        Waves of GEMMs and of attention, and changes of protocol of all-reduces over PCIe, begin
+        gradually.
         """
 
         def smoothed(gemm: GemmCurve) -> GemmCurve:
             return replace(gemm, waves=gemm.waves and replace(gemm.waves, smoothed=True))
 
-        return replace(self._with_gemms(smoothed), collectives=self.collectives.on_other_machines())
+        return replace(
+            self._with_gemms(smoothed),
+            attention=self.attention.without_steps(),
+            collectives=self.collectives.on_other_machines(),
+        )
 
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.
