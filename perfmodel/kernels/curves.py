@@ -53,9 +53,13 @@ class Efficiency:
     def experts_curve(self, dtype: str) -> ExpertsCurve | None:
         """Times of routed experts in this type, or in the nearest one that was measured.
 
-        A type without measurements has the efficiency of the nearest type, with its own bytes.
+        A type without measurements has the efficiency of the nearest type, with its own bytes. It
+        is not assumed to leave out the sort.
         """
-        return _nearest(self.experts, dtype, (*DTYPES[dtype].like, "bf16"))
+        curve = _nearest(self.experts, dtype, (*DTYPES[dtype].like, "bf16"))
+        if curve is None or _has(self.experts, dtype):
+            return curve
+        return curve.sorting_always
 
     def latent_curve(self, spec: ModelSpec, kv_dtype: str) -> LatentCurve | None:
         """Times of latent attention; None for other widths than the measured one.
