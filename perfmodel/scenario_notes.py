@@ -125,11 +125,11 @@ def _vendor_note(scenario: Scenario) -> str:
 def _graph_notes(scenario: Scenario) -> list[str]:
     """What the engine's default CUDA graphs would cost at this batch."""
     plan, batch = scenario.plan, scenario.workload.batch
-    if scenario.target.experts is not None:  # V1 of vLLM's model runner has other graphs
-        return []
     method = plan.draft if plan.method else "draft" if plan.speculates else "plain"
     layer_s = float(
-        scenario.engine.default_launch_s(method, batch, plan.gamma, tp=scenario.group_tp)
+        scenario.engine.default_launch_s(
+            method, batch, plan.gamma, tp=scenario.group_tp, target=scenario.target
+        )
     )
     return default_graph_notes(layer_s * scenario.target.layers, batch * (plan.gamma + 1))
 

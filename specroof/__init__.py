@@ -58,7 +58,7 @@ from perfmodel.passes import MemoryEstimate, Part
 from perfmodel.planning import ARRAY_AXES, LOOP_AXES, SEARCHED, Candidate
 from perfmodel.reports import ExportPlan, export_plan
 from perfmodel.serving import SCHEDULE_GAMMAS, Serving, scenario_acceptance
-from perfmodel.specs import Workload, parse_slo
+from perfmodel.specs import Workload, check_decodes, parse_slo
 from perfmodel.speculation import (
     BreakEven,
     GammaSchedule,
@@ -147,9 +147,11 @@ def predict(target: Base = "llama-3.1-8b", **values: Any) -> RoundEstimate:
     Raises
     ------
     ConfigError
-        For an unknown name or a value out of range.
+        For an unknown name or a value out of range, or if nothing is decoded.
     """
-    return estimate(scenario_of(target, values))
+    scenario = scenario_of(target, values)
+    check_decodes(scenario.workload.output_tokens)
+    return estimate(scenario)
 
 
 def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:

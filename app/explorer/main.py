@@ -17,6 +17,7 @@ from app.explorer.show import plain, show_error
 from app.explorer.state import VIEWS
 from app.explorer.tray import show_tray
 from perfmodel import ConfigError
+from perfmodel.specs import check_decodes
 
 STYLE = """<style>
 .stMainBlockContainer { padding: 3.5rem max(1rem, min(3rem, 4vw)) 4rem; max-width: 1440px }
@@ -96,6 +97,7 @@ def main() -> None:
     if missing:
         st.caption(plain(f"The link is partial: it leaves out {' and '.join(missing)}."))
     try:
+        check_decodes(dict(values)["output_tokens"])
         import_module(f"app.explorer.views.{view.lower()}").show()
     except ConfigError as error:  # of what this view varies; the scenario is valid
         show_error(error)

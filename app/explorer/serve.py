@@ -55,6 +55,7 @@ def _compute_first_page() -> None:
     from app.explorer.views.decide import recommended
 
     recommended(DEFAULTS, stated_values(DEFAULTS))
+    import pandas  # noqa: F401  # of the tables below the verdict, which would delay it
 
 
 def streamlit_command() -> Callable[..., Any]:

@@ -42,7 +42,8 @@ def adopt(scenario: Mapping[str, Any], *more: str, view: str = "") -> None:
 def show_tray(values: Values | None) -> None:
     """Draw the buttons under the plan line: pin, undo, and the pinned plans.
 
-    `values` are those of the page, None if its inputs are not valid: they cannot be pinned.
+    `values` are those of the page, None if its inputs are not valid: they cannot be pinned, and nor
+    can a plan that decodes nothing.
     """
     state = st.session_state
     pins: list[dict[str, str]] = state["pins"]
@@ -52,7 +53,7 @@ def show_tray(values: Values | None) -> None:
             "Pin",
             on_click=_pin,
             args=(here,),
-            disabled=values is None or len(pins) >= MAX_PINS or here in pins,
+            disabled=not _decodes(values) or len(pins) >= MAX_PINS or here in pins,
             icon=":material/keep:",
             type="tertiary",
             help=f"Keep this plan, to compare it in Decide; at most {MAX_PINS}",
@@ -67,6 +68,10 @@ def show_tray(values: Values | None) -> None:
         )
         for number, (pin, name) in enumerate(pin_names(pins, values), start=1):
             _pinned(number, pin, name)
+
+
+def _decodes(values: Values | None) -> bool:
+    return values is not None and dict(values)["output_tokens"] > 1
 
 
 def pin_values(pin: Mapping[str, str]) -> Values:

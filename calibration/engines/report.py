@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from calibration.engines.fit import EngineFit, grouped, predicted
 from calibration.engines.records import EngineRecords, Point, PointRecord
 from perfmodel.acceptance import tokens_per_round_iid
-from perfmodel.specs import EngineProfile
+from perfmodel.scenario_input import parse_scenario
+from perfmodel.specs import EngineProfile, ModelSpec
 from perfmodel.units import US
 
 Array = NDArray[np.float64]
@@ -119,8 +121,15 @@ def _figures(errors: Sequence[PointError], regrets: Sequence[float]) -> dict[str
 def misses_graph(point: Point, profile: EngineProfile) -> bool:
     """Whether the host launches each layer of the target, for want of a default CUDA graph."""
     setup = point.setup
-    launch_s = profile.default_launch_s(setup.method, point.batch, setup.gamma, tp=setup.tp)
+    launch_s = profile.default_launch_s(
+        setup.method, point.batch, setup.gamma, tp=setup.tp, target=_target(setup.target)
+    )
     return not setup.exported_graphs and float(launch_s) > 0.0
+
+
+@cache
+def _target(name: str) -> ModelSpec:
+    return parse_scenario({"target": name}).scenario().target
 
 
 def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:

@@ -19,7 +19,7 @@ from perfmodel.catalog.quantised_kernels import (
 )
 from perfmodel.errors import ConfigError, unknown_name
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
-from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
+from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention, TallBlocks
 from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
 from perfmodel.kernels.collectives import AlphaBeta, CollectiveCurve, Exchange, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency
@@ -165,6 +165,8 @@ def attention_curve(entries: Mapping[str, Any], where: str = "attention") -> Att
         body[kind] = build_rows(row, body.get(kind, ()), f"{where}: {kind}")
         if not body[kind]:
             raise ConfigError(f"{where}: needs one [[{kind}]] table per head dimension")
+    if "tall" in body:
+        body["tall"] = build(TallBlocks, body["tall"], f"{where}: tall")
     library = build(LibraryAttention, body, where)
     if not blocks:
         return library

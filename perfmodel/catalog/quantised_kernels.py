@@ -70,6 +70,8 @@ class _Format(Table):
     measured: list[list[float]]  # first and last value on each axis
     correction: Numbers
     residuals: dict[str, float]
+    sort_latency_us: Number = 0.0
+    remote_efficiency: Number = 0.0
 
 
 class _ExpertsFile(Table):
@@ -99,6 +101,8 @@ def expert_curves(entries: Mapping[str, Any], where: str) -> dict[str, ExpertsCu
             source=f"{file.source}, {one.kernels}",
             correction=LogTable((one.rows_each, one.touched, one.matrix), one.correction),
             measured=tuple((least, most) for least, most in one.measured),
+            sort_latency_s=one.sort_latency_us * US,
+            remote_efficiency=one.remote_efficiency,
         )
         for one in file.format
     }

@@ -1,7 +1,7 @@
 """Times of kernels: GEMMs, attention, experts and collectives."""
 
 from perfmodel.kernels.attention import AttentionCurve, PrefillTable
-from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention
+from perfmodel.kernels.attention_library import DecodeTable, LibraryAttention, TallBlocks
 from perfmodel.kernels.attention_scheduled import BlockTable, ScheduledAttention
 from perfmodel.kernels.attention_split import (
     BLOCKS_PER_SM,
@@ -35,6 +35,7 @@ __all__ = [
     "PrefillTable",
     "ScheduledAttention",
     "SplitKV",
+    "TallBlocks",
     "Waves",
     "roofline_seconds",
     "tail_ratio",

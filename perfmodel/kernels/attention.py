@@ -127,6 +127,10 @@ class AttentionCurve(ABC):
         arrays = [np.asarray(x, float) for x in (batch, kv_tokens, query_tokens)]
         return self._in_range(Heads(query_heads, kv_heads, head_dim), *arrays)
 
+    def without_steps(self) -> AttentionCurve:
+        """The same curve for a GPU that was not measured."""
+        return self
+
     @abstractmethod
     def _seconds(
         self, heads: Heads, rates: Rates, batch: Floats, tokens: Floats, queries: Floats

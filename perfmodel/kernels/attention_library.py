@@ -8,11 +8,12 @@ tokens). The unit of work is one KV head of one sequence, and the form is:
 For streaming, one thread block reads at most a fraction of the memory bandwidth, blocks that share
 an SM slow each other down, and a grid larger than the resident slots drains at its end. KV is read
 once per sequence and pass: more query tokens only add packed rows (query tokens x group), in tiles.
+Where blocks of the largest tile were measured, their tensor-core work takes whole waves, too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
@@ -28,10 +29,12 @@ from perfmodel.kernels.attention import (
     nearest,
     smooth_max,
 )
+from perfmodel.kernels.attention_tail import UNCERTAIN_WAVES
 from perfmodel.kernels.interpolate import bilinear, locate, log_weights
 from perfmodel.units import US
 
 WAVE_RAMP = 0.1  # share of a wave over which a step is smoothed, as blocks are not in lockstep
+EFFICIENCY_DIM = 128.0  # head dimension of `TallBlocks.efficiency`
 GRID_HEADS = np.unique(np.round(np.geomspace(1, 2**17, 137)))
 GRID_TOKENS = np.unique(np.round(np.geomspace(1, 2**21, 85)))
 
@@ -90,6 +93,46 @@ class DecodeTable:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class TallBlocks:
+    """Tensor-core work of blocks of the largest row tile, where they were measured.
+
+    `efficiency` is the share of the peak FLOP/s that full waves reach at a head dimension of 128.
+    The softmax of a row takes as long as the products of `softmax_dims` dimensions, so d dimensions
+    reach d / (d + softmax_dims) of the rate without it. A block that shares its multiprocessor
+    takes 1 + `pair_slowdown` times as long as one alone.
+    """
+
+    blocks_per_sm: int
+    efficiency: float
+    softmax_dims: float
+    pair_slowdown: float
+    smoothed: bool = False  # on a GPU without measured kernels, where a wave begins is uncertain
+
+    def rate(self, head_dim: float) -> float:
+        """Share of the peak FLOP/s that full waves reach."""
+        width = (EFFICIENCY_DIM + self.softmax_dims) / EFFICIENCY_DIM
+        return self.efficiency * width * head_dim / (head_dim + self.softmax_dims)
+
+    def waste(self, units: Floats, tokens: Floats, *, sm_count: int, least_tokens: int) -> Floats:
+        """Time of whole waves of blocks over that of their work in full waves, at least 1.
+
+        There is one block per unit of work (tile of rows, KV head and sequence), or as many as fit
+        in one wave, each with at least `least_tokens` of KV.
+        """
+        slots, paired = float(self.blocks_per_sm * sm_count), 1.0 + self.pair_slowdown
+        most = np.maximum(np.floor(tokens / least_tokens), 1.0)
+        logs = []
+        for shift in UNCERTAIN_WAVES if self.smoothed else np.zeros(1):
+            at = units * np.exp(shift)
+            blocks = at * np.clip(np.floor(slots / at), 1.0, most)
+            rest = blocks % slots
+            last = np.where(rest > 0, 1.0 + self.pair_slowdown * _ramp(rest / sm_count - 1.0), 0.0)
+            time = np.floor(blocks / slots) * paired + last
+            logs.append(np.log(time * slots / (blocks * paired)))
+        return np.asarray(np.exp(sum(logs) / len(logs)))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LibraryAttention(AttentionCurve):
     """Attention of a kernel library with its rules for splitting KV.
 
@@ -115,6 +158,7 @@ class LibraryAttention(AttentionCurve):
     decode: tuple[DecodeTable, ...] = field(repr=False)
     fitted_split_min_group: int = 0
     fitted_split_occupancy: float = 0.0
+    tall: TallBlocks | None = None  # instead of `tensor_core_efficiency` for the largest tile
 
     def __post_init__(self) -> None:
         check_shape("row_tile_factor", self.row_tile_factor, self.row_tiles)
@@ -183,10 +227,25 @@ class LibraryAttention(AttentionCurve):
         tile = self._tile_factor(packed_rows) / self._tile_factor(group)
         waves = table.wave_overhead_us * US * np.maximum(blocks / slots - 1.0, 0.0)
         flops = 4.0 * table.head_dim * packed_rows * batch_heads * tokens
-        compute = flops / (peak_flops * self.tensor_core_efficiency)
+        compute = flops / peak_flops * self._slowness(table, batch_heads, tokens, packed_rows)
         body = smooth_max(share_s * (together + drain) * tile, waves, compute)
         is_split = splits & (blocks > batch_heads)
         return np.asarray((table.kernel_latency_us + table.split_latency_us * is_split) * US + body)
+
+    def _slowness(
+        self, table: DecodeTable, batch_heads: Floats, tokens: Floats, packed_rows: float
+    ) -> Floats:
+        """Time of the tensor cores over that at the peak FLOP/s."""
+        largest = self.row_tiles[-1]
+        if self.tall is None or packed_rows < largest:
+            return np.asarray(1.0 / self.tensor_core_efficiency)
+        units, least = batch_heads * np.ceil(packed_rows / largest), self.split_min_tokens
+        waste = self.tall.waste(units, tokens, sm_count=self.sm_count, least_tokens=least)
+        return waste / self.tall.rate(table.head_dim)
+
+    def without_steps(self) -> LibraryAttention:
+        """The same curve for a GPU that was not measured: waves of tall blocks begin gradually."""
+        return replace(self, tall=self.tall and replace(self.tall, smoothed=True))
 
     @property
     def slots(self) -> float:

@@ -19,10 +19,9 @@ from perfmodel._typing import Floats
 BLOCK_TOKENS = 128.0  # of KV that a block processes at once
 RANGES = 1.1  # wanted ranges per multiprocessor
 
-
 # Where a wave begins is uncertain by so much (ln units) on a GPU without measured kernels; its
 # ratio is a mean over this range.
-_UNCERTAIN = np.linspace(-0.15, 0.15, 11)
+UNCERTAIN_WAVES = np.linspace(-0.15, 0.15, 11)
 
 
 def tail_ratio(
@@ -50,7 +49,7 @@ def tail_ratio(
     units = np.maximum(np.asarray(batch_heads, dtype=float), 1.0)
     below = 2.0 ** np.floor(np.log2(units))
     place = np.log2(units / below)
-    shifts = np.zeros(1) if is_measured else _UNCERTAIN
+    shifts = np.zeros(1) if is_measured else UNCERTAIN_WAVES
     at = sum(
         np.log(_seconds_per_work(units * np.exp(shift), tokens, sm_count, saturating_share))
         for shift in shifts

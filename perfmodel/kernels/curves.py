@@ -53,9 +53,13 @@ class Efficiency:
     def experts_curve(self, dtype: str) -> ExpertsCurve | None:
         """Times of routed experts in this type, or in the nearest one that was measured.
 
-        A type without measurements has the efficiency of the nearest type, with its own bytes.
+        A type without measurements has the efficiency of the nearest type, with its own bytes. It
+        is not assumed to leave out the sort.
         """
-        return _nearest(self.experts, dtype, (*DTYPES[dtype].like, "bf16"))
+        curve = _nearest(self.experts, dtype, (*DTYPES[dtype].like, "bf16"))
+        if curve is None or _has(self.experts, dtype):
+            return curve
+        return curve.sorting_always
 
     def latent_curve(self, spec: ModelSpec, kv_dtype: str) -> LatentCurve | None:
         """Times of latent attention; None for other widths than the measured one.
@@ -99,13 +103,18 @@ class Efficiency:
     def without_steps(self) -> Efficiency:
         """The same curves for a GPU that was not measured.
 
-        Waves of GEMMs, and changes of protocol of all-reduces over PCIe, begin gradually.
+        Waves of GEMMs and of attention, and changes of protocol of all-reduces over PCIe, begin
+        gradually.
         """
 
         def smoothed(gemm: GemmCurve) -> GemmCurve:
             return replace(gemm, waves=gemm.waves and replace(gemm.waves, smoothed=True))
 
-        return replace(self._with_gemms(smoothed), collectives=self.collectives.on_other_machines())
+        return replace(
+            self._with_gemms(smoothed),
+            attention=self.attention.without_steps(),
+            collectives=self.collectives.on_other_machines(),
+        )
 
     def transfer_to(self, gpu: GPU) -> Efficiency:
         """The GEMM and attention curves of this GPU, scaled to another with similar cores.

@@ -5,13 +5,15 @@ and adds the results per token. The form is:
 
     latency + activations + p-norm(weights of the experts that have rows, FLOPs)
 
-times a measured correction over (rows per expert, experts with rows, elements of a matrix). The
-router and shared experts are not included.
+times a measured correction over (rows per expert, experts with rows, elements of a matrix). Two
+terms are added where they were found: the sort of rows by expert, which vLLM's Triton kernel leaves
+out for few tokens, and the bytes of rows whose experts are on other ranks, which are set to zero
+and added like the rank's own. The router and shared experts are not included.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -24,6 +26,9 @@ from perfmodel.kernels.interpolate import LogTable
 
 MATRICES = 3  # gate, up and down; experts without a gate were left out of the fits
 ACTIVATION_BYTES = 2.0  # bf16
+# vLLM's Triton kernel sorts rows by expert unless this many times the rows are at most the experts,
+# and no expert is on another rank (vllm/model_executor/layers/fused_moe of 0.24 and 0.26).
+SPARSE = 4.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,6 +50,8 @@ class ExpertsCurve:
     source: str
     correction: LogTable = field(repr=False)  # over (rows per expert, experts, matrix elements)
     measured: tuple[tuple[float, float], ...] = ()
+    sort_latency_s: float = 0.0
+    remote_efficiency: float = 0.0  # of the bandwidth, for rows of other ranks; 0: no time
 
     def __post_init__(self) -> None:
         for name in ("kernel_latency_s", "memory_efficiency", "compute_efficiency", "peak_ratio"):
@@ -62,6 +69,8 @@ class ExpertsCurve:
         peak_flops: float,
         hbm_bandwidth: float,
         weight_bytes_per_element: float,
+        ranks: ArrayLike = 1.0,
+        count: ArrayLike = 1.0,
     ) -> Floats:
         """Seconds of the routed experts of one layer on one rank.
 
@@ -78,6 +87,8 @@ class ExpertsCurve:
             Datasheet peaks; FLOP/s are those of dense bf16. [FLOP/s, bytes/s]
         weight_bytes_per_element : float
             Bytes of one stored weight, including its share of the scales.
+        ranks, count : float or array
+            Ranks (or groups of them) that the experts are divided among; experts of the layer.
 
         Returns
         -------
@@ -102,7 +113,33 @@ class ExpertsCurve:
                     self, 1.0, knot, *shape
                 )
                 least = np.where(read > knot, np.maximum(least, fewer), least)
-        return least
+        added = self.added_seconds(tokens, hidden, top_k, ranks, count, hbm_bandwidth)
+        return np.asarray(least + added)
+
+    def added_seconds(
+        self,
+        tokens: ArrayLike,
+        hidden: ArrayLike,
+        top_k: ArrayLike,
+        ranks: ArrayLike,
+        count: ArrayLike,
+        hbm_bandwidth: float,
+    ) -> Floats:
+        """Seconds of the sort and of the rows of other ranks; arguments as in `seconds`."""
+        local = np.asarray(tokens, float) * np.asarray(top_k, float)
+        ranks = np.asarray(ranks, float)
+        skips = (ranks <= 1) & (SPARSE * local <= np.asarray(count, float))
+        seconds = np.where(skips, 0.0, self.sort_latency_s)
+        if self.remote_efficiency:
+            moved = ACTIVATION_BYTES * local * (ranks - 1.0) * np.asarray(hidden, float)
+            seconds = seconds + moved / (hbm_bandwidth * self.remote_efficiency)
+        return np.asarray(seconds)
+
+    @cached_property
+    def sorting_always(self) -> ExpertsCurve:
+        """The curve of a kernel that sorts rows for any number of tokens."""
+        latency_s = self.kernel_latency_s + self.sort_latency_s
+        return replace(self, kernel_latency_s=latency_s, sort_latency_s=0.0)
 
     def _corrected(
         self,

@@ -60,7 +60,8 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
         seconds = seconds + _as_dense(dense, pairs, touched, most, hidden, width, peaks)
     else:
         shape: dict[str, Any] = {"hidden": hidden, "inter": width, "top_k": local_k}
-        seconds = curve.seconds(tokens=rows, touched=touched, **shape, **peaks)
+        divided = {"ranks": rank.ep, "count": experts.count}
+        seconds = curve.seconds(tokens=rows, touched=touched, **shape, **divided, **peaks)
         inside = partial(curve.in_range, tokens=rows, touched=touched, **shape)
     weights = stored_bytes(rank.expert_dtype, scales) * 3.0 * touched * hidden * width
     traffic = weights + ACTIVATION_BYTES * pairs * (2.0 * hidden + 3.0 * width)

@@ -12,7 +12,6 @@ from perfmodel.planning.capacity import (
 from perfmodel.planning.find_plan import (
     SEARCHED,
     SEVERAL,
-    check_decodes,
     find_plan,
     plain_scenarios,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "Sweep",
     "Verdict",
     "Where",
-    "check_decodes",
     "chosen",
     "draft_choices",
     "find_plan",

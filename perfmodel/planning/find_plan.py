@@ -25,7 +25,7 @@ from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInp
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine_support import EngineVersion, cut_block, named_version, profile_version
-from perfmodel.specs.workload import parse_slo
+from perfmodel.specs.workload import check_decodes, parse_slo
 
 POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
 POLICIES_OF_QUANTISED_SELF = (DraftPolicy.FULL, *POLICIES_OF_SELF)
@@ -38,15 +38,6 @@ _NOT_PLAIN = (*SEARCHED, "ep", "dp", "draft_dtype", "draft_kv_dtype", *ACCEPTANC
 SEVERAL = ("tp", "ep", "draft", "kv_budget")  # keys that may have several values
 
 Choice = tuple[str, str]  # draft, policy
-
-
-def check_decodes(output_tokens: int) -> None:
-    """Raise `ConfigError` if requests have no token after the first."""
-    if output_tokens == 1:
-        raise ConfigError(
-            "output_tokens=1 leaves nothing to decode, as a prompt's prefill yields the first "
-            "token; use at least 2"
-        )
 
 
 def find_plan(

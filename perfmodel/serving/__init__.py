@@ -1,7 +1,7 @@
 """Simulation of requests over time: traffic, batching and round times."""
 
 from perfmodel.serving.acceptance import AcceptanceProcess, scenario_acceptance
-from perfmodel.serving.choose_gamma import choose_for_traffic
+from perfmodel.serving.choose_gamma import LEAST_GOOD, choose_for_traffic
 from perfmodel.serving.fixed_batch import simulate_batch
 from perfmodel.serving.replicas import enough_in_simulation
 from perfmodel.serving.round_times import RoundTimes
@@ -16,6 +16,7 @@ from perfmodel.serving.traces import assumed_unit, mean_lengths, recorded_accept
 from perfmodel.serving.traffic import RequestChunk, Traffic, TrafficShape, lengths
 
 __all__ = [
+    "LEAST_GOOD",
     "SCHEDULE_GAMMAS",
     "AcceptanceProcess",
     "RequestChunk",

@@ -46,8 +46,9 @@ def good_shares(scenario: Scenario, simulation: Simulation, replicas: int) -> di
 
 def enough_in_simulation(
     answer: Recommendation, simulation: Callable[[Scenario, float], Simulation]
-) -> tuple[Recommendation, str]:
-    """The answer with fleets that meet the limits in simulation, and what it shows if others do.
+) -> tuple[Recommendation, str, float]:
+    """The answer with fleets that meet the limits in simulation, what it shows if others do, and
+    the share of the requests that meet them with the answer's fleet.
 
     Replicas are added until 99 % of the requests meet the limits. A draft is left out if plain
     decoding then needs no more GPUs. Raises `NoFeasiblePlan` if four times the replicas of a
@@ -62,27 +63,28 @@ def enough_in_simulation(
     """
     missed: list[str] = []
 
-    def sized(fleet: Fleet | None) -> tuple[Fleet | None, str]:
+    def sized(fleet: Fleet | None) -> tuple[Fleet | None, str, float]:
         if fleet is None:
-            return None, ""
+            return None, "", 0.0
         scenario = fleet.capacity.scenario
         shares = good_shares(scenario, simulation(scenario, fleet.rate), fleet.replicas)
         first, count = min(shares), max(shares)
         if shares[count] < LEAST_GOOD:
             missed.append(f"{count} x TP {scenario.tp} keeps {shares[count]:.1%}")
-            return None, ""
+            return None, "", 0.0
         shown = (
             f"In simulation, {shares[count]:.1%} of the requests then meet the limits, and "
             f"{shares[first]:.1%} with the {first} x TP {scenario.tp} that requests of equal "
             f"lengths would need."
         )
-        return replace(fleet, replicas=count), shown if count > first else ""
+        return replace(fleet, replicas=count), shown if count > first else "", shares[count]
 
-    plain, of_plain = sized(answer.plain_fleet)
+    of_plain = sized(answer.plain_fleet)
     drafts = answer.fleet is not None and answer.fleet.capacity.candidate.parts > 0
-    fleet, shown = sized(answer.fleet) if drafts else (plain, of_plain)
-    if fleet is None or (plain is not None and plain.gpus <= fleet.gpus):
-        fleet, shown = plain, of_plain
+    plain, found = of_plain[0], sized(answer.fleet) if drafts else of_plain
+    if found[0] is None or (plain is not None and plain.gpus <= found[0].gpus):
+        found = of_plain
+    fleet, shown, share = found
     if fleet is None:
         raise NoFeasiblePlan(
             f"no plan keeps {LEAST_GOOD:.0%} of the requests within the limits in simulation: "
@@ -90,4 +92,4 @@ def enough_in_simulation(
         )
     best = evaluated(fleet.capacity.scenario, answer.objective)
     changed = replace(answer, fleet=fleet, plain_fleet=plain, for_rate=best)
-    return changed, shown
+    return changed, shown, share

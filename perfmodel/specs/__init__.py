@@ -9,7 +9,7 @@ from perfmodel.specs.engine_support import VERSIONS, named_version, profile_vers
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
-from perfmodel.specs.workload import SLO, Prefill, Workload, parse_slo
+from perfmodel.specs.workload import SLO, Prefill, Workload, check_decodes, parse_slo
 
 __all__ = [
     "DTYPES",
@@ -29,6 +29,7 @@ __all__ = [
     "Origin",
     "Prefill",
     "Workload",
+    "check_decodes",
     "named_version",
     "parse_slo",
     "profile_version",

@@ -13,6 +13,17 @@ from perfmodel.specs.gpu import GPU
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 
+V2_MIXTURES = ("deepseek_v2", "granitemoe", "qwen2_moe")
+
+
+def has_v2_runner(target: ModelSpec) -> bool:
+    """Whether vLLM runs a model with its model runner V2; others run with V1.
+
+    Source: `_is_default_v2_model_runner_model` in vllm/config/vllm.py of 0.26.
+    """
+    is_mixture = target.experts is not None
+    return target.linear is None and (not is_mixture or target.family in V2_MIXTURES)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostCosts:
@@ -24,8 +35,9 @@ class HostCosts:
     the host launches the passes, and the GPU waits if launching takes longer than the passes.
 
     `graph_sizes` states which rounds replay a full CUDA graph by default: with "multiples", sizes
-    are multiples of γ + 1 tokens; with "mixed", piecewise graphs of other sizes are captured too
-    and are replayed if they fit a round more closely (`cuda_graphs`).
+    are multiples of γ + 1 tokens; with "mixed", which vLLM's model runner V2 has, piecewise graphs
+    of other sizes are captured too and are replayed if they fit a round more closely
+    (`cuda_graphs`). Targets that vLLM runs with V1 have "multiples" all the same.
     """
 
     method: str
@@ -164,7 +176,7 @@ class EngineProfile:
         return self.rank_eager_layer_s if tp > 1 and self.rank_eager_layer_s else self.eager_layer_s
 
     def default_launch_s(
-        self, method: str, batch: ArrayLike, gamma: ArrayLike, *, tp: int
+        self, method: str, batch: ArrayLike, gamma: ArrayLike, *, tp: int, target: ModelSpec
     ) -> Floats:
         """Host seconds to launch one layer of the target with the engine's default CUDA graphs.
 
@@ -176,7 +188,7 @@ class EngineProfile:
         if not self.graph_tokens:
             return np.zeros(tokens.shape)
         costs = self.host_costs(method)
-        if costs is None or costs.graph_sizes == "multiples":
+        if costs is None or costs.graph_sizes == "multiples" or not has_v2_runner(target):
             most = largest_multiple(gamma, most=self.graph_tokens)
             return np.where(tokens > most, self.eager_launch_s(tp), 0.0)
         full = replays_full_graph(batch, gamma, most=self.graph_tokens)

@@ -56,6 +56,15 @@ class Workload:
                 raise ConfigError(f"{field}={value!r} must be a whole number of at least 1")
 
 
+def check_decodes(output_tokens: int) -> None:
+    """Raise `ConfigError` if requests have no token after the first."""
+    if output_tokens == 1:
+        raise ConfigError(
+            "output_tokens=1 leaves nothing to decode, as a prompt's prefill yields the first "
+            "token; use at least 2"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SLO:
     """Upper limits, None if not stated; `memory_fraction` is relative to the GPU's memory."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from perfmodel.scenario import Scenario
 from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
+from perfmodel.specs.engine import has_v2_runner
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion, profile_version
 from perfmodel.speculation.host import method_of
 
@@ -78,7 +79,7 @@ def _graph_sentence(
             f"the round of {tokens:,} tokens exceeds vLLM's largest CUDA graph of {most:,}: "
             f"{versus}; raise --max-cudagraph-capture-size"
         )
-    mixed = method_of(scenario) in version.mixed_graphs and scenario.target.experts is None
+    mixed = method_of(scenario) in version.mixed_graphs and has_v2_runner(scenario.target)
     if not mixed or replays_full_graph(scenario.workload.batch, gamma, most=most):
         return None
     return (

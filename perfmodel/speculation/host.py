@@ -126,8 +126,9 @@ def _wait_s(costs: HostCosts, before: Floats, launches: Floats, passes_s: Floats
 def _launches_s(scenario: Scenario, costs: HostCosts, batch: Floats, gamma: ArrayLike) -> Floats:
     engine, total = scenario.engine, _drafts_launch_s(scenario, costs, gamma)
     if engine.default_graphs:
-        launch_s = engine.default_launch_s(costs.method, batch, gamma, tp=scenario.group_tp)
-        total = total + scenario.target.layers * launch_s
+        target, tp = scenario.target, scenario.group_tp
+        launch_s = engine.default_launch_s(costs.method, batch, gamma, tp=tp, target=target)
+        total = total + target.layers * launch_s
     return np.asarray(total)
 
 

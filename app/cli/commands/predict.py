@@ -72,9 +72,10 @@ def _prediction(
 ) -> dict[str, Any]:
     """The prediction; its notes name what was stated in flags or cells without effect."""
     import perfmodel
-    from perfmodel.specs import parse_slo
+    from perfmodel.specs import check_decodes, parse_slo
 
     parsed = perfmodel.parse_scenario(values, origin=origin)
+    check_decodes(parsed.output_tokens)
     scenario = parsed.scenario()
     prediction = perfmodel.prediction_dict(perfmodel.estimate(scenario))
     prediction["notes"] += _missed_limits(prediction, parse_slo(parsed.slo))

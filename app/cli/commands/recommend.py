@@ -68,7 +68,7 @@ def recommend(
     """Choose draft, gamma, KV budget and TP for a workload, and explain the choice."""
     from perfmodel import NoFeasiblePlan, recommendation_dict
     from perfmodel.reports import skipped_notes
-    from perfmodel.serving import assumed_unit, trace_rows
+    from perfmodel.serving import LEAST_GOOD, assumed_unit, trace_rows
     from perfmodel.specs import parse_slo
 
     flags: dict[str, str] = context.obj
@@ -90,9 +90,10 @@ def recommend(
     }
     try:
         answer, notes = find_recommendation(flags, scenario, **options)
-        slo, shown = parse_slo(str(parse_overrides(scenario, flags).get("slo", ""))), ""
+        slo = parse_slo(str(parse_overrides(scenario, flags).get("slo", "")))
+        shown, share = "", None
         if traffic is not None and answer.fleet is not None and slo.limits_times:
-            answer, shown = _enough(answer, traffic, count, flags, scenario, options)
+            answer, shown, share = _enough(answer, traffic, count, flags, scenario, options)
         result = recommendation_dict(answer)
         if shown and answer.fleet is not None:
             first = answer.fleet.sentence
@@ -100,6 +101,8 @@ def recommend(
                 result[key] = result[key].replace(first, f"{first} {shown}")
         if traffic is not None:
             result["traffic"] = for_traffic(answer, traffic, count, slo)
+        if share is not None:
+            result["traffic"]["meets_limits"] = share >= LEAST_GOOD
     except NoFeasiblePlan as missed:
         if traffic is None or rate is not None or not has_arrivals(traffic):
             raise
@@ -136,8 +139,9 @@ def _enough(
     flags: dict[str, str],
     scenario: str | None,
     options: dict[str, Any],
-) -> tuple[Recommendation, str]:
-    """The answer with fleets that meet the limits in simulation, and how other ones do not.
+) -> tuple[Recommendation, str, float]:
+    """The answer with fleets that meet the limits in simulation, how other ones do not, and the
+    share of the requests that meet them.
 
     If those of the answer's TP do not, larger ones are tried. Raises `NoFeasiblePlan` if none does.
     """

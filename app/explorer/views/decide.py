@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +59,6 @@ from perfmodel.specs import Origin, parse_slo
 from perfmodel.units import format_chance, format_seconds
 
 ENGINE_SHARE = 0.9  # of the memory, which serving engines use by default
-SENDING_S = 0.2  # in which the server sends what is drawn
 
 
 def show() -> None:
@@ -87,8 +84,6 @@ def show() -> None:
         "it in **Check** with what your engine reports."
     )
     _numbers(answer)
-    if "pandas" not in sys.modules:  # else its import, as of all charts, would delay the verdict
-        time.sleep(SENDING_S)
     _plans(values, answer)
     _lengths()
     pinned.show()

@@ -26,7 +26,7 @@ from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
 from app.explorer.views.drawing import charts
 from perfmodel import DraftPlan, Scenario, catalog, speculation
-from perfmodel.planning import check_decodes, draft_choices, plan_label
+from perfmodel.planning import draft_choices, plan_label
 from perfmodel.specs import Prefill, Workload, named_version, profile_version
 from perfmodel.speculation import GAMMAS
 
@@ -38,7 +38,6 @@ KINDS = {"speedup": "Speedup", "winner": "Fastest draft"}
 def show() -> None:
     """Draw the view."""
     values = st.session_state["values"]
-    check_decodes(dict(values)["output_tokens"])
     scenario = scenario_of(values)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = segmented("map_kind", "Colour", KINDS)

@@ -8,9 +8,11 @@ from app.explorer.cached import prediction
 from app.explorer.figures import SPEEDUP, of_plan
 from app.explorer.inputs.session_files import shown_paths
 from app.explorer.link import pin_of
-from app.explorer.show import plain, show_table
+from app.explorer.show import plain, show_error, show_table
 from app.explorer.state import Values
 from app.explorer.tray import pin_values
+from perfmodel import ConfigError
+from perfmodel.specs import check_decodes
 
 
 def show() -> None:
@@ -22,6 +24,12 @@ def show() -> None:
     if pin_of(state) not in state["pins"]:
         compared["this page"] = state["values"]
     st.markdown("### Pinned plans")
+    for name, values in compared.items():
+        try:
+            check_decodes(dict(values)["output_tokens"])
+        except ConfigError as error:  # pinned by an earlier version
+            show_error(f"{name}: {error}")
+            return
     figures = {name: _figures(values) for name, values in compared.items()}
     rows, shared = _inputs(compared)
     for key in next(iter(figures.values())):

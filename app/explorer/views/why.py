@@ -16,7 +16,6 @@ from app.explorer.views import change, tune
 from app.explorer.views.drawing import charts
 from app.render.html_report import origin_lines
 from perfmodel import RoundEstimate
-from perfmodel.planning import check_decodes
 from perfmodel.units import format_seconds
 
 SYMBOLS = {
@@ -30,7 +29,6 @@ SYMBOLS = {
 def show() -> None:
     """Draw the view."""
     values = st.session_state["values"]
-    check_decodes(dict(values)["output_tokens"])
     point, result = point_of(values), prediction(values)
     _numbers(values, result)
     if result["speedup"] is not None and point.scenario.plan.speculates:

@@ -54,7 +54,12 @@ PARAMETERS = {  # name: (start, upper bound)
 REGROUP_START_US = 2.0
 _TABLES = ("decode", "prefill", "blocks", "origin")  # written last
 # Written only if not 0: other kernels than the measured ones have them.
-_OF_ASSUMPTIONS = ("tensor_core_error", "fitted_split_min_group", "fitted_split_occupancy")
+_OF_ASSUMPTIONS = (
+    "tensor_core_error",
+    "fitted_split_min_group",
+    "fitted_split_occupancy",
+    "tall",
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from perfmodel.kernels import LogTable
 
 Array = NDArray[np.float64]
 
+LEAST_NET = 0.3  # share of a cell's time that is left for the form, at least
 RIDGE = 0.1  # weight of a knot's value, as of one cell with that error
 
 # The form's seconds for parameter values and cells, in their order.
@@ -32,8 +33,8 @@ class Problem:
 
     `parameters` are (start, lower, upper) by name; `axes` are knots by column; `smoothness` is the
     weight of a difference between neighbouring knots, relative to one cell. With `rising`, the
-    correction never falls along an axis. `curve` are the seconds of the finished curve, if they
-    differ from form times correction.
+    correction never falls along an axis. `added` are seconds that the correction does not scale.
+    `curve` are the seconds of the finished curve, if they differ from form times correction.
     """
 
     form: Form
@@ -41,7 +42,12 @@ class Problem:
     axes: Mapping[str, Sequence[float]]
     smoothness: float
     rising: bool = False
+    added: Form | None = None
     curve: Callable[[Fitted, pd.DataFrame], Array] | None = None
+
+    def added_seconds(self, values: Mapping[str, float], cells: pd.DataFrame) -> Array | float:
+        """The seconds that the correction does not scale."""
+        return 0.0 if self.added is None else self.added(values, cells)
 
     @property
     def knots(self) -> tuple[Array, ...]:
@@ -72,12 +78,14 @@ def fit(problem: Problem, cells: pd.DataFrame, start: Mapping[str, float] | None
 
     def misfit(logs: Array) -> Array:
         values = dict(zip(names, np.exp(logs), strict=True))
-        return np.asarray(np.log(problem.form(values, cells) / seconds))
+        whole = problem.form(values, cells) + problem.added_seconds(values, cells)
+        return np.asarray(np.log(whole / seconds))
 
     best = least_squares(misfit, first, bounds=(low - 1e-9, high + 1e-9), loss="soft_l1",
                          f_scale=0.1)  # fmt: skip
     values = {n: float(f"{v:.4g}") for n, v in zip(names, np.exp(best.x), strict=True)}
-    table = smooth_table(problem, cells, problem.form(values, cells))
+    net = np.maximum(seconds - problem.added_seconds(values, cells), LEAST_NET * seconds)
+    table = smooth_table(problem, cells.assign(seconds=net), problem.form(values, cells))
     ranges = tuple((float(cells[x].min()), float(cells[x].max())) for x in problem.axes)
     return Fitted(values, table, ranges)
 
@@ -125,7 +133,8 @@ def predict(problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> Array:
     if problem.curve is not None:
         return problem.curve(fitted, cells)
     factor = fitted.table.factor(*(cells[name].to_numpy(float) for name in problem.axes))
-    return np.asarray(problem.form(fitted.values, cells) * factor)
+    added = problem.added_seconds(fitted.values, cells)
+    return np.asarray(problem.form(fitted.values, cells) * factor + added)
 
 
 def least_of_larger(cells: Array, others: Array, seconds: Array) -> Array:

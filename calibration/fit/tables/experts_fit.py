@@ -8,7 +8,7 @@ test the curve: they are predicted with the number of experts expected for unifo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,24 @@ PARAMETERS = {  # start, lower and upper bound
     "activation": (0.5, 0.02, 3.0),
     "overlap": (1.5, 1.0, 20.0),
 }
+ADDED = {"remote": (0.2, 0.005, 1e3), "sort": (8e-6, 1e-8, 1e-4)}  # not scaled by the correction
+TRITON = "tritonexperts"  # vLLM's kernel, which leaves the sort out for few tokens
 SMOOTHNESS = 0.3
 HEADER = """\
 Times of the routed experts of one layer on one rank, {gpu}.
 Written by `specroof calibrate fit-tables`; the form is in perfmodel/kernels/experts.py.
 correction: ln(measured / form), [rows per expert][experts with rows][elements of a matrix].
 measured: the smallest and largest value on each of these axes, beyond which it is constant.
+sort_latency, remote_efficiency: of the sort of rows, and of rows whose experts are on other ranks.
 residuals: model_out leaves out all cells of a model's shape; power_law are cells with unequal
 loads, priced with the expected number of experts of random routing.
 """
 
 
 def read_cells(data: Path, gpu: MeasuredGpu, kernels: str, table: str = "moe") -> pd.DataFrame:
-    """Cells of the kernels of one type: tokens, hidden, inter, top_k, experts, model, balanced,
-    seconds, and the columns of `AXES`; the fastest kernel of each cell. `kernels` is the name of
-    the type in the table."""
+    """Cells of the kernels of one type: tokens, hidden, inter, top_k, experts, ranks, model,
+    balanced, triton, seconds, and the columns of `AXES`; the fastest kernel of each cell. `kernels`
+    is the name of the type in the table."""
     frame = read_table(data, gpu, table)
     frame = frame[~frame.kernel_source.str.contains(NO_GATE_KERNEL)]
     frame = frame[frame.moe_dtype == kernels]
@@ -96,6 +99,7 @@ def read_cells(data: Path, gpu: MeasuredGpu, kernels: str, table: str = "moe") -
             "inter": frame.inter_size / frame.moe_tp_size,
             "top_k": frame.topk / ranks,
             "experts": frame.num_experts / ranks,
+            "ranks": ranks,
             "balanced": frame.distribution == "balanced",
             "law": frame.distribution,
             "model": [
@@ -109,6 +113,7 @@ def read_cells(data: Path, gpu: MeasuredGpu, kernels: str, table: str = "moe") -
     )
     keys = [name for name in cells.columns if name != "seconds"]
     cells = cells.groupby(keys, as_index=False).seconds.min()
+    cells["triton"] = bool(frame.kernel_source.str.endswith(TRITON).all())
     pairs = cells.tokens * cells.top_k
     expected = cells.experts * -np.expm1(
         cells.tokens * np.log1p(-np.minimum(cells.top_k / cells.experts, 1.0 - 1e-12))
@@ -175,9 +180,13 @@ def fit_experts(data: Path, gpu: MeasuredGpu) -> tuple[str, list[Errors], list[s
             continue
         if len(left_out):
             notes.append(_left_out_line(dtype, left_out, balanced))
-        problem = problem_of(dtype, gpu, peak_ratio)
-        fitted = fit(problem, balanced)
-        errors = _errors(dtype, problem, fitted, cells)
+        more = ("remote", "sort") if balanced.triton.all() else ("remote",)
+        with_terms, without = (
+            _fit(problem_of(dtype, gpu, peak_ratio, terms), cells) for terms in (more, ())
+        )
+        best = with_terms if with_terms.is_better_than(without, cells) else without
+        problem, fitted = best.problem, best.fitted
+        errors = _errors(dtype, best, cells)
         if has_table(data, gpu, f"{table}_later"):
             later = read_cells(data, gpu, kernel_type, f"{table}_later")
             _add_later(errors, problem, fitted, later[later.balanced])
@@ -201,8 +210,40 @@ def _left_out_line(dtype: str, left_out: pd.DataFrame, kept: pd.DataFrame) -> st
     )
 
 
-def problem_of(dtype: str, gpu: MeasuredGpu, peak_ratio: float) -> Problem:
-    """The form of one weight type on a GPU."""
+@dataclass(frozen=True)
+class _Fitting:
+    """A fit, with the relative errors of all cells, and of cells whose model is left out of it."""
+
+    problem: Problem
+    fitted: Fitted
+    all_cells: pd.Series
+    model_out: pd.Series | None  # None with one model
+
+    def is_better_than(self, other: _Fitting, cells: pd.DataFrame) -> bool:
+        """Whether the mean errors of cells that were not fitted are lower: both of unequal loads
+        and of models left out."""
+        unequal = ~cells.balanced
+        pairs = [(self.all_cells[unequal], other.all_cells[unequal])]
+        if self.model_out is not None and other.model_out is not None:
+            pairs.append((self.model_out, other.model_out))
+        means = [[np.mean(np.abs(np.log1p(errors))) for errors in pair] for pair in pairs]
+        return all(mine < theirs for mine, theirs in means)
+
+
+def _fit(problem: Problem, cells: pd.DataFrame) -> _Fitting:
+    balanced = cells[cells.balanced]
+    fitted = fit(problem, balanced)
+    model_out = None
+    if balanced.model.nunique() > 1:
+        model_out = held_out(problem, fitted, balanced, "model")
+    all_cells = predict(problem, fitted, cells) / cells.seconds - 1.0
+    return _Fitting(problem, fitted, pd.Series(all_cells), model_out)
+
+
+def problem_of(
+    dtype: str, gpu: MeasuredGpu, peak_ratio: float, terms: tuple[str, ...] = ()
+) -> Problem:
+    """The form of one weight type on a GPU, with these of `ADDED`."""
 
     def seconds(values: Mapping[str, float], cells: pd.DataFrame) -> Array:
         return _curve(dtype, peak_ratio, values).base_seconds(
@@ -215,19 +256,33 @@ def problem_of(dtype: str, gpu: MeasuredGpu, peak_ratio: float) -> Problem:
             weight_bytes_per_element=DTYPES[dtype].bytes,
         )
 
+    def added(values: Mapping[str, float], cells: pd.DataFrame) -> Array:
+        columns = ("tokens", "hidden", "top_k", "ranks")
+        return _curve(dtype, peak_ratio, values).added_seconds(
+            **{name: cells[name].to_numpy(float) for name in columns},
+            count=cells.experts.to_numpy(float) * cells.ranks.to_numpy(float),
+            hbm_bandwidth=gpu.sheet.hbm_bandwidth,
+        )
+
     def finished(fitted: Fitted, cells: pd.DataFrame) -> Array:
         curve = _curve(dtype, peak_ratio, fitted.values)
         curve = replace(curve, correction=fitted.table, measured=fitted.ranges)
-        columns = ("tokens", "touched", "hidden", "inter", "top_k")
+        columns = ("tokens", "touched", "hidden", "inter", "top_k", "ranks")
         return curve.seconds(
             **{name: cells[name].to_numpy(float) for name in columns},
+            count=cells.experts.to_numpy(float) * cells.ranks.to_numpy(float),
             peak_flops=gpu.sheet.peak_flops,
             hbm_bandwidth=gpu.sheet.hbm_bandwidth,
             weight_bytes_per_element=DTYPES[dtype].bytes,
         )
 
     return Problem(
-        form=seconds, parameters=PARAMETERS, axes=AXES, smoothness=SMOOTHNESS, curve=finished
+        form=seconds,
+        parameters=PARAMETERS | {name: ADDED[name] for name in terms},
+        axes=AXES,
+        smoothness=SMOOTHNESS,
+        added=added,
+        curve=finished,
     )
 
 
@@ -242,17 +297,18 @@ def _curve(dtype: str, peak_ratio: float, values: Mapping[str, float]) -> Expert
         overlap_exponent=values["overlap"],
         source="",
         correction=LogTable((np.ones(1),) * 3, np.zeros((1, 1, 1))),
+        sort_latency_s=values.get("sort", 0.0),
+        remote_efficiency=values.get("remote", 0.0),
     )
 
 
-def _errors(dtype: str, problem: Problem, fitted: Fitted, cells: pd.DataFrame) -> Errors:
-    balanced, others = cells[cells.balanced], cells[~cells.balanced]
-    in_sample = pd.Series(predict(problem, fitted, cells) / cells.seconds - 1.0)
-    ways = {"in sample": in_sample.where(cells.balanced)}
-    if balanced.model.nunique() > 1:
-        ways["model out"] = held_out(problem, fitted, balanced, "model").reindex(cells.index)
+def _errors(dtype: str, best: _Fitting, cells: pd.DataFrame) -> Errors:
+    others = cells[~cells.balanced]
+    ways = {"in sample": best.all_cells.where(cells.balanced)}
+    if best.model_out is not None:
+        ways["model out"] = best.model_out.reindex(cells.index)
     for law in sorted(others.law.unique()):
-        ways[law.replace("_", " ")] = in_sample.where(cells.law == law)
+        ways[law.replace("_", " ")] = best.all_cells.where(cells.law == law)
 
     return errors_of(f"experts in {dtype}", cells, ways, _regions)
 
@@ -280,6 +336,8 @@ def _entry(fitted: Fitted, cells: pd.DataFrame, errors: Errors) -> dict[str, Any
         "compute_efficiency": values["compute"],
         "activation_efficiency": values["activation"],
         "overlap_exponent": values["overlap"],
+        "sort_latency_us": significant(values.get("sort", 0.0) / US, 4),
+        "remote_efficiency": values.get("remote", 0.0),
         "models": int(cells.model.nunique()),
         **{name: compact(np.asarray(knots), 12) for name, knots in AXES.items()},
         "measured": compact(fitted.ranges, 12),

@@ -13,6 +13,7 @@ import pytest
 
 from app.charts.simulation import ROWS, timeline
 from app.cli.main import run
+from app.cli.recorded_requests import for_traffic
 
 SPECULATING = ["--draft", "self", "--tp", "8", "--acceptance", "0.85"]
 TRAFFIC = ["--traffic", str(Path(__file__).parent / "traffic.csv")]
@@ -228,6 +229,23 @@ def test_a_fleet_for_a_trace_meets_the_limits_in_its_own_simulation(
     short = result_of(capsys, "simulate", *fixed, *rate)["runs"][1]["good_share"]
     assert short < 0.99 and f"{short:.1%} with the {gpus} x TP 1" in played["answer"]
     assert run(["recommend", *plan[:-1], "ttft<3s; tpot<3.1ms", "--traffic", str(path)]) == 3
+
+
+def test_beside_a_plain_fleet_the_limits_are_those_of_the_fleet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traffic's other keys are those of the draft on one replica, which may miss them."""
+    path = tmp_path / "trace.csv"
+    path.write_text("prompt_tokens,output_tokens\n" + 40 * "5000,229\n")
+    missing = lambda *given: for_traffic(*given) | {"meets_limits": False}  # noqa: E731
+    monkeypatch.setattr("app.cli.commands.recommend.for_traffic", missing)
+    plan = ["--target", "llama-3.1-8b", "--draft", "eagle3", "--gpu", "h200", "--tp", "1"]
+    plan += ["--acceptance", "0.2", "--slo", "tpot<20ms", "--traffic", str(path)]
+    fleet = result_of(capsys, "recommend", *plan, "--rate", "30")
+    assert not fleet["speculate"] and fleet["fleet"]["scenario"]["draft"] == "none"
+    assert fleet["traffic"]["meets_limits"] is True
+    batch = result_of(capsys, "recommend", *plan, "--batch", "8")
+    assert batch["traffic"]["meets_limits"] is False
 
 
 def test_a_batch_that_leaves_no_room_for_prompts_is_played_with_fewer_sequences(

@@ -300,7 +300,7 @@ def test_a_limit_that_no_plan_meets_is_named_without_a_chart_of_memory() -> None
     assert not at.warning and at.metric and 0 < at.session_state["batch"] < 100_000
 
 
-@pytest.mark.parametrize("view", ["Decide", "Map", "Frontier", "Why"])
+@pytest.mark.parametrize("view", ["Decide", "Map", "Frontier", "Why", "Check"])
 def test_an_output_of_one_token_is_refused_as_by_recommend(
     view: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,8 +308,10 @@ def test_an_output_of_one_token_is_refused_as_by_recommend(
     (error,) = at.error
     assert not at.exception and not at.metric and not at.get("plotly_chart")
     flags = ["--target", "llama-3.1-8b", "--gpu", "h200", "--output-tokens", "1"]
-    assert run(["recommend", *flags]) == 2
-    assert error.value.replace("\\", "") in capsys.readouterr().err
+    for command in ("recommend", "predict"):
+        assert run([command, *flags]) == 2
+        assert error.value.replace("\\", "") in capsys.readouterr().err
+    assert next(b for b in at.button if b.label == "Pin").disabled
     at.number_input(key="output_tokens").set_value(2).run()
     assert not at.error and not at.exception
 
@@ -375,6 +377,13 @@ def test_a_rival_is_used_in_every_view_and_pinned_beside_others() -> None:
     assert at.session_state["draft"] == "self:streamingllm" and not at.exception
     at.button(key="unpin_1").click().run()
     assert at.session_state["pins"] == []
+
+
+def test_a_pin_of_an_output_of_one_token_is_refused_by_its_name() -> None:
+    at = opened(pins=[{"batch": "4"}, {"output_tokens": "1"}])
+    (error,) = at.error
+    assert at.metric and not at.exception
+    assert error.value.replace("\\", "").startswith("pin 2: output_tokens=1 leaves nothing")
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,20 @@ def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() ->
     assert int((np.abs(misses) < 1.645 * error).sum()) == 56
 
 
+def test_steps_of_a_mixture_have_their_published_errors() -> None:
+    """docs/results/architectures.md, "now": none of these times was used in a fit."""
+    path = Path(calibration.__file__).parent / "measured" / "engine-vllm-0.26-h200-experts.jsonl"
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    medians = {}
+    for group in grouped(read_engine_records([path]).points, "h200"):
+        if group.scenario.target.experts is not None:
+            errors = 100.0 * (group.seconds(profile) / group.measured_s - 1.0)
+            medians[group.method] = float(np.median(np.abs(errors)))
+            one = group.batch == 1
+            assert np.max(np.abs(errors)) < 9.0 and np.abs(errors[one]).item() < 1.0
+    assert medians == pytest.approx({"plain": 3.5, "ngram": 2.5}, abs=0.06)
+
+
 def test_hidden_host_time_is_reported_as_unresolved(fit: EngineFit) -> None:
     hidden = {(term.method, term.field) for term in fit.unresolved}
     assert ("plain", "step_s") in hidden

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import takewhile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import perfmodel
 from calibration.records.toml_file import compact, toml_text, with_table
 
 
@@ -51,3 +54,17 @@ def test_a_table_is_replaced_and_the_rest_stays() -> None:
     assert again == text.replace("# old", "# new").replace("speed = 1", "speed = 3")
     added = with_table('name = "x"\n', "gpu", "a", {"speed": 3}, note="new")
     assert tomllib.loads(added) == {"name": "x", "gpu": {"a": {"speed": 3}}}
+
+
+def test_every_shipped_curve_is_as_its_command_writes_it() -> None:
+    """A file that was edited by hand would differ from what is written from its own content."""
+    folder = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
+    texts = {path: path.read_text(encoding="utf-8") for path in folder.glob("*/*.toml")}
+    written = {path: text for path, text in texts.items() if "Written by" in text[:400]}
+    assert len(written) > 40 and {p.name for p in texts if p not in written} == {
+        "attention-flashinfer.toml"
+    }
+    for path, text in written.items():
+        lines = text.splitlines()
+        header = "\n".join(line[2:] for line in takewhile(lambda x: x.startswith("#"), lines))
+        assert toml_text(tomllib.loads(text), header=header) == text, path

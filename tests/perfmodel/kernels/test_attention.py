@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import calibration
 import perfmodel
 from perfmodel import catalog
 from perfmodel.catalog.kernels import attention_curve, efficiency
 from perfmodel.errors import ConfigError
+from perfmodel.kernels import TallBlocks
 
 FOLDER = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
+ROWS = Path(calibration.__file__).parent / "measured" / "kernels-h200-rows.jsonl"
 PEAKS = {  # dense bf16 FLOP/s, HBM bytes/s
     gpu.name: (gpu.peak_flops, gpu.hbm_bandwidth)
     for gpu in map(catalog.gpu, ("a100-sxm-80gb", "h100-sxm", "h200", "l40s"))
@@ -279,3 +283,48 @@ def test_a_split_grid_takes_no_residual_of_unsplit_grids() -> None:
         decode["residual"] = unsplit.tolist()
     after = attention_curve({**slower, **rule}).seconds(**work, **shape)
     np.testing.assert_allclose(after, before, rtol=1e-12)
+
+
+def test_more_than_64_rows_take_the_time_of_measured_blocks() -> None:
+    """The file's cells of at least 0.1 ms; none of their times is in the library's curve."""
+    curve, (flops, bandwidth) = efficiency("h200", "flashinfer").attention, PEAKS["h200"]
+    keys = ("batch", "kv_tokens", "query_tokens", "query_heads", "kv_heads", "head_dim")
+    errors: dict[bool, list[float]] = {False: [], True: []}
+    for line in map(json.loads, ROWS.read_text(encoding="utf-8").splitlines()[1:]):
+        if line["seconds"] < 1e-4 or line["head_dim"] != 128:
+            continue
+        shape = {key: line[key] for key in keys}
+        seconds = float(curve.seconds(**shape, peak_flops=flops, hbm_bandwidth=bandwidth))
+        rows = line["query_tokens"] * line["query_heads"] / line["kv_heads"]
+        errors[rows > 128].append(seconds / line["seconds"] - 1.0)
+    for each in errors.values():  # were +0.21 and +0.26 at the FLOP/s of 32 rows, without waves
+        assert len(each) > 200
+        assert abs(np.median(each)) < 0.05 and np.median(np.abs(each)) < 0.08
+
+
+@given(st.integers(1, 4000), st.integers(1, 10**6), st.booleans())
+def test_waves_of_tall_blocks_take_at_least_the_time_of_their_work(
+    units: int, tokens: int, smoothed: bool
+) -> None:
+    tall = TallBlocks(
+        blocks_per_sm=2, efficiency=0.4, softmax_dims=56, pair_slowdown=0.6, smoothed=smoothed
+    )
+    shape = {"sm_count": 100, "least_tokens": 128}
+    waste = float(tall.waste(np.array(float(units)), np.array(float(tokens)), **shape))
+    assert waste > 0.999
+    if units % 200 == 0 and not smoothed:
+        assert waste == pytest.approx(1.0)
+    if units == 201 and not smoothed:
+        assert waste == pytest.approx((1.6 + 1.0) / (201 / 200 * 1.6))
+    assert tall.rate(128) == pytest.approx(0.4) and tall.rate(64) < 0.4
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(["h100-sxm", "h200"]), heads, batches, lengths, st.integers(1, 200))
+def test_one_more_query_token_is_never_faster(
+    gpu: str, hq: tuple[int, int], b: float, kv: float, q: int
+) -> None:
+    curve, shape = efficiency(gpu, "flashinfer").attention, kernel(gpu, hq)
+    work = {"batch": b, "kv_tokens": kv, **shape}
+    fewer, more = (curve.seconds(**work, query_tokens=n) for n in (q, q + 1))
+    assert more >= fewer * (1 - 1e-12)

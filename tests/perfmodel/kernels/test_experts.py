@@ -56,6 +56,25 @@ def test_a_token_cannot_touch_more_experts_than_it_has_rows() -> None:
     )
 
 
+def test_few_tokens_are_not_sorted_unless_experts_are_on_other_ranks() -> None:
+    curve = experts(sort_latency_s=1e-5)
+    at = {"hidden": 64, "inter": 64, "top_k": 8, "weight_bytes_per_element": 2.0, "touched": 8}
+    never, always = experts().seconds, curve.sorting_always.seconds
+    for tokens, ranks, sorts in ((4, 1, False), (5, 1, True), (1, 4, True)):
+        call = {"tokens": tokens, **at, **PEAKS}
+        seconds = curve.seconds(**call, count=128, ranks=ranks)  # 4 tokens x 8 x 4 = 128
+        assert seconds == pytest.approx((always if sorts else never)(**call)), tokens
+
+
+def test_rows_of_other_ranks_move_their_bytes() -> None:
+    at = {"hidden": 64, "inter": 64, "top_k": 2, "weight_bytes_per_element": 2.0, "touched": 8}
+    call = {"tokens": 1000, **at, **PEAKS}
+    curve = experts(remote_efficiency=0.5)
+    more = curve.seconds(**call, ranks=4) - curve.seconds(**call)
+    rows = 1000 * 2 * (4 - 1)
+    assert more == pytest.approx(rows * 64 * 2.0 / (0.5 * H100.hbm_bandwidth))
+
+
 @pytest.mark.parametrize("gpu", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
 def test_measured_experts_take_longer_with_more_of_them(gpu: str) -> None:
     sheet = catalog.gpu(gpu)

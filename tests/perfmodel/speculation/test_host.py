@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import a_scenario
 
-from perfmodel import RoundEstimate, Scenario, estimate
+from perfmodel import RoundEstimate, Scenario, catalog, estimate
+from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import HostCosts, replays_full_graph
 from perfmodel.speculation import most_sequences_in_graph, tpot_interval
 from perfmodel.speculation.host import mixed_pass_host_s
@@ -120,6 +121,19 @@ def test_a_round_between_full_graphs_is_launched_piece_by_piece(batch: int, gamm
         scenario = with_host(costs, default_graphs=default, batch=batch, gamma=gamma, **values)
         point = estimate(scenario)
         assert float(point.round_s) == pytest.approx(max(passes_s(point), launches))
+
+
+@pytest.mark.parametrize(
+    ("target", "runs_v1"),
+    [("qwen3-30b-a3b", True), ("qwen3.5-27b", True), ("qwen1.5-moe-a2.7b", False),
+     ("deepseek-v2-lite", False), ("qwen3-8b", False)],
+)  # fmt: skip
+def test_most_mixtures_have_graphs_of_vllms_first_runner(target: str, runs_v1: bool) -> None:
+    """DEFAULT_V2_MODEL_RUNNER_ARCHITECTURES of vLLM 0.26; models with linear layers run with V1."""
+    spec, engine = catalog.model(target), engine_profile("vllm-0.26", catalog.gpu("h200"))
+    call = {"method": "eagle3", "batch": np.arange(1, 60), "gamma": 4, "tp": 1}
+    launch_s = engine.default_launch_s(**call, target=spec)
+    assert bool(np.any(launch_s > 0)) is not runs_v1
 
 
 @given(st.integers(1, 600), st.integers(0, 16))

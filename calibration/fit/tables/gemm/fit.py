@@ -178,13 +178,14 @@ def catalog_text(
     """The catalog file of a fit: parameters, provenance, errors, and table of multipliers."""
     at_knots = np.isin(fit.table.m, M_KNOTS)
     per_mille = np.rint(1000.0 * np.exp(fit.log_multiplier[at_knots])).astype(int)
-    waves = waves_of(gpu)
+    waves = fields_of(waves_of(gpu)) if waves_of(gpu) else {}
+    waves.pop("smoothed", None)  # of GPUs without measured kernels
     values = {
         "kernel_latency_us": round(fit.base.kernel_latency_s / US, 4),
         "memory_efficiency": round(fit.base.memory_efficiency, 4),
         "compute_efficiency": round(fit.base.compute_efficiency, 4),
         "overlap_exponent": round(fit.base.overlap_exponent, 4),
-        **({} if waves is None else {"waves": fields_of(waves)}),
+        **({"waves": waves} if waves else {}),
         "source": _source(name, fit.table, source),
         "fit": _provenance(name, fit, gpu),
         "residuals": {"scope": scope, **errors.flat()},

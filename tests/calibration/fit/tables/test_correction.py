@@ -110,6 +110,25 @@ def test_experts_of_a_known_roofline_are_found(
     assert [knots.size for knots in curve.correction.knots] == [len(v) for v in AXES.values()]
 
 
+def test_the_sort_and_the_rows_of_other_ranks_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sort takes 10 us, unless 4 times the number of rows is at most that of experts."""
+    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    rows, found = moe_rows(), {}
+    pairs = rows.num_tokens * rows.topk
+    sorts = (rows.moe_ep_size > 1) | (4 * pairs > rows.num_experts)
+    moved = 2.0 * pairs * (1.0 - 1.0 / rows.moe_ep_size) * rows.hidden_size
+    rows.latency += 1e3 * (1e-5 * sorts + moved / (0.1 * GPU.sheet.hbm_bandwidth))
+    for source in ("vllm_tritonexperts", "another"):
+        write(tmp_path, "moe", rows.assign(kernel_source=source))
+        text, *_ = fit_experts(tmp_path, GPU)
+        found[source] = expert_curves(tomllib.loads(text), "test")["bf16"]
+    assert found["vllm_tritonexperts"].sort_latency_s == pytest.approx(1e-5, rel=0.2)
+    assert found["vllm_tritonexperts"].remote_efficiency == pytest.approx(0.1, rel=0.2)
+    assert found["another"].sort_latency_s == 0.0
+
+
 def test_cells_slower_than_cells_with_more_work_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import perfmodel
 from calibration.fit.errors import Errors
 from calibration.fit.tables.gemm.fit import Base, GemmFit, catalog_text, fit_gemm_table
 from calibration.fit.tables.gemm.leave_out import leave_out_errors, predictions, scored
@@ -181,3 +183,15 @@ def test_the_written_file_is_the_fitted_curve() -> None:
             peak_flops=GPU.peak_flops, hbm_bandwidth=GPU.hbm_bandwidth,
         )  # fmt: skip
         assert time == pytest.approx(fitted[:, j, 4], rel=2e-3)
+
+
+@pytest.mark.parametrize("name", ["a100-sxm-80gb", "h100-sxm", "h200", "l40s", "b200"])
+def test_the_shipped_files_have_the_keys_that_are_written(name: str) -> None:
+    gpu, folder = catalog.gpu(name), Path(perfmodel.__file__).parent / "catalog/efficiency" / name
+    fit = fit_gemm_table(noisy(), GPU)
+    written = tomllib.loads(catalog_text(name, fit, errors_of(fit), gpu))
+    for path in (folder / "gemm.toml", *folder.glob("gemm-[!s]*.toml")):
+        shipped = tomllib.loads(path.read_text(encoding="utf-8"))
+        assert list(shipped) == list(written), path
+        for part in ("waves", "source", "fit", "table"):
+            assert list(shipped.get(part, ())) == list(written.get(part, ())), (path, part)
