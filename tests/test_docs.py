@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import re
 import runpy
 import shlex
@@ -66,3 +67,22 @@ def test_the_picture_of_the_readme_shows_todays_speedups() -> None:
     drawn = np.array([float(value) for value in text.split()])
     today = runpy.run_path(str(ROOT / "examples" / "speedup_map.py"))["speedups"]().speedup
     np.testing.assert_allclose(drawn, today.ravel(), atol=0.0051)
+
+
+def test_the_table_of_two_gpus_shows_the_records() -> None:
+    page = (ROOT / "docs/results/engine.md").read_text(encoding="utf-8")
+    section = page.partition("## Step times, two H200")[2].partition("\n## ")[0]
+    records = (ROOT / "calibration/measured/rounds-between-h200.jsonl").read_text().splitlines()
+    times: dict[str, list[list[float]]] = {}
+    for record in map(json.loads, records):
+        if record.get("session") == 5 and "batch" in record:  # those of the commit before first
+            keys = ("target_step_s", "verify_s", "draft_step_s", "round_s", "between_s")
+            found = [1e3 * record[key] for key in keys]
+            row = f"{record['batch']} x {record['context_tokens']:,}"
+            times.setdefault(row, []).append([*found, 100 * found[4] / found[3]])
+    assert len(times) == 5
+    for row, pair in times.items():
+        (shown,) = re.findall(rf"^\| {row} \|(.*)\|$", section, flags=re.M)
+        cells = [[float(word.strip(" %")) for word in cell.split(",")] for cell in shown.split("|")]
+        rounding = 0.0051 * np.array([1, 1, 1, 1, 1, 10])[:, None]
+        assert np.allclose(cells, np.transpose(pair), rtol=0, atol=rounding), row

@@ -18,6 +18,7 @@ from runtime.parallel.inbox import Inbox
 _SPLIT_COLUMNS, _SPLIT_DEPTH = 64, 128  # columns and depth of the weight tile of one block
 _FEW_ROWS, _MOST_ROWS = 64, 128
 _FEW_BLOCKS, _BLOCKS_WANTED = 64, 128
+_SHALLOW, _SHALLOW_BLOCKS = 4096, 96  # depth, and blocks wanted of two or more parts
 _SHARED_BYTES = 227 * 1024  # shared memory of one multiprocessor
 SUM_BYTES = 8 * 2**20  # largest exchange between two ranks; every rank sends all to every peer
 _BEST_ROWS = 4096  # most rows whose best token is exchanged through inboxes
@@ -28,6 +29,18 @@ class TorchOps:
 
     def __init__(self, group: Group = ALONE) -> None:
         self.group = group
+
+    def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """Embeddings of tokens (T,) in this rank's rows of the table (rows, width).
+
+        Other ranks' tokens give zeros, so that the sum over ranks is the whole lookup.
+        """
+        if self.group.size == 1:
+            return F.embedding(tokens, table)
+        local = tokens - self.group.rank * len(table)
+        is_local = (local >= 0) & (local < len(table))
+        rows = F.embedding(local.where(is_local, torch.zeros_like(local)), table)
+        return rows * is_local.unsqueeze(-1)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (rows, depth) times weight (width, depth) transposed: (rows, width), or its parts."""
@@ -107,8 +120,23 @@ class FusedOps(TorchOps):
             self.sums = Inbox(group, rows=rows, width=hidden, dtype=torch.int16, empty=bits)
             self.keys = Inbox(group, rows=_BEST_ROWS, width=1, dtype=torch.int64, empty=0)
 
+    def embed(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """One kernel."""
+        if self.group.size == 1:
+            return super().embed(tokens, table)
+        return self.kernels.embed(tokens, table, self.group.rank * len(table))
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Split into parts for few rows, otherwise cuBLAS."""
+        """Split into parts for few rows, otherwise cuBLAS.
+
+        With several ranks, weights are loaded into L2 during the sum over ranks that precedes: a
+        draft step of Llama-3.1-8B on one of two ranks is 1.2 % shorter (`pass-kernels-h200.jsonl`).
+        """
+        return self._linear(x, weight, bias, ahead=self.group.size > 1)
+
+    def _linear(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, ahead: bool = False
+    ) -> Tensor:
         parts = None if bias is not None else split_parts(len(x), *weight.shape)
         if parts is None:
             return super().linear(x, weight, bias)
@@ -121,6 +149,7 @@ class FusedOps(TorchOps):
             parts=parts,
             warps=4,
             stages=pipeline_stages(rows, blocks, self.processors),
+            ahead=ahead,
         )
 
     def add_norm(
@@ -141,7 +170,7 @@ class FusedOps(TorchOps):
     def partial(self, x: Tensor, weight: Tensor) -> Tensor:
         """Split like `linear`, except where the group's all-reduce does the sum."""
         if self.group.size == 1 or self._through_inbox(len(x), self.sums):
-            return self.linear(x, weight)
+            return self._linear(x, weight)
         return super().partial(x, weight)
 
     def sum_add_norm(
@@ -174,15 +203,18 @@ def split_parts(rows: int, width: int, depth: int) -> int | None:
     From 2,000 timings of two models' products on an H200 with cold weights
     (`benchmarks/tuning/tune_linear.py`): up to 64 rows, blocks of 64 columns are as fast as cuBLAS
     for many columns and up to 37 % faster for few columns; from 65 to 128 rows they are faster
-    only for few columns.
+    only for few columns. Two parts of a shallow product are added up faster than four: QKV of
+    Llama-3.1-8B on one of two ranks and its rotation take 8.9 us instead of 9.9 for 32 rows, and
+    12.1 instead of 15.9 for 128 (`pass-kernels-h200.jsonl`).
     """
     blocks = -(-width // _SPLIT_COLUMNS)
     few = blocks <= _FEW_BLOCKS
     if rows > _MOST_ROWS or (rows > _FEW_ROWS and not few):
         return None
-    parts = 1
-    while blocks * parts < _BLOCKS_WANTED and depth % (2 * parts * _SPLIT_DEPTH) == 0:
+    parts, wanted = 1, _BLOCKS_WANTED
+    while blocks * parts < wanted and depth % (2 * parts * _SPLIT_DEPTH) == 0:
         parts *= 2
+        wanted = _SHALLOW_BLOCKS if depth <= _SHALLOW else wanted
     whole = depth % (parts * _SPLIT_DEPTH) == 0 and depth // parts >= 2 * _SPLIT_DEPTH
     return parts if whole else None
 

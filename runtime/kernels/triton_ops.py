@@ -19,6 +19,8 @@ from torch import Tensor
 from runtime.kernels.rotary import Rotary
 
 PDL: dict[str, Any] = {"launch_pdl": True}
+_AHEAD_BYTES = 1024  # of a weight's row
+_PREFETCH: tl.constexpr = tl.constexpr("cp.async.bulk.prefetch.L2.global [$1], 256; mov.u32 $0, 0;")
 
 
 @triton.jit
@@ -37,7 +39,7 @@ def summed(source, mask, stride, PARTS: tl.constexpr, kind: tl.constexpr):  # ty
 @triton.jit
 def _linear_kernel(  # type: ignore[no-untyped-def]
     x, weight, out, rows, width, depth, range_depth,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     tile, part = tl.program_id(0), tl.program_id(1)
     n = tile * BN + tl.arange(0, BN)
@@ -48,6 +50,12 @@ def _linear_kernel(  # type: ignore[no-untyped-def]
     inside_n, inside_m = (n < width)[:, None], (m < rows)[None, :]
     total = tl.zeros((BN, BM), dtype=tl.float32)
     tl.extra.cuda.gdc_launch_dependents()
+    if AHEAD:
+        begin = tl.minimum(n, width - 1).to(tl.int64)[:, None] * depth + part * range_depth
+        begin = weight + begin + 128 * tl.arange(0, AHEAD)[None, :]
+        tl.inline_asm_elementwise(
+            _PREFETCH, "=r,l", [begin.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+        )
     tl.extra.cuda.gdc_wait()
     for _ in range(0, range_depth, BK):
         w = tl.load(weights, mask=inside_n, other=0.0, eviction_policy="evict_first")
@@ -67,22 +75,51 @@ def split_linear(
     parts: int,
     warps: int,
     stages: int,
+    ahead: bool = False,
 ) -> Tensor:
     """Partial products (parts, rows, width) of x (rows, depth) and weight (width, depth).
 
     `tile` is (rows, width, depth) of one block. The result has the type of `x` if `parts` is 1,
-    otherwise it is float32 and the caller adds up the parts.
+    otherwise it is float32 and the caller adds up the parts. With `ahead`, each block loads the
+    first weights of its range into L2 while it waits for the kernel before it.
     """
     rows, depth = x.shape
     width = len(weight)
     bm, bn, bk = tile
     kind = x.dtype if parts == 1 else torch.float32
     out = torch.empty((parts, rows, width), dtype=kind, device=x.device)
+    ahead = ahead and 2 * (depth // parts) >= _AHEAD_BYTES
     _linear_kernel[(triton.cdiv(width, bn), parts)](
         x, weight, out, rows, width, depth, depth // parts,
-        BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages,
-        **PDL,
+        BM=bm, BN=bn, BK=bk, AHEAD=_AHEAD_BYTES // 256 if ahead else 0,
+        num_warps=warps, num_stages=stages, **PDL,
     )  # fmt: skip
+    return out
+
+
+# ---- embedding ---------------------------------------------------------------------------------
+
+
+@triton.jit
+def _embed_kernel(tokens, table, out, first, count, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
+    token = tl.load(tokens + row).to(tl.int64) - first
+    inside = (column < width) & (token >= 0) & (token < count)
+    value = tl.load(table + token * width + column, mask=inside, other=0.0)
+    tl.store(out + row * width + column, value, mask=column < width)
+
+
+def embed(tokens: Tensor, table: Tensor, first: int) -> Tensor:
+    """Rows of tokens (T,) in `table` (tokens from `first`, width); zeros for other tokens."""
+    count, width = table.shape
+    out = torch.empty((len(tokens), width), dtype=table.dtype, device=table.device)
+    block = 1024
+    _embed_kernel[(len(tokens), triton.cdiv(width, block))](
+        tokens, table, out, first, count, width, BLOCK=block, num_warps=4, **PDL
+    )
     return out
 
 

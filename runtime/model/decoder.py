@@ -14,7 +14,7 @@ from runtime.attention.base import AttentionPlan
 from runtime.config import DecoderConfig
 from runtime.kernels.ops import ops_for
 from runtime.kernels.rotary import Rotary
-from runtime.model.layers import DecoderWeights, LayerWeights, embed
+from runtime.model.layers import DecoderWeights, LayerWeights
 from runtime.parallel.groups import Group
 
 
@@ -50,7 +50,7 @@ class Decoder:
         """Hidden states after the last norm: tokens (T,), positions (T,) -> (T, hidden)."""
         epsilon = self.config.norm_epsilon
         layers, norm = self.weights.layers, self.weights.norm
-        embedded = embed(tokens, self.weights.embedding, self.group)
+        embedded = self.ops.embed(tokens, self.weights.embedding)
         normed, hidden = self.ops.sum_add_norm(embedded, None, layers[0].input_norm, epsilon)
         for index, layer in enumerate(layers):
             mixed = self._attention(index, layer, normed, positions, plan, observer)

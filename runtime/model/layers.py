@@ -1,14 +1,10 @@
-"""One rank's weights of a decoder, and the embedding lookup."""
+"""One rank's weights of a decoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-
-from runtime.parallel.groups import Group
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +52,3 @@ class DecoderWeights:
         table = self.embedding
         skipped = 0 if self.head is table else table.numel() * table.element_size()
         return self.bytes - skipped
-
-
-def embed(tokens: Tensor, table: Tensor, group: Group) -> Tensor:
-    """Vocabulary-parallel lookup; other ranks' tokens give zeros, so the ranks' results add up."""
-    if group.size == 1:
-        return F.embedding(tokens, table)
-    local = tokens - group.rank * table.shape[0]
-    is_local = (local >= 0) & (local < table.shape[0])
-    rows = F.embedding(local.where(is_local, torch.zeros_like(local)), table)
-    return rows * is_local.unsqueeze(-1)

@@ -95,6 +95,16 @@ def test_fused_linear_equals_linear(rows: int, shape: tuple[int, int]) -> None:
     assert result.shape == ((rows, shape[0]) if parts is None else (parts, rows, shape[0]))
     whole = result if parts is None else result.double().sum(0)
     assert relative_error(whole, x.double() @ weight.double().T) < 3e-3
+    assert torch.equal(FusedOps(BF16)._linear(x, weight, ahead=True), result)
+
+
+def test_the_embeddings_of_two_ranks_add_up_to_the_lookup() -> None:
+    table = torch.randn(1000, 1536, dtype=BF16, device=GPU)
+    for kind in (torch.int32, torch.int64):
+        tokens = torch.randint(0, 1000, (37,), dtype=kind, device=GPU)
+        kernels = FusedOps(BF16).kernels
+        halves = [kernels.embed(tokens, table[first:][:500], first) for first in (0, 500)]
+        assert torch.equal(halves[0] + halves[1], torch.nn.functional.embedding(tokens, table))
 
 
 @pytest.mark.parametrize("parts", [None, 1, 3])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.kernels.ops import TorchOps, pipeline_stages, split_parts
+from runtime.parallel.groups import Group
 
 SHARED_BYTES = 227 * 1024  # of an H200's multiprocessor, for blocks
 
@@ -29,6 +30,16 @@ def test_parts_divide_the_depth(rows: int, columns: int, depth: int) -> None:
     parts = split_parts(rows, 64 * columns, 128 * depth)
     if parts is not None:
         assert depth % parts == 0 and rows <= 128
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_embeddings_of_all_ranks_add_up_to_the_lookup(ranks: int) -> None:
+    table, tokens = torch.randn(24, 5), torch.randint(0, 24, (40,))
+    parts = [
+        TorchOps(Group(rank=rank, size=ranks)).embed(tokens, part)
+        for rank, part in enumerate(table.chunk(ranks))
+    ]
+    assert torch.equal(torch.stack(parts).sum(0), TorchOps().embed(tokens, table))
 
 
 @pytest.mark.parametrize("vocab", [5, 8])
