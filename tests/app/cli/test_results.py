@@ -181,6 +181,7 @@ def test_a_sweep_says_which_plans_the_engine_cannot_run(capsys: pytest.CaptureFi
 
 def test_a_rate_and_a_price_size_the_deployment(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--rate", "5", "--price", "2.5", "--slo", "tpot<60ms", "--prompt-tokens", "8000"]
+    flags += ["--draft", "self"]
     text = printed(["recommend", *flags], capsys)
     result = json.loads(printed(["recommend", *flags, "--json"], capsys))
     fleet = result["fleet"]
