@@ -17,6 +17,7 @@ from rich.cells import cell_len
 
 from app.cli.main import run
 from app.cli.output import progress, write_files
+from calibration.traffic import compare_runs, read_traffic_records
 from calibration.validate import validate_published
 from perfmodel import ConfigError
 
@@ -211,6 +212,8 @@ def measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few of them, in the current folder and as the coverage of intervals."""
     monkeypatch.setattr("calibration.validate.validate_coverage", coverage_of_two_models)
     monkeypatch.setattr("calibration.validate.validate_published", cache(validate_published))
+    compared = cache(lambda: compare_runs(read_traffic_records([Path("traffic.jsonl")])))
+    monkeypatch.setattr("calibration.traffic.compare_runs", lambda *_, **__: compared())
     folder = Path("calibration/measured").resolve()
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration/measured").symlink_to(folder)
