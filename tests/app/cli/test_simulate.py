@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -113,20 +114,9 @@ def test_requests_that_are_left_out_are_counted(
     note = "left out of the trace: 2 with 0 response tokens"
     result = result_of(capsys, "simulate", *SPECULATING, "--traffic", str(path))
     assert result["workload"]["requests"] == 2 and note in result["notes"]
-    few = [
-        "--batch",
-        "1",
-        "--tp",
-        "8",
-        "--draft",
-        "self",
-        "--kv-budget",
-        "512",
-        "--prompt-tokens",
-        "1024",
-        "--engine",
-        "ideal",
-    ]
+    few = shlex.split(
+        "--batch 1 --tp 8 --draft self --kv-budget 512 --prompt-tokens 1024 --engine ideal"
+    )
     result = result_of(capsys, "recommend", *few, "--traffic", str(path))
     assert note in result["notes"]
 

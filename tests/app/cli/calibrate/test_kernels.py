@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,24 +26,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-MEASURE = [
-    "calibrate",
-    "acceptance",
-    "--model",
-    "model",
-    "--text",
-    "a.txt",
-    "--output",
-    "r.jsonl",
-    "--kv-budget",
-    "48,64:128:32",
-    "--prompt-tokens",
-    "128:256:x2",
-    "--windows",
-    "3",
-    "--scored-tokens",
-    "32",
-]
+MEASURE = shlex.split(
+    "calibrate acceptance --model model --text a.txt --output r.jsonl --kv-budget 48,64:128:32 "
+    "--prompt-tokens 128:256:x2 --windows 3 --scored-tokens 32"
+)
 
 
 def test_from_text_to_a_prediction(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,18 +44,7 @@ def test_from_text_to_a_prediction(place: Path, capsys: pytest.CaptureFixture[st
     fit = "calibrate fit-acceptance r.jsonl --output c.toml --target llama-3.1-8b"
     assert run(fit.split()) == 0
     capsys.readouterr()
-    predict = [
-        "predict",
-        "--draft",
-        "self",
-        "--gpu",
-        "h200",
-        "--tp",
-        "8",
-        "--prompt-tokens",
-        "4000",
-        "--json",
-    ]
+    predict = shlex.split("predict --draft self --gpu h200 --tp 8 --prompt-tokens 4000 --json")
     alphas = {}
     for name, more in {"own": ["--acceptance-curve", "c.toml"], "catalog": []}.items():
         assert run([*predict, *more]) == 0
