@@ -36,7 +36,8 @@ from perfmodel.passes.parts import StepTime
 from perfmodel.planning.find_plan import find_plan
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.sweep import Sweep, sweep
-from perfmodel.reports.prediction import prediction_dict, recommendation_dict
+from perfmodel.reports.prediction import prediction_dict
+from perfmodel.reports.recommendation import recommendation_dict
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, ScenarioInput, parse_scenario
 from perfmodel.serving.scheduler import Simulation

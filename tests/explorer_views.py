@@ -1,6 +1,13 @@
-"""The explorer's views and how many charts each shows for a plan with a known acceptance."""
+"""Pages of the explorer under AppTest, its views, and how many charts each shows."""
 
+from functools import cache
+from pathlib import Path
 from typing import Any
+
+from streamlit.components.v2 import manifest_scanner
+from streamlit.testing.v1 import AppTest
+
+ENTRY = str(Path(__file__).parents[1] / "app" / "explorer" / "main.py")
 
 CHARTS = {"Decide": 0, "Map": 1, "Frontier": 1, "Why": 3, "Check": 0}
 UNMEASURED_PRESETS = ("llama-3.1-70b-8xh100",)
@@ -15,6 +22,19 @@ CONFIG = {  # config.json of a model that a user uploads
     "vocab_size": 128256,
     "max_position_embeddings": 131072,
 }
+
+# Every AppTest would read the metadata of all installed packages, for 0.2 s.
+manifest_scanner.scan_component_manifests = cache(manifest_scanner.scan_component_manifests)
+
+
+def opened(link: dict[str, Any] | None = None, **state: Any) -> AppTest:
+    """The page at a link, with values of widgets that are set before it is drawn."""
+    at = AppTest.from_file(ENTRY, default_timeout=300)
+    for key, value in (link or {}).items():
+        at.query_params[key] = value if isinstance(value, str) else value[0]
+    for key, value in state.items():
+        at.session_state[key] = value
+    return at.run()
 
 
 def tables(at: Any) -> list[Any]:

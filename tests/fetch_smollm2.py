@@ -72,6 +72,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     # transformers parses the file for the config, the weights and the tokenizer.
     reader.GGUFReader = functools.cache(reader.GGUFReader)
+    reader.get_tensor_name_map = functools.cache(reader.get_tensor_name_map)  # made per module
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, gguf_file=gguf.name, dtype=torch.float32
     )

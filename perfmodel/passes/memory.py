@@ -116,8 +116,8 @@ def memory_estimate(
     )
 
 
-def largest_batch(scenario: Scenario, *, limit: int = 1 << 20, share: float = 1.0) -> int:
-    """The largest batch that fits in a share of the memory, by bisection; 0 if no batch fits."""
+def largest_batch(scenario: Scenario, *, share: float = 1.0) -> int:
+    """The largest batch up to 2^20 that fits in a share of the memory; 0 if no batch fits."""
 
     def fits(batch: int) -> bool:
         estimate = memory_estimate(
@@ -129,7 +129,7 @@ def largest_batch(scenario: Scenario, *, limit: int = 1 << 20, share: float = 1.
         )
         return bool(estimate.total <= share * estimate.capacity)
 
-    low, high = 0, limit
+    low, high = 0, 1 << 20
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

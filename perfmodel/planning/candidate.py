@@ -103,6 +103,21 @@ class Candidate:
             ratios["ttft"] = max(self.ttft_s, least) / slo.ttft_s
         return {name: ratio for name, ratio in ratios.items() if ratio > 1.0}
 
+    def excess(self, limits: SLO) -> str:
+        """In words, the limit that the plan exceeds by most; only for one with a `violation`."""
+        broken = self.violation(limits)
+        name = max(broken, key=lambda limit: broken[limit])
+        if name == "memory":
+            return f"needs {self.memory_fraction:.1%} of the GPU memory"
+        value, limit, what = {
+            "tpot": (self.tpot_s, limits.tpot_s, "per token"),
+            "ttft": (self.ttft_s, limits.ttft_s, "until the first token"),
+        }[name]
+        if value <= (limit or 0.0):
+            tp = self.scenario.tp
+            return f"finishes fewer requests than plain decoding at TP {tp}, which misses them"
+        return f"takes {format_seconds(value)} {what}"
+
 
 def simplest(
     clear: Sequence[Plan],

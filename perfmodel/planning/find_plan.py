@@ -19,7 +19,7 @@ from perfmodel.planning.capacity import BATCH_STEP, at_capacity
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.recommendation import Recommendation
 from perfmodel.planning.search import BUDGETS, joined, search
-from perfmodel.planning.variants import draft_choices
+from perfmodel.planning.variants import Choice, draft_choices, of_engine, stated_choices
 from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import DraftPolicy
@@ -27,17 +27,11 @@ from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine_support import EngineVersion, cut_block, named_version, profile_version
 from perfmodel.specs.workload import check_decodes, parse_slo
 
-POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
-POLICIES_OF_QUANTISED_SELF = (DraftPolicy.FULL, *POLICIES_OF_SELF)
-POLICIES_OF_MODEL = (DraftPolicy.STREAMINGLLM, DraftPolicy.FULL)
-POLICIES_OF_METHOD = (DraftPolicy.FULL,)
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
 CONCURRENCIES = sorted({round(BATCH_STEP**k) for k in range(31)})
 _NOT_PLAIN = (*SEARCHED, "ep", "dp", "draft_dtype", "draft_kv_dtype", *ACCEPTANCE_KEYS)
 SEVERAL = ("tp", "ep", "draft", "kv_budget")  # keys that may have several values
-
-Choice = tuple[str, str]  # draft, policy
 
 
 def find_plan(
@@ -84,7 +78,7 @@ def find_plan(
     if any(
         key in given for key in ACCEPTANCE_KEYS
     ):  # for one choice, so not for plans in principle
-        choices = _of_engine(choices, version or profile_version(plain.scenario().engine.name))
+        choices = of_engine(choices, version or profile_version(plain.scenario().engine.name))
     _check_single_choice(given, choices)
     _check_curves(plain.scenario(), choices)
     for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
@@ -152,39 +146,8 @@ def _choices(values: Mapping[str, Any]) -> list[Choice] | None:
         if policy is not None:
             raise ConfigError("draft_policy needs a draft; add --draft self, for example")
         return None
-    choices: list[Choice] = []
     is_quantised = "draft_dtype" in values or "draft_kv_dtype" in values
-    of_self = POLICIES_OF_QUANTISED_SELF if is_quantised else POLICIES_OF_SELF
-    for term in _several(values, "draft"):
-        draft, _, in_term = str(term).partition(":")
-        if in_term and policy and in_term != policy:
-            raise ConfigError(f"draft={term} and draft_policy={policy} differ; give one of them")
-        if draft == "none":
-            raise ConfigError("recommend always considers plain decoding; leave out draft none")
-        if draft in METHODS:
-            defaults: tuple[str, ...] = POLICIES_OF_METHOD
-        else:
-            defaults = of_self if draft == "self" else POLICIES_OF_MODEL
-        stated = in_term or policy
-        if draft == "self" and stated == DraftPolicy.FULL and not is_quantised:
-            raise ConfigError(
-                "a self-draft that reads the whole cache is the target itself and gains nothing; "
-                "use policy streamingllm or snapkv, or quantise the draft (draft_dtype)"
-            )
-        choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
-    return list(dict.fromkeys(choices))
-
-
-def _of_engine(choices: list[Choice], version: EngineVersion | None) -> list[Choice]:
-    """Without policies of a draft model that a serving engine does not run, if it runs another."""
-    if version is None:
-        return choices
-    whole = {draft for draft, policy in choices if policy == DraftPolicy.FULL}
-    return [
-        (draft, policy)
-        for draft, policy in choices
-        if draft == "self" or draft not in whole or policy == DraftPolicy.FULL
-    ]
+    return stated_choices(map(str, _several(values, "draft")), policy, is_quantised=is_quantised)
 
 
 def _check_single_choice(values: Mapping[str, Any], choices: list[Choice]) -> None:

@@ -31,11 +31,11 @@ from perfmodel.planning.recommendation import (
     Recommendation,
     Verdict,
 )
-from perfmodel.planning.relief import reliefs
+from perfmodel.planning.relief import miss, nearest_miss
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine_support import EngineVersion, profile_version
-from perfmodel.specs.workload import SLO, Prefill
+from perfmodel.specs.workload import SLO
 from perfmodel.speculation import (
     Evidence,
     Gain,
@@ -45,7 +45,6 @@ from perfmodel.speculation import (
     break_even_alpha,
     break_even_batch,
     break_even_context,
-    estimate,
     evidence,
     gain_value,
     gamma_schedule,
@@ -57,7 +56,6 @@ from perfmodel.speculation import (
     speedup_interval,
     without_speculation,
 )
-from perfmodel.units import format_seconds
 
 ROUNDING = 1e-9  # the high end of a gain that cannot exceed 1
 
@@ -80,7 +78,7 @@ def recommend(
     """
     ranked = result.ranked()
     if not ranked:
-        raise NoFeasiblePlan(_nearest_miss(result))
+        raise NoFeasiblePlan(nearest_miss(result))
     drafts, plain = _split(ranked)
     best = _choose(result, drafts, plain)
     studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
@@ -313,56 +311,4 @@ def _reasons(result: Search) -> tuple[str, ...]:
 def _nearest_draft(result: Search) -> Candidate | None:
     """The draft with a known acceptance that misses the limits by least."""
     drafts = [c for c in result.candidates if c.parts]
-    return min(drafts, key=lambda c: max(c.violation(result.slo).values()), default=None)
-
-
-def _nearest_miss(result: Search) -> str:
-    """One line on the plan that comes closest and the limits that it exceeds."""
-
-    def miss(candidate: Candidate) -> float:
-        return max(candidate.violation(result.slo).values())
-
-    nearest = min(result.candidates, key=miss)
-    if nearest.parts and result.slo.tpot_s is not None:  # if plain decoding is what misses them
-        plain = evaluated(without_speculation(nearest.scenario), result.objective)
-        nearest = min(plain, nearest, key=miss)
-    broken = nearest.violation(result.slo)
-    value = {
-        "memory": f"memory {nearest.memory_fraction:.0%} of the GPU",
-        "tpot": f"tpot {format_seconds(nearest.tpot_s)}",
-        "ttft": f"ttft {format_seconds(nearest.ttft_s)}",
-    }
-    near = ""
-    if set(broken) == {"tpot"} and service_tpot(nearest.scenario).low <= (result.slo.tpot_s or 0.0):
-        near = ", which is within the error"
-    misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
-    misses += near
-    work = nearest.scenario.workload
-    ideal = ""
-    for other in replace(result, candidates=result.not_runnable).ranked()[:1]:
-        scenario = other.scenario
-        ideal = f"; in principle, {other.label}, TP {scenario.tp}, meets them, but "
-        ideal += f"{scenario.obstacle_on(result.version)}"
-    return (
-        f"no plan meets the limits at batch {work.batch} and {work.prompt_tokens:,} tokens; the "
-        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{ideal}"
-        f"{reliefs(result)}"
-        f"{_groups_hint(nearest) if 'memory' in broken else ''}"
-    )
-
-
-def _groups_hint(nearest: Candidate) -> str:
-    """What data-parallel attention takes, if only it makes a latent cache fit; else ""."""
-    scenario, target = nearest.scenario, nearest.scenario.target
-    tp = scenario.tp
-    if target.latent is None or target.experts is None or scenario.dp > 1 or tp == 1:
-        return ""
-    work = replace(scenario.workload, prefill=Prefill.DISAGGREGATED)
-    plain = replace(without_speculation(scenario), ep=tp, dp=tp, workload=work)
-    memory = estimate(plain).memory
-    if not memory.fits:
-        return ""
-    return (
-        f"; data-parallel attention, which divides the latent cache among the GPUs, takes "
-        f"{float(memory.fraction):.0%} of the memory without speculation (--tp {tp} --dp {tp})"
-    )
+    return min(drafts, key=lambda c: miss(result, c), default=None)

@@ -275,19 +275,16 @@ class Recommendation:
         if self.studied is None or self.interval is None:
             return f"Do not speculate: {self._unknown()}"
         tp, plain_tp = self.studied.scenario.tp, self.saturated.scenario.tp
-        start = f"{self._start()}: the best draft ({self.studied.label}, TP {tp})"
         share = 1.0 if self.advantage is None else self.advantage.value  # of plain decoding
         loses = self.saturated_verdict is Verdict.DO_NOT_SPECULATE
+        start = "Do not speculate" if loses else "No clear gain"
+        start += f": the best draft ({self.studied.label}, TP {tp})"
         if tp == plain_tp:
             what = f"costs {100.0 * (1.0 - share):.2g} %:" if loses else "gives"
             return f"{start} {what} {self._gain()}; {self._where()}"
         other = f"{100.0 * (1.0 / share - 1.0):.2g} % faster" if loses else "as fast"
         plain = f"plain decoding with TP {plain_tp} is {other} per GPU"
         return f"{start} gives {self._gain()}, but {plain}"
-
-    def _start(self) -> str:
-        unclear = self.saturated_verdict is Verdict.NO_CLEAR_GAIN
-        return "No clear gain" if unclear else "Do not speculate"
 
     def _is_clear(self) -> bool:
         return self.interval is not None and self.interval.low > 1.0
@@ -321,7 +318,7 @@ class Recommendation:
         """Why no draft with a known acceptance was compared with plain decoding."""
         beyond = ""
         if self.beyond_limits is not None:
-            beyond = f" ({self.beyond_limits.label} {self._excess(self.beyond_limits)})"
+            beyond = f" ({self.beyond_limits.label} {self.beyond_limits.excess(self.rule.limits)})"
         if not self.unmeasured:
             return self._none_runs() or f"no draft choice meets the limits{beyond}"
         least = min(self.unmeasured, key=lambda u: u.alpha_to_break_even)
@@ -344,22 +341,6 @@ class Recommendation:
         if not self.not_run:
             return f"{label} runs none of the draft choices within the limits"
         return f"{label} runs none of the draft choices: {'; '.join(self.not_run)}"
-
-    def _excess(self, candidate: Candidate) -> str:
-        """The limit that a plan misses by most."""
-        limits = self.rule.limits
-        broken = candidate.violation(limits)
-        name = max(broken, key=lambda limit: broken[limit])
-        if name == "memory":
-            return f"needs {candidate.memory_fraction:.1%} of the GPU memory"
-        value, limit, what = {
-            "tpot": (candidate.tpot_s, limits.tpot_s, "per token"),
-            "ttft": (candidate.ttft_s, limits.ttft_s, "until the first token"),
-        }[name]
-        if value <= (limit or 0.0):
-            tp = candidate.scenario.tp
-            return f"finishes fewer requests than plain decoding at TP {tp}, which misses them"
-        return f"takes {format_seconds(value)} {what}"
 
     def _where(self) -> str:
         if self.batch is None or self.studied is None:

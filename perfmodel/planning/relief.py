@@ -1,4 +1,4 @@
-"""Which single changes to a scenario would let a plan meet the limits that no plan meets."""
+"""If no plan meets the limits: the closest one, and single changes that would let one meet them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from perfmodel.planning.capacity import MOST_REQUESTS, capacity
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
 from perfmodel.specs.dtypes import is_quantised
+from perfmodel.specs.workload import Prefill
+from perfmodel.speculation import estimate, service_tpot, without_speculation
 from perfmodel.speculation.break_even import service_within
 from perfmodel.speculation.gain import GAMMAS
+from perfmodel.units import format_seconds
 
 TP_DEGREES = (1, 2, 4, 8, 16)
 MOST_MACHINES = 3  # named in a line
@@ -25,7 +28,60 @@ SHORTEST_PROMPT = 1 / 16  # of the scenario's, tried by halves
 Change = Callable[[Scenario], Scenario]
 
 
-def reliefs(result: Search) -> str:
+def nearest_miss(result: Search) -> str:
+    """One line on the plan that comes closest and the limits that it exceeds."""
+    nearest = min(result.candidates, key=lambda c: miss(result, c))
+    if nearest.parts and result.slo.tpot_s is not None:  # if plain decoding is what misses them
+        plain = evaluated(without_speculation(nearest.scenario), result.objective)
+        nearest = min(plain, nearest, key=lambda c: miss(result, c))
+    broken = nearest.violation(result.slo)
+    value = {
+        "memory": f"memory {nearest.memory_fraction:.0%} of the GPU",
+        "tpot": f"tpot {format_seconds(nearest.tpot_s)}",
+        "ttft": f"ttft {format_seconds(nearest.ttft_s)}",
+    }
+    near = ""
+    if set(broken) == {"tpot"} and service_tpot(nearest.scenario).low <= (result.slo.tpot_s or 0.0):
+        near = ", which is within the error"
+    misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
+    misses += near
+    work = nearest.scenario.workload
+    ideal = ""
+    for other in replace(result, candidates=result.not_runnable).ranked()[:1]:
+        scenario = other.scenario
+        ideal = f"; in principle, {other.label}, TP {scenario.tp}, meets them, but "
+        ideal += f"{scenario.obstacle_on(result.version)}"
+    return (
+        f"no plan meets the limits at batch {work.batch} and {work.prompt_tokens:,} tokens; the "
+        f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{ideal}"
+        f"{_reliefs(result)}"
+        f"{_groups_hint(nearest) if 'memory' in broken else ''}"
+    )
+
+
+def miss(result: Search, candidate: Candidate) -> float:
+    """Value over limit, of the limit that a plan exceeds by most."""
+    return max(candidate.violation(result.slo).values())
+
+
+def _groups_hint(nearest: Candidate) -> str:
+    """What data-parallel attention takes, if only it makes a latent cache fit; else ""."""
+    scenario, target = nearest.scenario, nearest.scenario.target
+    tp = scenario.tp
+    if target.latent is None or target.experts is None or scenario.dp > 1 or tp == 1:
+        return ""
+    work = replace(scenario.workload, prefill=Prefill.DISAGGREGATED)
+    plain = replace(without_speculation(scenario), ep=tp, dp=tp, workload=work)
+    memory = estimate(plain).memory
+    if not memory.fits:
+        return ""
+    return (
+        f"; data-parallel attention, which divides the latent cache among the GPUs, takes "
+        f"{float(memory.fraction):.0%} of the memory without speculation (--tp {tp} --dp {tp})"
+    )
+
+
+def _reliefs(result: Search) -> str:
     """One clause on the changes that help, each alone; plain decoding and the nearest draft count.
 
     They are fewer requests, another TP, an fp8 type, shorter prompts, and other machines of the
@@ -42,15 +98,11 @@ def reliefs(result: Search) -> str:
 
 def _nearest_plans(result: Search) -> list[Scenario]:
     """The plans with and without a draft that miss the limits by least."""
-
-    def miss(candidate: Candidate) -> float:
-        return max(candidate.violation(result.slo).values())
-
     kinds = [
         [c for c in result.candidates if c.scenario.plan.speculates is speculates]
         for speculates in (False, True)
     ]
-    return [min(kind, key=miss).scenario for kind in kinds if kind]
+    return [min(kind, key=lambda c: miss(result, c)).scenario for kind in kinds if kind]
 
 
 def _fewer_requests(result: Search, plans: list[Scenario]) -> str:

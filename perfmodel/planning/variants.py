@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from perfmodel import catalog
@@ -13,13 +13,20 @@ from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
+from perfmodel.specs.engine_support import EngineVersion
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 
+POLICIES_OF_SELF = (DraftPolicy.STREAMINGLLM, DraftPolicy.SNAPKV)
+POLICIES_OF_QUANTISED_SELF = (DraftPolicy.FULL, *POLICIES_OF_SELF)
+POLICIES_OF_MODEL = (DraftPolicy.STREAMINGLLM, DraftPolicy.FULL)
+POLICIES_OF_METHOD = (DraftPolicy.FULL,)
 RUN_NOISE = 0.03  # by which α differs between runs, in the tables to which curves are fitted
 
+Choice = tuple[str, str]  # draft, policy
 
-def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
+
+def draft_choices(scenario: Scenario) -> list[Choice]:
     """Draft choices as (draft, policy).
 
     Self-speculation, every smaller catalog model with the same tokenizer, and all built-in drafts;
@@ -27,14 +34,53 @@ def draft_choices(scenario: Scenario) -> list[tuple[str, str]]:
     """
     target = scenario.target
     smaller = catalog.draft_models(target)
-    standalone = [(m.name, policy) for m in smaller for policy in ("streamingllm", "full")]
+    standalone = [(m.name, policy) for m in smaller for policy in POLICIES_OF_MODEL]
     built_in = [(name, "full") for name in METHODS if name != "mtp" or target.mtp_layers]
-    return [("self", "streamingllm"), ("self", "snapkv"), *standalone, *built_in]
+    return [*(("self", policy) for policy in POLICIES_OF_SELF), *standalone, *built_in]
+
+
+def stated_choices(terms: Iterable[str], policy: str | None, *, is_quantised: bool) -> list[Choice]:
+    """The choices of `self`, `self:snapkv` or a model; without a policy, all that a draft may have.
+
+    Raises `ConfigError` if a term contradicts `policy`, or if a draft is the target itself.
+    """
+    choices: list[Choice] = []
+    of_self = POLICIES_OF_QUANTISED_SELF if is_quantised else POLICIES_OF_SELF
+    for term in terms:
+        draft, _, in_term = term.partition(":")
+        if in_term and policy and in_term != policy:
+            raise ConfigError(f"draft={term} and draft_policy={policy} differ; give one of them")
+        if draft == "none":
+            raise ConfigError("recommend always considers plain decoding; leave out draft none")
+        if draft in METHODS:
+            defaults: tuple[str, ...] = POLICIES_OF_METHOD
+        else:
+            defaults = of_self if draft == "self" else POLICIES_OF_MODEL
+        stated = in_term or policy
+        if draft == "self" and stated == DraftPolicy.FULL and not is_quantised:
+            raise ConfigError(
+                "a self-draft that reads the whole cache is the target itself and gains nothing; "
+                "use policy streamingllm or snapkv, or quantise the draft (draft_dtype)"
+            )
+        choices += [(draft, stated)] if stated else [(draft, p) for p in defaults]
+    return list(dict.fromkeys(choices))
+
+
+def of_engine(choices: list[Choice], version: EngineVersion | None) -> list[Choice]:
+    """Without policies of a draft model that a serving engine does not run, if it runs another."""
+    if version is None:
+        return choices
+    whole = {draft for draft, policy in choices if policy == DraftPolicy.FULL}
+    return [
+        (draft, policy)
+        for draft, policy in choices
+        if draft == "self" or draft not in whole or policy == DraftPolicy.FULL
+    ]
 
 
 def variants(
     scenario: Scenario,
-    choices: Sequence[tuple[str, str]],
+    choices: Sequence[Choice],
     tps: Sequence[int],
     draft_tps: Sequence[int],
     budgets: Sequence[int],

@@ -14,8 +14,8 @@ from perfmodel.reports.prediction import (
     check_fits,
     infeasible_reason,
     prediction_dict,
-    recommendation_dict,
 )
+from perfmodel.reports.recommendation import recommendation_dict
 from perfmodel.reports.simulation import (
     batch_dict,
     choice_dict,

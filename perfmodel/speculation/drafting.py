@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,14 +19,6 @@ from perfmodel.specs.draft_methods import MethodKind
 # SnapKV scores the cache with the last 32 prompt tokens (Li et al. 2024, arXiv 2404.14469).
 SNAPKV_WINDOW_TOKENS = 32
 _NONE = np.zeros(())
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class DraftCost:
-    """Mean time of a draft step, and seconds once per request before the first one. [s]"""
-
-    step: StepTime
-    start_s: Floats
 
 
 class Drafter:

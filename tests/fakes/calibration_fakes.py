@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from calibration.records.steps import Case, Pair
@@ -15,13 +13,6 @@ from calibration.validate.predict import prefill_s, timed_pass
 from calibration.validate.sample import case_scenario
 from perfmodel import estimate
 from runtime import StepTimes
-
-
-def documented_keys(section: str) -> list[str]:
-    """The keys that docs/reference/json.md lists under a heading, in their order."""
-    text = (Path(__file__).parents[2] / "docs/reference/json.md").read_text(encoding="utf-8")
-    body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
-    return re.findall(r"^\| `([^`]+)` \|", re.split(r"^#", body, flags=re.M)[0], flags=re.M)
 
 
 class TooLarge(Exception):

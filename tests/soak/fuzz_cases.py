@@ -312,6 +312,7 @@ def _reports() -> Iterator[Case]:
     trace = f"{SIMULATE} --batch 2 --output-tokens 20 --acceptance-trace FILE"
     yield Case("acceptance trace", trace.replace(" --acceptance 0.8", ""), "t.txt", "3\n0\n2\n1\n")
     yield Case("chosen gamma", "recommend --json --tp 8 --draft self:streamingllm --kv-budget 256 "
+               "--batch 4 --output-tokens 20 "
                "--prompt-tokens 999 --traffic FILE", "trace.csv", TRACES["own.csv"], 2)  # fmt: skip
 
 
@@ -434,7 +435,7 @@ def _engine_records() -> str:
 
     from calibration.records.jsonl import encode
 
-    records, _ = records_of(a_plan())
+    records, _ = records_of(a_plan(minutes=8.0))
     return "".join(map(encode, ({"header": HEADER}, *records.starts, *records.points)))
 
 

@@ -1,9 +1,9 @@
 """Recorded traffic: the formats of traces, and the cells of their rows."""
 
+from perfmodel.serving.traces.arrivals import assumed_unit
 from perfmodel.serving.traces.reader import (
     FAILED,
     NO_ANSWER,
-    assumed_unit,
     mean_lengths,
     recorded_acceptance,
     trace_rows,

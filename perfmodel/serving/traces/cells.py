@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from perfmodel.errors import ConfigError, os_reason
+from perfmodel.errors import ConfigError, os_reason, shown
 from perfmodel.input_file import distinct, input_file
+from perfmodel.units import parse_number
 
 CHARACTERS_PER_TOKEN = 4  # for English text, from OpenAI's tokenizer guide; only for ShareGPT
 ASKING, ANSWERING = ("human", "user"), ("gpt", "assistant", "chatgpt", "bing", "bard", "model")
@@ -153,3 +154,23 @@ def _text_tokens(*turns: dict[str, Any]) -> int:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError("the value of a turn is not text")
     return max(1, round(sum(map(len, texts)) / CHARACTERS_PER_TOKEN))
+
+
+def only(cells: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """The value of the one column that is present; `ValueError` if several contradict."""
+    present = [name for name in names if name in cells]
+    if len({str(cells[name]) for name in present}) > 1:
+        raise ValueError(f"columns {' and '.join(present)} contradict each other; keep one of them")
+    if present:
+        return cells[present[0]]
+    raise ValueError(f"no column {' or '.join(names)}; the columns are {', '.join(cells)}"[:300])
+
+
+def as_number(what: str, value: Any) -> float:
+    """The number in a cell; `ValueError` names `what` if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError(f"{what}={shown(value)} is not a number")
+    try:
+        return parse_number(str(value))
+    except ValueError:
+        raise ValueError(f"{what}={str(value)[:40]!r} is not a number") from None

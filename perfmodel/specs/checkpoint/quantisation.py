@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
 from perfmodel.errors import ConfigError, either, shown
 from perfmodel.specs.checkpoint.config_fields import has_no_effect
 from perfmodel.specs.checkpoint.modules import LINEAR, Quantisation
+from perfmodel.specs.checkpoint.quantisation_fields import (
+    COMMON_FIELDS,
+    FIELDS_OF_METHOD,
+    GROUP_FIELDS,
+    LAYOUTS,
+    WEIGHTS_FIELDS,
+    check_fields,
+)
 from perfmodel.specs.dtypes import Scales
 
 FIELD = "quantization_config"
@@ -29,50 +36,12 @@ _MODELOPT = {
     "W4A16_AWQ": "int4",
     "MXFP4": "mxfp4",
 }
-# Fields that a method may have: those that are read here, and those that change neither the bytes
-# nor the kernels that are priced.
-_COMMON = (
-    "quant_method modules_to_not_convert ignore exclude_modules ignored_layers kv_cache_scheme fmt "
-    "dequantize bits w_bit num_bits weight_bits wbits producer quant_library version "
-    "activation_scheme provider"
-)
-_GPTQ = (
-    "group_size q_group_size zero_point sym desc_act static_groups true_sequential damp_percent "
-    "damp_auto_increment act_group_aware lm_head dynamic meta format checkpoint_format "
-    "pack_dtype quantizer model_file_base_name model_name_or_path tokenizer dataset backend "
-    "exllama_config use_exllama use_cuda_fp16 disable_exllama max_input_length model_seqlen "
-    "batch_size pad_token_id block_name_to_quantize module_name_preceding_first_block "
-    "cache_block_outputs modules_in_block_to_quantize is_marlin_format hyb_act mse adapter "
-    "offload_to_disk do_fuse fuse_max_seq_len modules_to_fuse quant_type data_type iters "
-    "enable_quanted_input seqlen nsamples autoround_version packing_format desc"
-)
-_FIELDS = {
-    "fp8": "weight_block_size scale_fmt weight_scale_fmt use_ue8m0",
-    "fbgemm_fp8": "activation_scale_ub",
-    "compressed-tensors": "config_groups format quantization_status global_compression_ratio "
-    "run_compressed sparsity_config transform_config use_optimized_inference",
-    "awq": _GPTQ,
-    "gptq": _GPTQ,
-    "mxfp4": "",
-    "modelopt": "quantization quant_algo kv_cache_quant_algo group_size has_zero_point "
-    "pre_quant_scale config_groups quantized_layers kv_cache_bits awq_block_size",
-}
 _GROUPS = {"nvfp4": 16, "mxfp4": 32}  # weights per scale, whose bytes are part of the type's
-_GROUP = "targets weights input_activations output_activations format"
-_GROUP_WEIGHTS = (
-    "num_bits type symmetric group_size strategy block_structure dynamic actorder observer "
-    "observer_kwargs scale_dtype zp_dtype"
-)
 _BLOCK = [128, 128]  # inputs and outputs per scale of the measured kernels
 _SCALE_BYTES = 2.0  # of a group of int4 or int8 weights
 _BLOCK_SCALES = (("fp8_block", 4.0 / (_BLOCK[0] * _BLOCK[1])),)
 _DEFAULT_GROUP = 128  # of awq and gptq
 _WORD_WEIGHTS = 8  # 4-bit weights in a word of 32 bits, which belong to one group
-# Layouts of compressed-tensors with all weights; others leave out those that are 0.
-_LAYOUTS = (
-    "dense pack-quantized int-quantized float-quantized naive-quantized nvfp4-pack-quantized "
-    "mxfp4-pack-quantized mixed-precision"
-)
 
 
 def without_quantisation(
@@ -103,25 +72,12 @@ def without_quantisation(
             f"checkpoint in {either(_READERS)}"
         )
     for fields in (stated, _modelopt_fields(stated)):
-        _check_fields(fields, f"{_COMMON} {_FIELDS[stated['quant_method']]}", where)
+        check_fields(fields, f"{COMMON_FIELDS} {FIELDS_OF_METHOD[stated['quant_method']]}", where)
     quantisation = reader(stated, where)
     for dtype in quantisation.types:
         _check_bits(stated, dtype, where)
     kv = quantisation.kv or _scheme(stated, where)
     return rest, replace(quantisation, kv=kv, left_out=tuple(_left_out(stated, where)))
-
-
-def _check_fields(fields: Mapping[str, Any], known: str, where: str) -> None:
-    """Refuse a field that is not in the list `known`, unless it has no effect."""
-    names = known.split()
-    for field, value in fields.items():
-        if field in names or field.startswith("_") or has_no_effect(field, value):
-            continue
-        near = get_close_matches(field, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else "remove it if it changes no weights"
-        raise ConfigError(
-            f"{where}: {shown(field)[1:-1]}={shown(value)} is not supported in this format; {hint}"
-        )
 
 
 def _check_bits(stated: Mapping[str, Any], dtype: str, where: str) -> None:
@@ -295,9 +251,9 @@ def _check_layout(stated: Mapping[str, Any], where: str) -> None:
     groups = [group for group in stated["config_groups"].values() if isinstance(group, Mapping)]
     for fields in (stated, sparsity, *groups):
         layout = fields.get("format") or "dense"
-        if not isinstance(layout, str) or layout not in _LAYOUTS.split():
+        if not isinstance(layout, str) or layout not in LAYOUTS.split():
             raise ConfigError(
-                f"{where}: format={shown(layout)} is not supported; use {either(_LAYOUTS.split())}"
+                f"{where}: format={shown(layout)} is not supported; use {either(LAYOUTS.split())}"
             )
     if not has_no_effect("transforms", stated.get("transform_config")):
         raise ConfigError(
@@ -327,8 +283,8 @@ def _group_dtype(group: Any, where: str) -> str:
     weights = group.get("weights") if isinstance(group, Mapping) else None
     if not isinstance(weights, Mapping):
         raise ConfigError(f"{where}: a group must have weights with num_bits and type")
-    _check_fields(group, _GROUP, where)
-    _check_fields(weights, _GROUP_WEIGHTS, where)
+    check_fields(group, GROUP_FIELDS, where)
+    check_fields(weights, WEIGHTS_FIELDS, where)
     bits, kind = weights.get("num_bits"), weights.get("type")
     inputs, strategy = group.get("input_activations"), weights.get("strategy")
     width = bits if type(bits) is int else 0

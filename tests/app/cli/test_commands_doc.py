@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from documented import coverage_of_two_models
 
 from app.cli.application import app
 from app.cli.main import run
@@ -26,6 +27,7 @@ def test_examples_run_in_order_as_documented(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("calibration.validate.validate_coverage", coverage_of_two_models)
     for example in EXAMPLES:
         command, _, remark = example.partition("  # exit ")
         if command.startswith("specroof "):

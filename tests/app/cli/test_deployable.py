@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibration_fakes import documented_keys
+from documented import documented_keys
 
 from app.cli.main import run
 

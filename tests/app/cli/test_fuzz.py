@@ -56,7 +56,7 @@ def test_the_fuzz_reports_each_kind_of_failure(tmp_path: Path) -> None:
         "    raise ConfigError(next(faults)())\n"
         "real = a.import_acceptance\na.import_acceptance = read\n"
     )
-    before = f"import os; os.environ['CPU_S'] = '2'; sys.path.insert(0, {str(tmp_path)!r})"
+    before = f"import os; os.environ['CPU_S'] = '1'; sys.path.insert(0, {str(tmp_path)!r})"
     flags = ["--inputs", "12", "--only", "report page"]
     done = fuzz(tmp_path / "out", *flags, before=f"{before}; import broken")
     assert done.returncode == 1, done.stdout + done.stderr

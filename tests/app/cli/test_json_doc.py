@@ -5,16 +5,15 @@ from __future__ import annotations
 import functools
 import io
 import json
-import re
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import coverage_of_two_models, documented_keys
 
 from app.cli.main import run
 
-DOC = Path(__file__).parents[3] / "docs/reference/json.md"
 SPECULATING = ["--draft", "self", "--tp", "8", "--acceptance", "0.8"]
 TRAFFIC = ["--traffic", str(Path(__file__).parent / "traffic.csv")]
 RECORDS = "traffic.jsonl"  # two runs that `served` copies there
@@ -65,16 +64,10 @@ SECTIONS: dict[str, tuple[list[str], list[str | int]]] = {
 
 @pytest.fixture(autouse=True)
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records of two runs in the current folder."""
+    """Records of two runs in the current folder, and a coverage of few measurements."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("calibration.validate.validate_coverage", coverage_of_two_models)
     Path(RECORDS).write_text("".join(MEASURED.read_text().splitlines(keepends=True)[:3]))
-
-
-def documented(section: str) -> list[str]:
-    text = DOC.read_text(encoding="utf-8")
-    body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
-    body = re.split(r"^#", body, flags=re.M)[0]
-    return re.findall(r"^\| `([^`]+)` \|", body, flags=re.M)
 
 
 @functools.cache
@@ -90,12 +83,12 @@ def test_documented_keys_match_the_output(section: str) -> None:
     value = printed(*arguments)
     for step in path:
         value = value[step]
-    assert documented(section) == list(value)
+    assert documented_keys(section) == list(value)
 
 
 @pytest.mark.parametrize("figures", ["measured", "simulated", "error_percent"])
 def test_every_run_of_traffic_has_the_documented_figures(figures: str) -> None:
     result = printed(*VALIDATED)
-    names = documented("validate: traffic figures")
+    names = documented_keys("validate: traffic figures")
     assert [list(run[figures]) for run in result["runs"]] == [names, names]
     assert set(result["tolerances_percent"]) <= set(names)

@@ -8,15 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
+from documented import coverage_of_two_models
 from rich.cells import cell_len
 
 from app.cli.main import run
 from app.cli.output import progress, write_files
-from calibration.validate.coverage import CoverageGroup, CoverageReport
-from calibration.validate.left_out import Miss
+from calibration.traffic import compare_runs, read_traffic_records
+from calibration.validate import validate_published
 from perfmodel import ConfigError
 
 SPECROOF = [sys.executable, "-m", "app.cli.main"]
@@ -58,17 +60,29 @@ def test_a_closed_stdout_is_one_line() -> None:
 
 
 def test_closed_streams_do_not_change_the_outcome() -> None:
-    for closed in ("2>&-", "0<&-", "0<&- 2>&-"):
-        command = " ".join([*SPECROOF, "predict", "--tp", "8", "--json", closed])
+    for tp, code, closed in (
+        (8, 0, "2>&-"),
+        (8, 0, "0<&-"),
+        (8, 0, "0<&- 2>&-"),
+        (800, 2, "2>&-"),
+        (800, 2, "0<&- 2>&-"),
+    ):
+        command = " ".join([*SPECROOF, f"predict --tp {tp} --json", closed])
         result = subprocess.run(command, shell=True, stdout=subprocess.PIPE)
-        assert result.returncode == 0 and result.stdout.startswith(b"{")
-        command = " ".join([*SPECROOF, "predict", "--tp", "800", closed])
-        result = subprocess.run(command, shell=True, stdout=subprocess.PIPE)
-        assert result.returncode == 2 and result.stdout == b""
+        assert result.returncode == code and result.stdout[:1] == (b"" if code else b"{")
 
 
-@pytest.mark.parametrize("delay_s", [0.2, 0.4, 0.8, 1.2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("delay_s", "number"),
+    [
+        (0.2, signal.SIGINT),
+        (0.4, signal.SIGTERM),
+        (0.4, signal.SIGINT),
+        (0.8, signal.SIGHUP),
+        (0.8, signal.SIGINT),
+        (1.2, signal.SIGTERM),
+    ],
+)
 def test_signals_end_it_quietly(tmp_path: Path, delay_s: float, number: signal.Signals) -> None:
     (tmp_path / "x.csv").write_text("old")
     axes = ["--batch", "1:2000", "--gamma", "0:16", "--draft", "self", "--tp", "8"]
@@ -196,12 +210,10 @@ TABLES = [
 @pytest.fixture
 def measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few of them, in the current folder and as the coverage of intervals."""
-    groups = [
-        CoverageGroup("this GPU: specroof, by target", f"model-{n}", (Miss(0.1 * n, 0.2),))
-        for n in (1, 3)
-    ]
-    report = CoverageReport(tuple(groups))
-    monkeypatch.setattr("calibration.validate.validate_coverage", lambda: report, raising=False)
+    monkeypatch.setattr("calibration.validate.validate_coverage", coverage_of_two_models)
+    monkeypatch.setattr("calibration.validate.validate_published", cache(validate_published))
+    compared = cache(lambda: compare_runs(read_traffic_records([Path("traffic.jsonl")])))
+    monkeypatch.setattr("calibration.traffic.compare_runs", lambda *_, **__: compared())
     folder = Path("calibration/measured").resolve()
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration/measured").symlink_to(folder)
@@ -210,14 +222,10 @@ def measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("columns", [60, 80, 160])
 @pytest.mark.parametrize("arguments", TABLES, ids=" ".join)
 @pytest.mark.usefixtures("measurements")
 def test_no_cell_is_cut_at_any_width(
-    arguments: list[str],
-    columns: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def words(width: int) -> tuple[list[str], set[str]]:
         monkeypatch.setenv("COLUMNS", str(width))
@@ -225,24 +233,33 @@ def test_no_cell_is_cut_at_any_width(
         text = capsys.readouterr().out
         return text.partition("sources\n")[0].splitlines(), set(text.split())
 
-    lines, narrow = words(columns)
-    assert "…" not in "".join(lines)
-    cut = {word for word in narrow ^ words(500)[1] if not any(c in word for c in "-/")}
-    assert not cut  # a hub id may be longer than a line
-    if arguments[0] != "recommend":  # its sentence is one line, to be copied
-        assert max(map(cell_len, lines)) <= columns
+    wide = words(500)[1]
+    for columns in (60, 80, 160):
+        lines, narrow = words(columns)
+        assert "…" not in "".join(lines)
+        cut = {word for word in narrow ^ wide if not any(c in word for c in "-/")}
+        assert not cut, columns  # a hub id may be longer than a line
+        if arguments[0] != "recommend":  # its sentence is one line, to be copied
+            assert max(map(cell_len, lines)) <= columns
 
 
-@pytest.mark.parametrize("columns", ["9" * 5000, "99999999", "0", "-5", "80.5", "\uff18\uff10", ""])
-@pytest.mark.parametrize("arguments", [["list", "machines"], ["--help"]])
-def test_a_width_that_is_none_is_ignored(columns: str, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "widths"),
+    [
+        (["list", "machines"], ["9" * 5000, "99999999", "0", "-5", "80.5", "\uff18\uff10", ""]),
+        (["--help"], ["9" * 5000, "-5"]),
+    ],
+)
+def test_a_width_that_is_none_is_ignored(arguments: list[str], widths: list[str]) -> None:
     def text(**size: str) -> str:
         env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | size
         done = subprocess.run([*SPECROOF, *arguments], env=env, capture_output=True, text=True)
         assert done.returncode == 0 and not done.stderr
         return done.stdout
 
-    assert text(COLUMNS=columns, LINES=columns) == text()
+    usual = text()
+    for columns in widths:
+        assert text(COLUMNS=columns, LINES=columns) == usual, columns
 
 
 def test_an_interrupt_is_handled_before_more_modules_are_loaded() -> None:

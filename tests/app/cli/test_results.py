@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,7 @@ def test_a_sweep_says_which_plans_the_engine_cannot_run(capsys: pytest.CaptureFi
 
 def test_a_rate_and_a_price_size_the_deployment(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--rate", "5", "--price", "2.5", "--slo", "tpot<60ms", "--prompt-tokens", "8000"]
+    flags += ["--draft", "self"]
     text = printed(["recommend", *flags], capsys)
     result = json.loads(printed(["recommend", *flags, "--json"], capsys))
     fleet = result["fleet"]
@@ -253,22 +255,14 @@ ROUND_TRIPS: dict[str, list[str]] = {
     "per position": [*SELF, "--acceptance-per-position", "0.9,0.8,0.7"],
     "ideal engine": [*SELF, "--engine", "ideal", "--kv-dtype", "fp8"],
     "other machine": [*SELF, "--machine", "8xh100-pcie"],
-    "standalone": [
-        "--target=llama-2-7b-32k",
-        "--draft=tinyllama-1.1b",
-        "--tp=8",
-        "--draft-tp=4",
-        "--prompt-tokens=16000",
-        "--batch=32",
-    ],
-    "standalone, full cache": [
-        "--target=llama-3.1-70b",
-        "--draft=llama-3.1-8b",
-        "--draft-policy=full",
-        "--tp=8",
-        "--batch=4",
-        "--tokens-per-round=2.5",
-    ],
+    "standalone": shlex.split(
+        "--target=llama-2-7b-32k --draft=tinyllama-1.1b --tp=8 --draft-tp=4 --prompt-tokens=16000 "
+        "--batch=32"
+    ),
+    "standalone, full cache": shlex.split(
+        "--target=llama-3.1-70b --draft=llama-3.1-8b --draft-policy=full --tp=8 --batch=4 "
+        "--tokens-per-round=2.5"
+    ),
 }
 
 
@@ -371,17 +365,7 @@ def test_a_standalone_draft_is_searched_over_several_tp(capsys: pytest.CaptureFi
 
 
 def test_the_end_of_the_search_is_not_called_a_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [
-        "recommend",
-        "--target",
-        "llama-3.1-8b",
-        "--gpu",
-        "h200",
-        "--tp",
-        "1",
-        "--draft",
-        "eagle3",
-    ]
+    flags = shlex.split("recommend --target llama-3.1-8b --gpu h200 --tp 1 --draft eagle3")
     flags += ["--batch", "5000", "--prompt-tokens", "100", "--output-tokens", "10"]
     text = " ".join(printed(flags, capsys).split())
     assert "within the limits: at least 4,096, the most that is searched, per replica" in text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def result_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def test_the_same_seed_prints_the_same_bytes(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["simulate", *SPECULATING, "--rate", "3", "--requests", "200", "--schedule"]
+    arguments = ["simulate", *SPECULATING, "--rate", "3", "--requests", "50", "--schedule"]
     texts = []
     for seed in ("4", "4", "5"):
         assert run([*arguments, "--json", "--seed", seed]) == 0
@@ -114,20 +115,9 @@ def test_requests_that_are_left_out_are_counted(
     note = "left out of the trace: 2 with 0 response tokens"
     result = result_of(capsys, "simulate", *SPECULATING, "--traffic", str(path))
     assert result["workload"]["requests"] == 2 and note in result["notes"]
-    few = [
-        "--batch",
-        "1",
-        "--tp",
-        "8",
-        "--draft",
-        "self",
-        "--kv-budget",
-        "512",
-        "--prompt-tokens",
-        "1024",
-        "--engine",
-        "ideal",
-    ]
+    few = shlex.split(
+        "--batch 1 --tp 8 --draft self --kv-budget 512 --prompt-tokens 1024 --engine ideal"
+    )
     result = result_of(capsys, "recommend", *few, "--traffic", str(path))
     assert note in result["notes"]
 
@@ -191,7 +181,7 @@ def test_a_trace_at_a_rate_is_played_at_the_share_of_one_replica(
     """Mean latencies grow with the share, and arrival times of the trace contradict a rate."""
     timed, drawn = tmp_path / "timed.csv", tmp_path / "drawn.csv"
     timed.write_text("arrival_s,prompt_tokens,output_tokens\n0,3000,200\n1,3000,200\n")
-    drawn.write_text("prompt_tokens,output_tokens\n" + 40 * "2000,100\n4000,300\n")
+    drawn.write_text("prompt_tokens,output_tokens\n" + 10 * "2000,100\n4000,300\n")
     plan = ["--target", "llama-3.1-8b", "--tp", "1", "--draft", "eagle3", "--engine", "vllm"]
     plan += ["--gpu", "h200", "--traffic"]
     latencies = []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("streamlit")
 
+from explorer_views import opened
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
@@ -21,7 +21,6 @@ from app.explorer.scenario_text import command_text
 from perfmodel import ConfigError, catalog, parse_scenario
 from perfmodel.reports import ExportPlan, export_plan, exportability
 
-ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 LINE = (
     "CUDA_VISIBLE_DEVICES=0,1 vllm serve Qwen/Qwen3-32B \\\n  -tp 2 --max-num-seqs=32 "
     "--kv-cache-dtype fp8_e4m3 --trust-remote-code --quantization fp8"
@@ -255,9 +254,7 @@ def test_a_line_that_cannot_be_read_is_one_message(line: str) -> None:
 
 @pytest.mark.parametrize("engine", ["vllm-0.26", "sglang-0.5", "specroof"])
 def test_what_is_pasted_has_a_draft_that_the_engine_runs(engine: str) -> None:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"], at.session_state["engine"] = "Check", engine
-    at.run()
+    at = opened(view="Check", engine=engine)
     suffix = json.dumps({"method": "suffix", "num_speculative_tokens": 4})
     line = shlex.join(["vllm", "serve", QWEN.split()[-1], "-sc", suffix])
     for pasted in ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B", line):
@@ -269,9 +266,7 @@ def test_what_is_pasted_has_a_draft_that_the_engine_runs(engine: str) -> None:
 
 
 def test_the_page_begins_from_what_is_pasted() -> None:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"] = "Check"
-    at.run()
+    at = opened(view="Check")
     pasted = at.text_input(key="pasted")
     pasted.set_value(LINE).run()
     values = dict(at.session_state["values"])
@@ -298,9 +293,7 @@ def test_the_page_begins_from_what_is_pasted() -> None:
 def test_a_gpu_is_described_by_a_form_and_kept_in_the_link(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"], at.session_state["gpu_form"] = "Why", True
-    at.run()
+    at = opened(view="Why", gpu_form=True)
     name, bandwidth = at.text_input(key="gpu_name"), at.number_input(key="gpu_hbm_bandwidth")
     sms = at.number_input(key="gpu_sm_count")
     bandwidth.set_value(1e30)
@@ -320,10 +313,7 @@ def test_a_gpu_is_described_by_a_form_and_kept_in_the_link(
     assert (machine.name, machine.gpu.hbm_bandwidth) == ("8xmine", 3.5e12)
     assert run([*shlex.split(command_text(tuple(values.items())))[1:], "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    again = AppTest.from_file(ENTRY, default_timeout=300)
-    for key, value in at.query_params.items():
-        again.query_params[key] = value if isinstance(value, str) else value[0]
-    again.run()
+    again = opened(at.query_params)
     assert not again.warning and not again.error
     assert [m.value for m in again.metric] == [m.value for m in at.metric]
     assert f"{printed['speedup']:.2f}x" in [m.value for m in again.metric]
@@ -331,9 +321,7 @@ def test_a_gpu_is_described_by_a_form_and_kept_in_the_link(
 
 
 def test_a_tp_that_too_few_gpus_replaced_returns_with_more_of_them() -> None:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"], at.session_state["gpu_form"] = "Check", True
-    at.run()
+    at = opened(view="Check", gpu_form=True)
     assert at.session_state["tp"] == 8
     for gpus, tp, chosen in ((3, 2, 0), (4, 4, 0), (8, 8, 0), (3, 2, 1), (8, 1, 0)):
         at.number_input(key="gpu_gpus_per_node").set_value(gpus)
@@ -349,8 +337,7 @@ def _use_gpu(at: AppTest) -> None:
 
 @pytest.mark.parametrize("pasted", ["Qwen/Qwen3-32B-FP8", "RedHatAI/Qwen3-32B-quantized.w4a16"])
 def test_a_quantised_checkpoint_is_exported_until_the_types_are_others(pasted: str) -> None:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.run()
+    at = opened()
     at.text_input(key="pasted").set_value(f"vllm serve {pasted} -tp 4 --max-num-seqs 8").run()
     assert not at.exception and at.session_state["target_checkpoint"] == pasted
     assert any(f"vllm serve {pasted} " in code.value for code in at.code)
@@ -360,9 +347,7 @@ def test_a_quantised_checkpoint_is_exported_until_the_types_are_others(pasted: s
 
 
 def test_a_head_is_exported_only_with_its_target_and_its_method() -> None:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["export_plan"], at.session_state["machine"] = "page", "hgx-h200"
-    at.run()
+    at = opened(export_plan="page", machine="hgx-h200")
     spec = {"method": "eagle3", "model": "me/head-a", "num_speculative_tokens": 3}
     line = f"{shlex.join(['--speculative-config', json.dumps(spec)])} --max-num-seqs 8"
     at.text_input(key="pasted").set_value(
@@ -387,9 +372,7 @@ def test_a_head_is_exported_only_with_its_target_and_its_method() -> None:
 
 @pytest.mark.parametrize("target", ["llama-3.1-8b", "qwen3-32b"])
 def test_a_pasted_id_keeps_the_draft_or_takes_one_of_known_acceptance(target: str) -> None:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"], at.session_state["gamma"] = "Check", 4
-    at.run()
+    at = opened(view="Check", gamma=4)
     before = scenario_of(at.session_state["values"])
     for draft in (before.plan.draft, "ngram"):  # the latter has no known acceptance
         at.session_state["draft"] = f"{draft}:full"

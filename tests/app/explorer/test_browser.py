@@ -336,7 +336,7 @@ def test_a_phone_needs_no_sideways_scrolling_and_its_text_has_contrast(
     assert watched.errors == []
 
 
-@pytest.mark.parametrize("query", ["view=Frontier", "view=Map", "view=Why&why_part=tune"])
+@pytest.mark.parametrize("query", ["view=Map", "view=Why&why_part=tune"])
 def test_a_swipe_over_a_chart_scrolls_the_page(watched: Watched, query: str) -> None:
     watched.page.set_viewport_size({"width": 390, "height": 844})
     watched.open(query)

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import CONFIG, tables
+from explorer_views import CONFIG, ENTRY, opened, tables
 from streamlit.testing.v1 import AppTest
 
 from app.cli.commands.explore import explorer_command
@@ -34,7 +34,6 @@ from perfmodel.catalog.engines import engine_profile
 from perfmodel.units import format_seconds
 
 ROOT = Path(__file__).parents[3]
-ENTRY = str(ROOT / "app" / "explorer" / "main.py")
 GOLDEN = (ROOT / "calibration" / "golden" / "magicdec_step_times.csv").read_bytes()
 EVIL = "<script>alert(1)</script>![x](http://evil.example/x.png).toml"
 COUNTERS = """
@@ -86,9 +85,7 @@ HOSTILE_CSV = {
 
 
 def uploaded(key: str, name: str, data: bytes, kind: str, view: str = "Check") -> AppTest:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"] = view
-    at.run()
+    at = opened(view=view)
     at.file_uploader(key=key).set_value((name, data, kind)).run()
     return at
 
@@ -113,9 +110,7 @@ HOSTILE_MODEL = (
 
 
 def test_a_hostile_upload_is_one_message_without_an_old_answer() -> None:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"] = "Check"
-    at.run()
+    at = opened(view="Check")
     assert at.code and not at.error
     for uploader, suffix, files in (
         ("scenario_file", ".toml", HOSTILE_TOML.values()),
@@ -140,10 +135,7 @@ def test_markdown_in_user_text_is_escaped() -> None:
     shown = plain("![x](http://evil.example) <b>$x$ :smile: [a](b) `c`")
     for char in "![]()<>$:`":
         assert f"\\{char}" in shown
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"] = "Frontier"
-    at.session_state["slo"] = "![x](http://evil.example/x.png)<script>"
-    at.run()
+    at = opened(view="Frontier", slo="![x](http://evil.example/x.png)<script>")
     assert "\\!\\[x\\]\\(" in assert_one_message(at)
 
 
@@ -233,11 +225,7 @@ def test_a_refit_shows_before_and_after_and_is_used_on_the_page(
     assert (profile.measured_on, profile.speedup_error) == ("h100-sxm", shipped.speedup_error)
     shown = next(metric.value for metric in at.metric if metric.label == "T_V")
     assert shown == format_seconds(printed["verify_s"])
-    again = AppTest.from_file(ENTRY, default_timeout=300)
-    for key, value in at.query_params.items():
-        again.query_params[key] = value if isinstance(value, str) else value[0]
-    again.query_params["view"] = "Decide"
-    again.run()
+    again = opened({**at.query_params, "view": "Decide"})
     assert not again.exception and not again.warning
     again.button(key="use_1").click().run()
     assert not again.exception and again.session_state["engine"] == "refitted"
@@ -245,9 +233,7 @@ def test_a_refit_shows_before_and_after_and_is_used_on_the_page(
 
 def test_vllm_counters_become_conditional_acceptance() -> None:
     assert vllm_acceptance(COUNTERS) == pytest.approx((0.8, 0.75, 0.5))
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    at.session_state["view"], at.session_state["acceptance_form"] = "Check", PER_POSITION
-    at.run()
+    at = opened(view="Check", acceptance_form=PER_POSITION)
     at.text_area(key="counters").set_value(COUNTERS).run()
     next(b for b in at.button if b.label == "Import").click().run()
     assert not at.exception

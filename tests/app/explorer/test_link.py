@@ -6,7 +6,6 @@ import json
 import os
 import random
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 import streamlit as st
-from explorer_views import CONFIG
+from explorer_views import CONFIG, opened
 from streamlit.testing.v1 import AppTest
 
 from app.explorer.address import MAX_LINK
@@ -39,19 +38,12 @@ from perfmodel.specs import METHODS
 
 UPLOADS = (UPLOADED, CUSTOM, REFITTED)
 FORMER_PLAN = {"engine": "specroof", "draft": "self"}  # of a link that states neither
-ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 
 
 def page(query: dict[str, str] | None = None, view: str = "") -> AppTest:
     """A new page at a link; by default that of the defaults."""
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    for key, value in (
-        {k: DEFAULTS[k] for k in FORMER_DEFAULTS} if query is None else query
-    ).items():
-        at.query_params[key] = value
-    if view:
-        at.query_params["view"] = view
-    at.run()
+    query = {k: DEFAULTS[k] for k in FORMER_DEFAULTS} if query is None else query
+    at = opened(query | ({"view": view} if view else {}))
     assert [e.message for e in at.exception] == []
     return at
 

@@ -11,22 +11,18 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import tables
+from explorer_views import opened, tables
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
 from app.render.simulation_tables import run_rows
 
-ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 TRACE = Path(__file__).parents[1] / "cli" / "traffic.csv"
 OPENED = {"view": "Frontier", "frontier_part": "traffic", "requests": "200"}
 
 
 def page(query: dict[str, str]) -> AppTest:
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    for key, value in query.items():
-        at.query_params[key] = value
-    at.run()
+    at = opened(query)
     assert not at.exception and not at.error
     return at
 

@@ -16,6 +16,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 from explorer_views import CHARTS, UNMEASURED_PRESETS, tables
+from explorer_views import opened as page
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
@@ -43,15 +44,11 @@ from perfmodel.specs import parse_slo, profile_version
 from perfmodel.units import format_seconds
 
 TINYLLAMA = "llama-2-7b-32k-tinyllama"
-ENTRY = str(Path(__file__).parents[3] / "app" / "explorer" / "main.py")
 
 
 def opened(view: str = "Decide", **state: Any) -> AppTest:
     """The explorer at a view, with widget values set before it is drawn."""
-    at = AppTest.from_file(ENTRY, default_timeout=300)
-    for key, value in {"view": view, **state}.items():
-        at.session_state[key] = value
-    return at.run()
+    return page(view=view, **state)
 
 
 def said(at: AppTest) -> list[str]:

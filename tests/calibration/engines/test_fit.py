@@ -62,8 +62,8 @@ def test_known_terms_are_recovered(
 
 def test_terms_of_several_ranks_are_recovered() -> None:
     """From the same workloads on one and on two GPUs."""
-    one = records_of(a_plan())[0]
-    two, true = records_of(a_plan(tp=2), sum_gap_s=4e-6, rank_step_s=8e-4)
+    one = records_of(a_plan(minutes=8.0))[0]
+    two, true = records_of(a_plan(minutes=8.0, tp=2), sum_gap_s=4e-6, rank_step_s=8e-4)
     found = fit_profile(replace(one, points=(*one.points, *two.points))).profile
     assert found.sum_gap_s == pytest.approx(4e-6, abs=1e-6)
     assert found.rank_step_s == pytest.approx(8e-4, rel=0.1)

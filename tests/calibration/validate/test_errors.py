@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from calibration_fakes import FakeRuntime, documented_keys
+from calibration_fakes import FakeRuntime
+from documented import documented_keys
 
 import calibration
 from app.cli.main import run as specroof

@@ -15,7 +15,7 @@ from perfmodel.serving import RoundTimes, Serving, scenario_acceptance
 from perfmodel.speculation import service, without_speculation
 from perfmodel.speculation.gain import CLOSED_FORM_ERROR
 
-REQUESTS, SCENARIOS = 3000, 100
+REQUESTS, SCENARIOS = 3000, 40
 OUTPUT_CV = 0.4  # with equal lengths the simulated requests would run in lockstep
 MODEL_ERROR = 0.03
 

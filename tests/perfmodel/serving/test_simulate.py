@@ -273,9 +273,17 @@ PROCESSES = {
 }
 
 
-@pytest.mark.parametrize("traffic", TRAFFICS)
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("gammas", [(3,), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize(
+    ("traffic", "process", "gammas"),
+    [
+        ("steady", "iid", (0, 1, 2, 3, 4)),
+        ("bursty", "iid", (3,)),
+        ("steady", "spread", (3,)),
+        ("bursty", "spread", (0, 1, 2, 3, 4)),
+        ("steady", "recorded", (0, 1, 2, 3, 4)),
+        ("bursty", "recorded", (3,)),
+    ],
+)
 def test_pooled_rounds_agree_with_every_round_drawn(
     traffic: str, process: str, gammas: tuple[int, ...]
 ) -> None:

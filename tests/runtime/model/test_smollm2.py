@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ PROMPT = (
     "churches because people had to wait in them, and restaurants opened in stations because "
     "people who wait grow hungry. "
 )
+TOKENS = 12
 QUESTION = "Germany is a country in Europe. The capital of Germany is"
 
 
@@ -40,38 +43,42 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(smollm2: Path, tmp_path: Path, capsys: Any, **fields: Any) -> dict[str, Any]:
-    prompts = tmp_path / "prompts.jsonl"
-    rows = [{"prompt": PROMPT * 6 + QUESTION}, {"prompt": QUESTION}]
+def run(smollm2: Path, **fields: Any) -> dict[str, Any]:
+    prompts = smollm2 / "prompts.jsonl"
+    rows = [{"prompt": PROMPT * 4 + QUESTION}, {"prompt": QUESTION}]
     prompts.write_text("\n".join(json.dumps(row) for row in rows))
-    bench.run(RunPlan(model=smollm2, input=prompts, batch=2, gen_tokens=24, json=True, **fields))
-    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    plan = RunPlan(model=smollm2, input=prompts, batch=2, gen_tokens=TOKENS, json=True, **fields)
+    with redirect_stdout(io.StringIO()) as out:
+        bench.run(plan)
+    report: dict[str, Any] = json.loads(out.getvalue())
     return report
 
 
+@pytest.fixture(scope="module")
+def plain(smollm2: Path) -> dict[str, Any]:
+    return run(smollm2, mode="baseline")
+
+
 def test_self_speculation_on_trained_weights_generates_the_tokens_of_plain_decoding(
-    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    smollm2: Path, plain: dict[str, Any]
 ) -> None:
-    torch.manual_seed(0)
-    plain = run(smollm2, tmp_path, capsys, mode="baseline")
     assert "Berlin" in plain["texts"][0] and "Berlin" in plain["texts"][1]
     for policy in ("streamingllm", "snapkv"):
         fields = {"mode": "selfspec", "draft_policy": policy, "kv_budget": 96, "gamma": 3}
-        speculative = run(smollm2, tmp_path, capsys, **fields)
+        speculative = run(smollm2, **fields)
         assert speculative["sequences"] == plain["sequences"]
         assert speculative["acceptance_per_position"][0] > 0.5
         assert speculative["rounds"] < plain["rounds"]
 
 
 def test_plain_decoding_generates_the_tokens_of_transformers(
-    smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    smollm2: Path, plain: dict[str, Any]
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    report = run(smollm2, tmp_path, capsys, mode="baseline")
     model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32).eval()
     tokens = AutoTokenizer.from_pretrained(smollm2)(QUESTION, return_tensors="pt")
     with torch.inference_mode():
-        output = model.generate(**tokens, max_new_tokens=24, do_sample=False)
+        output = model.generate(**tokens, max_new_tokens=TOKENS, do_sample=False)
     generated = output[0, tokens["input_ids"].shape[1] :].tolist()
-    assert report["sequences"][1]["generated"] == generated
+    assert plain["sequences"][1]["generated"] == generated

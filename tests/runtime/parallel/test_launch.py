@@ -105,13 +105,38 @@ def test_what_was_measured_before_a_rank_died_is_on_disk(
     assert json.loads(lines[2])["round"]["gamma"] == 4
 
 
+# A launcher of ranks that only sleep, since an engine takes seconds to start.
+SLEEPER = """
+import os, sys, time
+from runtime.parallel.launch import run_rank
+def body():
+    open(f"{sys.argv[1]}.{os.environ['RANK']}", "w").close()
+    time.sleep(300)
+sys.exit(run_rank(body))
+"""
+LAUNCHER = f"""
+import sys
+import runtime.bench.run as bench
+from runtime.parallel.launch import launch_ranks
+rank = [sys.executable, "-c", {SLEEPER!r}, sys.argv[1]]
+bench.launch_ranks = lambda _, ranks: launch_ranks(rank, ranks)
+sys.exit(bench.main())
+"""
+
+
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_launcher_that_is_stopped_leaves_no_rank(
-    long_run: subprocess.Popen[str], how: signal.Signals, code: int
+    how: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    ranks = children(long_run.pid)
-    long_run.send_signal(how)
-    assert long_run.wait(timeout=300) == code
+    plan = tmp_path / "plan.json"
+    RunPlan(mode="baseline", model=tmp_path, random_weights=True, tp=2).write(plan)
+    command = [sys.executable, "-c", LAUNCHER, str(plan)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as launcher:
+        wait_for(lambda: len([*tmp_path.glob("plan.json.*")]) == 2)
+        ranks = children(launcher.pid)
+        assert len(ranks) == 2
+        launcher.send_signal(how)
+        assert launcher.wait(timeout=300) == code
     wait_for(lambda: not any(alive(rank) for rank in ranks))
 
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from calibration_fakes import documented_keys
+from documented import documented_keys
 from engine_samples import HEADER, a_plan, records_of
 from fake_vllm import write_fake_vllm
 

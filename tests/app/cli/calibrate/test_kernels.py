@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documented import documented_keys
 from tiny_folder import write_model, write_text, write_tokenizer
 
 from app.cli.main import run
@@ -25,24 +26,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-MEASURE = [
-    "calibrate",
-    "acceptance",
-    "--model",
-    "model",
-    "--text",
-    "a.txt",
-    "--output",
-    "r.jsonl",
-    "--kv-budget",
-    "48,64:128:32",
-    "--prompt-tokens",
-    "128:256:x2",
-    "--windows",
-    "3",
-    "--scored-tokens",
-    "32",
-]
+MEASURE = shlex.split(
+    "calibrate acceptance --model model --text a.txt --output r.jsonl --kv-budget 48,64:128:32 "
+    "--prompt-tokens 128:256:x2 --windows 3 --scored-tokens 32"
+)
 
 
 def test_from_text_to_a_prediction(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,18 +44,7 @@ def test_from_text_to_a_prediction(place: Path, capsys: pytest.CaptureFixture[st
     fit = "calibrate fit-acceptance r.jsonl --output c.toml --target llama-3.1-8b"
     assert run(fit.split()) == 0
     capsys.readouterr()
-    predict = [
-        "predict",
-        "--draft",
-        "self",
-        "--gpu",
-        "h200",
-        "--tp",
-        "8",
-        "--prompt-tokens",
-        "4000",
-        "--json",
-    ]
+    predict = shlex.split("predict --draft self --gpu h200 --tp 8 --prompt-tokens 4000 --json")
     alphas = {}
     for name, more in {"own": ["--acceptance-curve", "c.toml"], "catalog": []}.items():
         assert run([*predict, *more]) == 0
@@ -137,12 +113,6 @@ def test_bad_input_is_one_line(
     assert hint in error
 
 
-def documented(section: str) -> list[str]:
-    text = (Path(__file__).parents[4] / "docs/reference/json.md").read_text(encoding="utf-8")
-    body = re.split(rf"^##+ {re.escape(section)}$", text, flags=re.M)[1]
-    return re.findall(r"^\| `([^`]+)` \|", re.split(r"^#", body, flags=re.M)[0], flags=re.M)
-
-
 def test_documented_keys_match_the_output(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(MEASURE) == 0
     record = read_acceptance(place / "r.jsonl").records[0]
@@ -155,14 +125,14 @@ def test_documented_keys_match_the_output(place: Path, capsys: pytest.CaptureFix
     words = "calibrate acceptance-report r.jsonl --counted counted.jsonl --json"
     assert run([*words.split(), "--tolerance", "100"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert documented("calibrate: report") == list(printed)
-    assert documented("calibrate: cell") == list(printed["cells"][0])
-    assert documented("calibrate: compared") == list(printed["compared"][0])
+    assert documented_keys("calibrate: report") == list(printed)
+    assert documented_keys("calibrate: cell") == list(printed["cells"][0])
+    assert documented_keys("calibrate: compared") == list(printed["compared"][0])
     assert run([*words.split(), "--tolerance", "0"]) == 4
     capsys.readouterr()
     (place / "m.json").write_text('{"num_drafts": 10, "num_accepted_tokens_per_pos": [8, 4]}')
     assert run(["calibrate", "import-acceptance", "m.json", "--json"]) == 0
-    assert documented("calibrate: import") == list(json.loads(capsys.readouterr().out))
+    assert documented_keys("calibrate: import") == list(json.loads(capsys.readouterr().out))
 
 
 def test_another_measurement_into_the_same_file_is_refused(

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="fitting needs the calibration extra")
 
-from calibration_fakes import documented_keys
+from documented import documented_keys
 
 from app.cli.main import run as specroof
 from calibration.fit.errors import Errors
