@@ -64,6 +64,9 @@ class PlainOps:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def best(self, part: Any, vocab: int) -> Any:
+        return part[:, :vocab].argmax(-1)
+
 
 class PlainKernels(RuntimeKernels):
     """The adapter with plain torch operations."""
@@ -130,8 +133,10 @@ def test_a_layers_weights_and_caches_never_overlap() -> None:
     assert [tuple(w.shape) for w in weights[0]] == layer_matrices(cell)
 
 
-def test_a_layer_appends_the_tokens_of_its_pass() -> None:
-    bench, cell = SmallBench(), shrunk(layer_cells()[0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_appends_the_tokens_of_its_pass(bias: bool) -> None:
+    first = next(cell for cell in layer_cells() if cell.get("bias", False) is bias)
+    bench, cell = SmallBench(), shrunk(first)
     bench.pool.normal_()
     before = bench.caches(cell)[0].clone()
     bench.layer_call(cell)(0)
@@ -172,9 +177,7 @@ class SmallRanks(RankBench):
         self.distributed = SimpleNamespace(all_reduce=lambda x, group: None)
 
     def kernels_for(self, ranks: int, hidden: int) -> RuntimeKernels:
-        kernels = PlainKernels()
-        kernels.ops.best = lambda part, vocab: part[:, :vocab].argmax(-1)  # type: ignore[method-assign]
-        return kernels
+        return PlainKernels()
 
 
 @pytest.mark.parametrize("op", ["sum_add_norm", "rank_layer", "best", "all_reduce"])
