@@ -52,7 +52,7 @@ PART_ERRORS = {
 OTHER_ATTENTION_ERROR = 0.27
 # Rms of ln(predicted / measured time) of a plain step, or of a round at a known acceptance, by what
 # was left out. On a timed GPU, the error of steps is taken to be that of speedups.
-SISTER_STEP_ERROR, TP_STEP_ERROR = 0.093, 0.098
+SISTER_STEP_ERROR, TP_STEP_ERROR = 0.093, 0.115
 ARCHITECTURE_STEP_ERROR, ARCHITECTURE_ROUND_ERROR = 0.142, 0.29
 # Of `ideal`, whose steps are lower bounds: of speedups, plain steps and rounds.
 BOUND_ERROR, BOUND_STEP_ERROR, BOUND_ROUND_ERROR = 0.243, 0.524, 0.684
