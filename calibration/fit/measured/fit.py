@@ -43,8 +43,8 @@ def fit_measured(
     steps : sequence of StepRecord
         Timed rounds of cases that validation does not use, only for the round overhead.
     older : sequence of StepRecord
-        The same of an engine whose host works between all passes, for its work in a plain step,
-        and for what several ranks add to a round if `steps` has none of several.
+        The same of an engine whose host works between all passes, for its work in a plain step. If
+        `steps` has none, also for the error of rounds, and for what several ranks add to them.
     """
     gpu = catalog.gpu(records.gpu)
     report = FitReport(gpu=gpu.name, source=records.source)
@@ -125,15 +125,17 @@ def _engine(
     report: FitReport,
 ) -> None:
     alone = [step for step in steps if step.case.tp == 1]
-    overhead, rounds = round_overhead(alone), round_overhead_errors(alone)
+    by_hosts = [step for step in older if step.case.tp == 1]
+    overhead, by_host = round_overhead(alone), round_overhead(by_hosts)
+    rounds = round_overhead_errors(alone if overhead else by_hosts)
     of_one, shared = overhead, [step for step in steps if step.case.tp > 1]
-    if by_host := round_overhead([step for step in older if step.case.tp == 1]):
+    if by_host:
         engine.values.update(plain_host(by_host))
     if not shared:
         of_one, shared = by_host, [step for step in older if step.case.tp > 1]
     if not overhead:
         engine.missing.append(
-            "round overhead: no timed rounds were given; the profile's value is kept"
+            "round overhead: no rounds of this engine; those of another GPU apply"
         )
     engine.timed_tp.update(step.case.tp for step in shared)
     engine.values.update(overhead | rank_round_overhead(shared, of_one))
@@ -141,7 +143,7 @@ def _engine(
         engine.values["speedup_error"] = error
     report.missing += engine.missing
     report.parameters = dict(engine.values)
-    report.errors += [engine.errors, rounds] if overhead else [engine.errors]
+    report.errors += [engine.errors, rounds] if rounds.cells else [engine.errors]
     if shared:
         report.errors.append(
             round_overhead_errors(shared, "round overhead of several ranks", alone=of_one)
