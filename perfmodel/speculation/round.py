@@ -247,6 +247,8 @@ def _speculative_steps(
     fixed, per_sequence, per_draft = engine.round_overheads(scenario.tp, by_model=by_model)
     drafts, of_host = np.maximum(gamma, 1.0), fullest_group(batch, scenario.dp)
     overhead = fixed + per_sequence * of_host + per_draft * drafts
+    if scenario.draft is None and not plan.is_self:  # the host looks drafts up between passes
+        overhead = overhead + engine.plain_host_work_s(1, of_host)
     verify = forward_pass(
         target_rank(scenario), batch=batch, context_tokens=prompt, query_tokens=gamma + 1.0
     )
