@@ -47,12 +47,12 @@ from perfmodel.units import Z90
 
 # Records of the runtime's steps, none of which was used in a fit, with their number of ranks.
 RECORDS = {
+    "steps-h200-seed2922": 1,
     "steps-h200-seed2914": 1,
-    "steps-h200-seed8": 1,
     "steps-h100-seed9": 1,
-    "steps-h200-tp2-seed2114": 2,
-    "steps-h200-tp2-seed2115": 2,
+    "steps-h200-tp2-seed2921": 2,
     "steps-h200-tp2-seed2118": 2,
+    "steps-h200-tp2-seed2115": 2,
 }
 VLLM = "vllm-0.26"
 VLLM_RECORDS = ("engine-vllm-0.26-h200.jsonl", "engine-vllm-0.26-h200-tp2.jsonl")
