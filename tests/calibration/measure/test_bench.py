@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calibration.measure.bench import Bench
+from calibration.measure.bench import Bench, norm_cell
 from calibration.measure.collectives import RankBench, cells
 from calibration.measure.grid import attention_cells, gemm_cell, layer_cells, small_cells
 from calibration.measure.runtime_kernels import RuntimeKernels
@@ -158,6 +158,19 @@ def test_each_gemm_call_reads_other_weights() -> None:
     call = bench.gemm_call(gemm_cell(3, 48, 64))
     first, second = call(0).clone(), call(1).clone()
     assert first.shape == (3, 48) and not torch.equal(first, second)
+
+
+def test_a_gemm_is_timed_after_a_norm_of_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, calls = SmallBench(), list[tuple[int, ...]]()
+    for name in ("add_norm", "linear"):
+        whole = getattr(PlainOps, name)
+        monkeypatch.setattr(
+            PlainOps,
+            name,
+            lambda self, x, *rest, of=whole: (calls.append(x.shape), of(self, x, *rest))[1],
+        )
+    bench.gemm_after_norm(gemm_cell(3, 48, 64))(0)
+    assert calls == [(3, norm_cell(3)["hidden"]), (3, 64)]
 
 
 def test_compile_runs_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from calibration.fit.errors import Errors
 from calibration.fit.measured.engine import (
     LEAST_ROUNDS,
     ROUND_FIELDS,
+    plain_host,
+    rank_round_overhead,
     round_overhead,
     round_overhead_errors,
     round_terms,
@@ -53,6 +55,21 @@ def test_the_overhead_terms_are_recovered() -> None:
     found = round_overhead(rounds(12))
     assert list(found) == list(ROUND_FIELDS)
     assert list(found.values()) == pytest.approx(TRUE_S, rel=1e-6)
+
+
+def test_what_ranks_add_is_recovered_and_the_host_of_a_plain_step_has_one_draft() -> None:
+    alone, more = round_overhead(rounds(12)), np.array([1e-4, 2e-6, 3e-6])
+    shared = []
+    for made in rounds(12):
+        plan = made.case.plan
+        added = float(more @ (1, made.case.batch, plan.gamma))
+        shared.append(replace(made, round_s=made.round_s + added))
+    found = rank_round_overhead(shared, alone)
+    assert list(found.values()) == pytest.approx(list(more), rel=1e-5)
+    assert rank_round_overhead(shared, {}) == {}
+    host = plain_host(alone)
+    assert host["plain_host_s"] == pytest.approx(TRUE_S[0] + TRUE_S[2], rel=1e-6)
+    assert host["plain_host_per_sequence_s"] == pytest.approx(TRUE_S[1], rel=1e-6)
 
 
 def test_no_term_is_negative_and_too_few_rounds_give_none() -> None:
