@@ -18,7 +18,7 @@ from calibration.fit.tables.fit import fetch_missing, fit_tables
 from calibration.fit.tables.gpus import GPUS
 from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import KernelRecords, read_kernel_records
-from calibration.records.steps import PASS_END, read_steps
+from calibration.records.steps import StepRecord, has_older_rounds, read_steps
 from perfmodel import ConfigError, catalog
 
 
@@ -52,10 +52,11 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
             raise RecordError(str(error)) from error
     lines = [path for path in paths if path.suffix in (".jsonl", ".json")]
     kernels = [path for path in lines if not _holds_steps(path)]
-    timed = [read_steps(path) for path in lines if path not in kernels]
-    to_tokens = {
-        s.case.id for header, steps in timed if PASS_END.items() <= header.items() for s in steps
-    }
+    timed: dict[bool, list[StepRecord]] = {False: [], True: []}  # by an older engine or not
+    for path in lines:
+        if path not in kernels:
+            header, steps = read_steps(path)
+            timed[has_older_rounds(header)] += steps
     measured = read_kernel_records(kernels, gpu) if kernels else None
     gpu = measured.gpu if measured else gpu
     records = list(measured.records) if measured else []
@@ -70,8 +71,8 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
     headers = measured.headers if measured else ()
     return fit_measured(
         KernelRecords(gpu=gpu, headers=headers, records=records),
-        [step for _, steps in timed for step in steps],
-        to_tokens=to_tokens,
+        timed[False],
+        timed[True],
     )
 
 

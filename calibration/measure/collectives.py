@@ -90,8 +90,7 @@ class RankBench(Bench):
         self.kernels = self.kernels_for(cell["ranks"], hidden)
         ops = self.kernels.ops
         if op == "best":
-            logits = self.normal(cell["tokens"], cell["vocab"])
-            return lambda i: ops.best(logits, cell["ranks"] * cell["vocab"])
+            return self.small_call(cell)
         if op == "sum_add_norm":
             weights = self.slots(hidden, cell["k"])
             x, residual = (

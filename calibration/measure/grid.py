@@ -51,8 +51,9 @@ GEMM_ROWS = (1, 2, 4, 8, 16, 17, 24, 32, 33, 48, 64, 65, 80, 96, 112, 128, 129, 
              1408, 1536, 1792, 2048, 2304)  # fmt: skip
 TRITON_ROWS = 128  # beyond so many rows the runtime always uses cuBLAS, which needs no compilation
 BIASED = {
-    ((spec.query_heads + 2 * spec.kv_heads) * spec.head_dim, spec.hidden)
+    ((spec.query_heads + 2 * spec.kv_heads) * spec.head_dim // tp, spec.hidden)
     for spec in MODELS
+    for tp in (1, 2)
     if spec.qkv_bias
 }  # (N, K) of fused query, key and value projections with a bias
 # Query tokens that fill one and two of the largest tiles, by query heads per KV head, and others.
@@ -193,12 +194,14 @@ def layer_cells(tp: int = 1) -> list[Cell]:
         for batch, query_tokens, kv_tokens in points:
             cell = attention_cell(heads_of(model, tp), batch, kv_tokens, query_tokens)
             cell = {**cell, "op": "layer", "hidden": model.hidden, "ffn": model.ffn_hidden // tp}
+            if model.qkv_bias:
+                cell["bias"] = True
             cells += _fitting([cell], model)
     return cells
 
 
 def small_cells() -> list[Cell]:
-    """The runtime's norm, rotary embedding with KV append, activation, and argmax."""
+    """The runtime's norm, rotary embedding with KV append, activation, and choice of tokens."""
     cells: list[Cell] = []
     for tokens in SMALL_TOKENS:
         for model in MODELS:
@@ -213,7 +216,7 @@ def small_cells() -> list[Cell]:
                     "head_dim": dim,
                 },
                 {"op": "silu_mul", "tokens": tokens, "ffn": model.ffn_hidden},
-                {"op": "argmax", "tokens": tokens, "vocab": model.vocab},
+                {"op": "best", "ranks": 1, "tokens": tokens, "vocab": model.vocab},
             ]
     return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
 

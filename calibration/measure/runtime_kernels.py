@@ -69,7 +69,11 @@ class RuntimeKernels:
         )
 
     def layer(
-        self, weights: tuple[Any, ...], norm: Any, place: Callable[[Any, Any, Any], Any]
+        self,
+        weights: tuple[Any, ...],
+        norm: Any,
+        place: Callable[[Any, Any, Any], Any],
+        bias: Any = None,
     ) -> Callable[..., Any]:
         """All kernels of a decoder layer with its two all-reduces, as a function of its rows."""
         qkv_w, o_w, up_w, down_w = weights
@@ -77,7 +81,7 @@ class RuntimeKernels:
 
         def run(x: Any, residual: Any, cache: tuple[Any, ...], attend: Callable[[Any], Any]) -> Any:
             normed, _ = ops.sum_add_norm(x, residual, norm, EPSILON)
-            query = place(ops.linear(normed, qkv_w), *cache)
+            query = place(ops.linear(normed, qkv_w, bias), *cache)
             mixed = attend(query).flatten(1)
             normed, _ = ops.sum_add_norm(ops.partial(mixed, o_w), residual, norm, EPSILON)
             return ops.partial(ops.silu_mul(ops.linear(normed, up_w)), down_w)

@@ -55,7 +55,7 @@ class TimedCell(Cell, total=False):
 
 
 _ATTENTION = ("path", "query_heads", "kv_heads", "head_dim", "batch", "kv_tokens", "query_tokens")
-# The required parameters of each operation. The last five are only in older files.
+# The required parameters of each operation. The last six are only in older files.
 FIELDS: dict[str, tuple[str, ...]] = {
     "attention": _ATTENTION,
     "attention_between": _ATTENTION,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from calibration.records.cells import FIELDS, Cell, TimedCell, record_faults
+from calibration.records.cells import FIELDS, OVER_CACHE, Cell, TimedCell, record_faults
 from calibration.records.jsonl import Line, RecordError, read_lines
 from perfmodel import GPU, catalog
 from perfmodel.errors import shown
@@ -126,6 +126,9 @@ class KernelRecords:
 def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> KernelRecords:
     """Read the kernel records of one GPU.
 
+    Of the runtime's own kernels, which change, the last time of a cell is kept. Those of attention
+    are FlashInfer's, and all their times are.
+
     Parameters
     ----------
     gpu : str, optional
@@ -138,7 +141,7 @@ def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> Kernel
         has a time that is not positive or faster than the datasheet allows; with the line number.
     """
     headers: list[Mapping[str, Any]] = []
-    records: list[KernelRecord] = []
+    records: dict[Hashable, KernelRecord] = {}
     for path in paths:
         first, *lines = read_lines(path)
         headers.append(first.header or {})
@@ -147,10 +150,18 @@ def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> Kernel
             if line.header is not None:
                 gpu = _same_gpu(line, gpu)
             elif line.value.get("op") != "clocks":  # in older files
-                records.append(_record(line, catalog.gpu(gpu)))
+                record = _record(line, catalog.gpu(gpu))
+                records[_identity(record)] = record
     if gpu is None or not records:
         raise RecordError("the files have no kernel record")
-    return KernelRecords(gpu=gpu, headers=tuple(headers), records=tuple(records))
+    return KernelRecords(gpu=gpu, headers=tuple(headers), records=tuple(records.values()))
+
+
+def _identity(record: KernelRecord) -> Hashable:
+    """What makes a record replace an earlier one."""
+    if record.op in OVER_CACHE:
+        return record.place
+    return record.op, *(record[name] for name in FIELDS[record.op])
 
 
 def checked(cell: Cell, seconds: float, gpu: GPU, place: str) -> KernelRecord:

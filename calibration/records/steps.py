@@ -30,6 +30,9 @@ TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
 TRIALS = {"trials": "capturing stream"}
 # Header entry: where a timed pass of the target ends. Without it, passes end at the logits.
 PASS_END = {"pass_end": "tokens"}
+# Commits whose host launched the next draft only after it had read the verdict. Rounds timed with
+# them are no longer those of the engine; its passes are still comparable.
+OLDER_ROUNDS = frozenset({"872802a", "b2cc5ff", "230e9e0", "82430ba7e128"})
 
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
 Pair = tuple[str, str | None, int]  # target, standalone draft or None, and ranks
@@ -139,6 +142,11 @@ class CaseFile:
         """The text of the file, with one case per line so that diffs are readable."""
         cases = ",\n".join("  " + json.dumps(asdict(case)) for case in self.cases)
         return f'{{"drawn": {json.dumps(self.drawn)},\n "cases": [\n{cases}\n]}}\n'
+
+
+def has_older_rounds(header: Mapping[str, object]) -> bool:
+    """Whether the rounds of a run with this header are those of an older engine."""
+    return header.get("commit") in OLDER_ROUNDS
 
 
 def read_cases(path: Path) -> CaseFile:

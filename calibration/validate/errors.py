@@ -14,7 +14,7 @@ import numpy as np
 
 from calibration.records.kernels import gpu_of
 from calibration.records.published import PHASES, PublishedRow, RowError
-from calibration.records.steps import PASS_END, StepRecord
+from calibration.records.steps import PASS_END, StepRecord, has_older_rounds
 from calibration.validate.memory import WorkspaceCount, torch_peak_bytes
 from calibration.validate.predict import (
     bench_scenario,
@@ -216,7 +216,7 @@ def compare(
             scenario = bench_scenario(record.case, gpu=gpu, engine=engine, curves_of=curves_of)
         point = estimate(scenario)
         interval = speedup_interval(scenario)
-        measured = _measured(record, point)
+        measured = _measured(record, rounds=not has_older_rounds(header))
         covered = None
         if interval is not None and "speedup" in measured:
             covered = interval.low <= measured["speedup"] <= interval.high
@@ -273,8 +273,11 @@ def _part_errors(
     return errors
 
 
-def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:
-    """The measured quantities of a case; plain decoding only has a target step."""
+def _measured(record: StepRecord, *, rounds: bool) -> dict[str, float]:
+    """The measured quantities of a case; plain decoding only has a target step.
+
+    If not `rounds`, those of an older engine are left out.
+    """
     times = record.times
     measured = {"target_step_s": times["target_step_s"]}
     if record.peak_memory_bytes > 0:
@@ -282,8 +285,9 @@ def _measured(record: StepRecord, point: RoundEstimate) -> dict[str, float]:
     if record.prefill_tokens:
         measured["prefill_s"] = record.prefill_s
     if record.case.plan.gamma > 0:
-        measured |= {name: times[name] for name in ("verify_s", "draft_step_s", "round_s")}
-        measured["speedup"] = measured_speedup(record)
+        measured |= {name: times[name] for name in ("verify_s", "draft_step_s")}
+        if rounds:
+            measured |= {"round_s": times["round_s"], "speedup": measured_speedup(record)}
     return measured
 
 

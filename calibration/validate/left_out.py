@@ -23,8 +23,7 @@ from calibration.records.published import (
     predict_row,
     row_error,
 )
-from calibration.records.steps import PASS_END, StepRecord, read_steps
-from calibration.validate.errors import measured_speedup
+from calibration.records.steps import PASS_END, StepRecord, has_older_rounds, read_steps
 from calibration.validate.predict import bench_scenario, predicted_times, prefill_s
 from calibration.validate.served import served_rows, served_tpot
 from perfmodel import (
@@ -48,10 +47,11 @@ from perfmodel.units import Z90
 
 # Records of the runtime's steps, none of which was used in a fit, with their number of ranks.
 RECORDS = {
-    "steps-h200-seed10": 1,
-    "steps-h200-seed8": 1,
+    "steps-h200-seed2922": 1,
+    "steps-h200-seed2914": 1,
     "steps-h100-seed9": 1,
-    "steps-h200-tp2-seed2114": 2,
+    "steps-h200-tp2-seed2921": 2,
+    "steps-h200-tp2-seed2118": 2,
     "steps-h200-tp2-seed2115": 2,
 }
 VLLM = "vllm-0.26"
@@ -149,15 +149,17 @@ def _recorded(found: LeftOut) -> None:
         with resources.as_file(path) as file:
             header, records = read_steps(file)
         label, gpu = name.removeprefix("steps-"), gpu_of(header, name)
+        if older := has_older_rounds(header):
+            label += ", passes"
         ends = PASS_END.items() <= dict(header).items()
         drafts: dict[tuple[str, str], list[_Draft]] = {}
         for record in records:
             for distance, out, scenario in _predictors(record, label, gpu, ranks):
+                errors = _step_and_round_errors(record, scenario, ends=ends, older=older)
                 if record.case.purpose == "scenario":
-                    _add_record(found, distance, out, record, scenario, ends)
+                    _add_record(found, distance, out, record, scenario, errors)
                 if record.case.plan.gamma and distance in PAIRED:
-                    error = _speedup_error(record, scenario, ends)
-                    draft = _Draft((record.case.scenario,), error, scenario)
+                    draft = _Draft((record.case.scenario,), errors[0] - errors[1], scenario)
                     drafts.setdefault((distance, out), []).append(draft)
             if record.case.purpose == "scenario" and record.prefill_tokens:
                 _add_prompt(found, label, record, bench_scenario(record.case, gpu=gpu))
@@ -186,27 +188,44 @@ def _predictors(
         yield "two ranks from one", label, replace(here, engine=_of_one_rank(here.engine))
 
 
+def _step_and_round_errors(
+    record: StepRecord, scenario: Scenario, *, ends: bool, older: bool
+) -> tuple[float, float]:
+    """ln(predicted / measured) of the plain step and of the round, 0 without one.
+
+    The time between the passes of an older engine is left out on both sides.
+    """
+    point, gamma = estimate(scenario), record.case.plan.gamma
+    times = predicted_times(point, to_tokens=ends)
+    step = math.log(times["target_step_s"] / record.target_step_s)
+    if gamma == 0:
+        return step, 0.0
+    predicted, measured = times["round_s"], record.round_s
+    if older:
+        predicted -= float(point.overhead_s)
+        measured = gamma * record.draft_step_s + record.verify_s
+    return step, math.log(predicted / measured)
+
+
 def _add_record(
-    found: LeftOut, distance: str, label: str, record: StepRecord, scenario: Scenario, ends: bool
+    found: LeftOut,
+    distance: str,
+    label: str,
+    record: StepRecord,
+    scenario: Scenario,
+    errors: tuple[float, float],
 ) -> None:
     """The plain step of a record, and with a draft its round and speedup."""
-    times = predicted_times(estimate(scenario), to_tokens=ends)
+    step, late = errors
     plain = without_speculation(scenario)
-    step = math.log(times["target_step_s"] / record.target_step_s)
     found.add(f"T_T, {distance}", label, Miss(step, Z90 * time_error(plain)))
     if record.case.plan.gamma == 0:
         return
-    late = math.log(times["round_s"] / record.round_s)
     found.add(f"round, {distance}", label, Miss(late, Z90 * time_error(scenario)))
-    miss = Miss(_speedup_error(record, scenario, ends), Z90 * float(ratio_error(scenario)))
+    miss = Miss(step - late, Z90 * float(ratio_error(scenario)))
     found.add(distance, label, miss)
     if distance == "this GPU: specroof":
         found.add(f"{distance}, by target", record.case.target, miss)
-
-
-def _speedup_error(record: StepRecord, scenario: Scenario, ends: bool) -> float:
-    times = predicted_times(estimate(scenario), to_tokens=ends)
-    return math.log(times["speedup"] / measured_speedup(record))
 
 
 def _add_prompt(found: LeftOut, label: str, record: StepRecord, scenario: Scenario) -> None:
@@ -223,7 +242,7 @@ def _of_one_rank(engine: EngineProfile) -> EngineProfile:
     The GEMMs of a rank keep the times that were measured with the runtime's kernels.
     """
     ranks = {name: 0.0 for name in EngineProfile.__dataclass_fields__ if name.startswith("rank_")}
-    changed = engine.changed(**ranks | {"rank_choice_factor": 1.0, "sum_gap_s": 0.0})
+    changed = engine.changed(**ranks, sum_gap_s=0.0)
     return replace(changed, all_reduce="best", timed_tp=(1,))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from calibration.records.kernels import command_of
 from calibration.records.markdown import markdown_table
 from calibration.records.published import PHASES
+from calibration.records.steps import has_older_rounds
 from calibration.validate.errors import (
     LABELS,
     LEAST_COVERAGE,
@@ -81,7 +82,7 @@ def comparison_lines(comparison: Comparison) -> tuple[str, list[str]]:
     title = f"{len(comparison.scenarios)} cases on {gpu}, percent: median absolute (signed worst)"
     outside = comparison.outside()
     verdict = "within tolerance" if not outside else f"outside tolerance: {'; '.join(outside)}"
-    return title, [_coverage_line(comparison), _regret_line(comparison), verdict]
+    return title, [*_round_lines(comparison), verdict]
 
 
 def comparison_markdown(comparison: Comparison) -> str:
@@ -107,7 +108,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         parts += [f"## By {name}", markdown_table((name, *HEADER), rows)]
     parts += _part_section(comparison)
     parts += ["## Other predictors on the same cases", _peer_table(comparison), "## Choices"]
-    parts += [_regret_line(comparison) + " " + _coverage_line(comparison)]
+    parts += [" ".join(reversed(_round_lines(comparison)))]
     parts.append(
         markdown_table(
             ("scenario", "choices", "chosen", "best", "regret"),
@@ -204,6 +205,13 @@ def _case_table(comparison: Comparison) -> str:
         *(f"{LABELS[n]} error (%)" for n in QUANTITIES),
     )
     return markdown_table(head, rows)
+
+
+def _round_lines(comparison: Comparison) -> list[str]:
+    if has_older_rounds(comparison.header):
+        commit = comparison.header["commit"]
+        return [f"Rounds and speedups are not compared: those of commit {commit} are older."]
+    return [_coverage_line(comparison), _regret_line(comparison)]
 
 
 def _coverage_line(comparison: Comparison) -> str:

@@ -64,8 +64,8 @@ def engine_profile(
     If the engine was not measured on the GPU, the values and kernel curves of a measured GPU of the
     same architecture are transferred (`measured_on`): preferably the one whose kernel tables the
     GPU uses, otherwise the first in the file. Raises `ConfigError` for an unknown engine, a file
-    with an unknown key, or if the engine was not measured on `curves_of`. Overheads of several
-    ranks may come from another GPU: the first of the same architecture that has them.
+    with an unknown key, or if the engine was not measured on `curves_of`. Overheads of rounds and
+    of several ranks may come from another GPU: the first of the architecture that has them.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ def _for_gpu(
     if measured is None:
         values |= per_architecture.get(gpu.architecture, {})
     else:
-        values |= _rank_overheads(per_gpu, measured) | per_gpu[measured] | {"measured_on": measured}
+        values |= _overheads(per_gpu, measured) | per_gpu[measured] | {"measured_on": measured}
     if measured is not None and catalog.gpu(measured).architecture != gpu.architecture:
         values.pop("attention_tail_share", None)  # of that architecture's attention kernel
     if values.get("measured_on", gpu.name) != gpu.name:
@@ -134,10 +134,11 @@ def _for_gpu(
     return profile_from_table(values, file=where)
 
 
-def _rank_overheads(per_gpu: Mapping[str, Mapping[str, Any]], measured: str) -> dict[str, Any]:
-    """Overheads of several ranks, from the first GPU of the same architecture that has them."""
+def _overheads(per_gpu: Mapping[str, Mapping[str, Any]], measured: str) -> dict[str, Any]:
+    """Overheads of rounds, ranks and sampling, from the first GPU of the architecture with them."""
+    kinds = ("round_", "model_draft_", "plain_host_", "rank_", "sum_", "sampling_")
     for name, section in per_gpu.items():
-        values = {key: section[key] for key in section if key.startswith(("rank_", "sum_"))}
+        values = {key: section[key] for key in section if key.startswith(kinds)}
         if values and catalog.gpu(name).architecture == catalog.gpu(measured).architecture:
             return values
     return {}

@@ -199,14 +199,12 @@ def _mlp_width(spec: ModelSpec, tp: int) -> int:
 
 
 def _sampling(rank: Rank, vocab: int, rows: Floats, kernels: float) -> Part:
-    """Argmax of the logits: limited by their bytes, or by the latency of one row for few rows."""
+    """Argmax of the logits: a latency and their bytes."""
     engine, bandwidth = rank.engine, rank.machine.gpu.hbm_bandwidth
     memory_s = ACTIVATION_BYTES * vocab * rows / bandwidth
-    factor = engine.sampling_factor * engine.activation_factor
-    row_s = engine.sampling_column_s * vocab
-    seconds = np.maximum(factor * memory_s, row_s) + kernels * engine.kernel_latency_s
-    if rank.tp > 1 and engine.rank_choice_s:
-        seconds = engine.rank_choice_s + engine.rank_choice_factor * memory_s
+    seconds = engine.sampling_factor * memory_s + engine.sampling_s
+    if not engine.sampling_s:
+        seconds = engine.activation_factor * memory_s + kernels * engine.kernel_latency_s
     origin = _small_origin(rank)
     return Part("sampling", np.asarray(seconds), _ZERO, memory_s, Bound.ACTIVATIONS, origin)
 

@@ -60,8 +60,8 @@ class EngineProfile:
     kernel times; at 1 the engine's kernels take the time in the kernel tables.
 
     If `plain_runs_ahead` is true, the host prepares a plain step while the GPU runs the one before:
-    a step takes T_T or the host's work, whichever is longer. That work is taken to be the overhead
-    of a round with one draft. Otherwise T_T is the whole plain step.
+    a step takes T_T or the host's work (`plain_host_s`), whichever is longer. Otherwise T_T is the
+    whole plain step.
     """
 
     name: str
@@ -85,13 +85,11 @@ class EngineProfile:
     linear_factor: float = 1.0
     compute_factor: float = 1.0  # share of the peak FLOP/s at sustained clocks
     activation_factor: float = 1.0  # time of small kernels over that of their bytes at full rate
-    sampling_factor: float = 1.0  # for the logits, times activation_factor
-    sampling_column_s: float = 0.0  # of one column of one row; several rows run in parallel
+    sampling_s: float = 0.0  # of choosing tokens, beyond the logits' bytes; 0: as small kernels
+    sampling_factor: float = 1.0  # time over that of the logits' bytes at full rate
     comm_factor: float = 1.0
     all_reduce: str = "best"  # "nccl", "custom", "best", or "exchange" (in the norm kernel)
     sum_gap_s: float = 0.0  # added per all-reduce in a layer, compared with one after a GEMM
-    rank_choice_s: float = 0.0  # of sampling on each of several ranks; 0: as on one rank
-    rank_choice_factor: float = 1.0  # for the bytes of the logits there
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
     kernel_gap_s: float = 0.0  # idle time between two kernels of a graph
@@ -99,14 +97,18 @@ class EngineProfile:
     layer_overhead_per_sequence_s: float = 0.0  # page tables, cache append, rotary
     step_overhead_s: float = 0.0  # host time per target pass for which the GPU waits
     draft_step_overhead_s: float = 0.0
-    round_overhead_s: float = 0.0  # accept, roll back, bookkeeping
+    round_overhead_s: float = 0.0  # accept, choose tables, launch
     round_overhead_per_sequence_s: float = 0.0
-    round_overhead_per_draft_s: float = 0.0  # tables of a draft step, filled before the first step
-    round_overhead_per_model_draft_s: float = 0.0  # added to it for a draft model
-    rank_round_overhead_s: float = 0.0  # added to these four if several ranks share a model
+    round_overhead_per_draft_s: float = 0.0
+    # Added to these three for a draft model, which the host prepares and launches between passes.
+    model_draft_overhead_s: float = 0.0
+    model_draft_overhead_per_sequence_s: float = 0.0
+    model_draft_overhead_per_draft_s: float = 0.0
+    rank_round_overhead_s: float = 0.0  # added to the first three if several ranks share a model
     rank_round_overhead_per_sequence_s: float = 0.0
     rank_round_overhead_per_draft_s: float = 0.0
-    rank_round_overhead_per_model_draft_s: float = 0.0
+    plain_host_s: float = 0.0  # host's work per plain step; ranks add as much as to a round
+    plain_host_per_sequence_s: float = 0.0
     plain_runs_ahead: bool = False
     is_bound: bool = False  # parts take their time at the peaks of the datasheet
     vocab_parallel: bool = True
@@ -144,17 +146,29 @@ class EngineProfile:
             return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
 
-    def round_overheads(self, tp: int) -> tuple[float, float, float, float]:
-        """Seconds of a round of `tp` ranks beyond its passes: fixed, per sequence, per draft, and
-        more per draft if a draft model makes them."""
-        several = float(tp > 1)
+    def round_overheads(self, tp: int, *, by_model: bool = False) -> tuple[float, float, float]:
+        """Seconds of a round of `tp` ranks beyond its passes: fixed, per sequence, per draft.
+
+        `by_model` says whether a draft model drafts, instead of the target itself.
+        """
+        ranks, model = float(tp > 1), float(by_model)
         return (
-            self.round_overhead_s + several * self.rank_round_overhead_s,
-            self.round_overhead_per_sequence_s + several * self.rank_round_overhead_per_sequence_s,
-            self.round_overhead_per_draft_s + several * self.rank_round_overhead_per_draft_s,
-            self.round_overhead_per_model_draft_s
-            + several * self.rank_round_overhead_per_model_draft_s,
+            self.round_overhead_s
+            + ranks * self.rank_round_overhead_s
+            + model * self.model_draft_overhead_s,
+            self.round_overhead_per_sequence_s
+            + ranks * self.rank_round_overhead_per_sequence_s
+            + model * self.model_draft_overhead_per_sequence_s,
+            self.round_overhead_per_draft_s
+            + ranks * self.rank_round_overhead_per_draft_s
+            + model * self.model_draft_overhead_per_draft_s,
         )
+
+    def plain_host_work_s(self, tp: int, sequences: Floats) -> Floats:
+        """Seconds that the host works per plain step of `tp` ranks."""
+        ranks, per_rank = float(tp > 1), self.rank_round_overhead_per_sequence_s
+        fixed = self.plain_host_s + ranks * self.rank_round_overhead_s
+        return np.asarray(fixed + (self.plain_host_per_sequence_s + ranks * per_rank) * sequences)
 
     def host_costs(self, method: str) -> HostCosts | None:
         """Host costs of a method, or else of the most similar one that the profile has.

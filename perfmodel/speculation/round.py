@@ -224,10 +224,9 @@ def round_seconds(
 def _plain_step(scenario: Scenario, batch: Floats, prompt: Floats) -> tuple[StepTime, Floats]:
     """T_T, and the time of a plain step beyond it."""
     engine = scenario.engine
-    fixed, per_sequence, per_draft, _ = engine.round_overheads(scenario.tp)
     of_host = fullest_group(batch, scenario.dp)
     step = forward_pass(target_rank(scenario), batch=batch, context_tokens=prompt)
-    host = fixed + per_sequence * of_host + per_draft if engine.plain_runs_ahead else 0.0
+    host = engine.plain_host_work_s(scenario.tp, of_host) if engine.plain_runs_ahead else 0.0
     overhead = np.maximum(host - step.total_s, 0.0)
     if engine.host:
         overhead = overhead + host_wait_s(
@@ -244,11 +243,12 @@ def _speculative_steps(
     draft = draft_step(
         scenario, batch=batch, prompt_tokens=prompt, gamma=gamma, kv_budget_tokens=budget
     )
-    fixed, per_sequence, per_draft, more_per_draft = engine.round_overheads(scenario.tp)
+    by_model = scenario.draft is not None and not plan.is_self
+    fixed, per_sequence, per_draft = engine.round_overheads(scenario.tp, by_model=by_model)
     drafts, of_host = np.maximum(gamma, 1.0), fullest_group(batch, scenario.dp)
     overhead = fixed + per_sequence * of_host + per_draft * drafts
-    if scenario.draft is not None and not plan.is_self:
-        overhead = overhead + more_per_draft * drafts
+    if scenario.draft is None and not plan.is_self:  # the host looks drafts up between passes
+        overhead = overhead + engine.plain_host_work_s(1, of_host)
     verify = forward_pass(
         target_rank(scenario), batch=batch, context_tokens=prompt, query_tokens=gamma + 1.0
     )

@@ -239,11 +239,9 @@ def _hardware_changes(scenario: Scenario) -> list[tuple[str, str, Scenario, Scen
     ]
 
 
-# The engine's overheads; the two excluded fields are times of kernels.
+# The engine's overheads; the excluded field is a time of kernels.
 _OVERHEADS = tuple(
-    f.name
-    for f in fields(EngineProfile)
-    if f.name.endswith("_s") and f.name not in ("sampling_column_s", "rank_choice_s")
+    f.name for f in fields(EngineProfile) if f.name.endswith("_s") and f.name != "sampling_s"
 )
 _HOST_COSTS = tuple(f.name for f in fields(HostCosts) if f.name.endswith("_s"))
 

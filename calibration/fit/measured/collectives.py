@@ -9,7 +9,7 @@ chains (a GEMM followed by that kernel) with and without peers.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -112,46 +112,23 @@ def fit_collectives(records: KernelRecords, gpu: GPU) -> tuple[str, Errors, Exch
     return catalog_text(gpu.name, table, frame), errors, exchange
 
 
-def rank_gap(records: KernelRecords, exchange: Exchange, gpu: GPU) -> float | None:
+def rank_gap(
+    records: KernelRecords, exchange: Exchange, gpu: GPU, alone: Callable[[KernelRecord], float]
+) -> float | None:
     """Seconds that an all-reduce takes longer in a layer than in a chain; None without layers.
 
     The median over layers. A layer has two all-reduces, so each takes half of the time that the
-    layer takes longer with peers.
+    layer takes longer than by `alone`, its predicted time without peers.
     """
     link = catalog.default_machine(gpu.name).link.bandwidth
-    layers: dict[tuple[Any, ...], dict[int, float]] = {}
-    names = ("hidden", "ffn", "query_heads", "kv_heads", "batch", "query_tokens", "kv_tokens")
-    for record in records.of("rank_layer"):
-        key = tuple(record[name] for name in names)
-        layers.setdefault(key, {})[record["ranks"]] = record.seconds
     gaps = []
-    for (hidden, _, _, _, batch, query, _), times in layers.items():
-        row_bytes = ELEMENT_BYTES * hidden
-        for ranks in times.keys() - {1}:
-            message = np.asarray(row_bytes * batch * query)
-            if 1 in times and message <= exchange.largest_bytes(ranks):
-                fused = float(exchange.at(message, row_bytes, ranks, link))
-                gaps.append((times[ranks] - times[1]) / 2 - fused)
+    for record in records.of("rank_layer"):
+        row_bytes, ranks = ELEMENT_BYTES * record["hidden"], record["ranks"]
+        message = np.asarray(row_bytes * record["batch"] * record["query_tokens"])
+        if ranks > 1 and message <= exchange.largest_bytes(ranks):
+            fused = float(exchange.at(message, row_bytes, ranks, link))
+            gaps.append((record.seconds - alone(record)) / 2 - fused)
     return max(0.0, float(np.median(gaps))) if gaps else None
-
-
-def choice_time(records: KernelRecords, gpu: GPU) -> tuple[float, float] | None:
-    """(Latency [s], time over that of the logits' bytes at full rate) of sampling on one rank."""
-    from scipy.optimize import least_squares
-
-    alone = [r for r in records.of("best") if r["ranks"] == 1]
-    if len(alone) < LEAST_SIZES:
-        return None
-    moved = np.array([ELEMENT_BYTES * r["tokens"] * r["vocab"] for r in alone]) / gpu.hbm_bandwidth
-    seconds = np.array([r.seconds for r in alone])
-    solved = least_squares(
-        lambda x: (x[0] * US + x[1] * moved) / seconds - 1.0,
-        [2.0, 2.0],
-        bounds=(0.0, np.inf),
-        loss="huber",
-        f_scale=HUBER,
-    )
-    return float(solved.x[0]) * US, float(solved.x[1])
 
 
 def _fit_exchange(

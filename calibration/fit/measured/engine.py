@@ -7,7 +7,7 @@ round overhead is fitted to timed rounds of cases that validation does not use.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from calibration.records.cells import layer_matrices
 from calibration.records.kernels import KernelRecord, KernelRecords
 from calibration.records.steps import StepRecord
 from calibration.records.toml_file import significant, with_table
-from perfmodel import GPU, catalog
+from perfmodel import GPU
 from perfmodel.kernels import AttentionCurve, GemmCurve
 from perfmodel.units import US
 
@@ -31,7 +31,14 @@ ROUND_FIELDS = (
     "round_overhead_s",
     "round_overhead_per_sequence_s",
     "round_overhead_per_draft_s",
-    "round_overhead_per_model_draft_s",
+    "model_draft_overhead_s",
+    "model_draft_overhead_per_sequence_s",
+    "model_draft_overhead_per_draft_s",
+)
+RANK_FIELDS = (
+    "rank_round_overhead_s",
+    "rank_round_overhead_per_sequence_s",
+    "rank_round_overhead_per_draft_s",
 )
 ATTENTION_FIELDS = (
     "batch",
@@ -42,6 +49,7 @@ ATTENTION_FIELDS = (
     "head_dim",
 )
 ELEMENT_BYTES = 2.0
+ROUND_SCALES = (100.0 * US, US, 10.0 * US, 100.0 * US, US, 100.0 * US)
 ROUND_SCATTER = 0.01  # scatter of the host time, relative to the round
 HUBER = 0.05  # relative error beyond which a record has less weight
 
@@ -78,12 +86,15 @@ def fit_engine(
     if len(small) < LEAST_SMALL:
         missing.append(f"small kernels: {len(small)} records; {LEAST_SMALL} are needed")
     else:
-        latency, factor = _small_kernels(small, gpu)
+        latency, factor = latency_and_factor(list(map(elements, small)), small, gpu)
         values |= {"kernel_latency_s": latency, "activation_factor": factor}
-    if best := records.of("argmax"):
-        values |= _sampling(best, values, gpu)
+    alone = [record for record in records.of("best") if record["ranks"] == 1]
+    if len(alone) < LEAST_SMALL:
+        missing.append("sampling: no record of op best on one rank")
     else:
-        missing.append("sampling: no record of op argmax")
+        logits = [float(record["tokens"] * record["vocab"]) for record in alone]
+        latency, factor = latency_and_factor(logits, alone, gpu)
+        values |= {"sampling_s": latency, "sampling_factor": factor}
     sustained = _sustained_share(records)
     if sustained is None:
         missing.append("sustained clock: no GEMM was timed both briefly and for long")
@@ -108,40 +119,23 @@ def elements(cell: KernelRecord) -> float:
     return float(tokens * heads * cell["head_dim"])
 
 
-def _small_kernels(records: Sequence[KernelRecord], gpu: GPU) -> tuple[float, float]:
-    """(latency [s], share of the time that bytes take at full rate), neither negative; Huber."""
+def latency_and_factor(
+    moved: Sequence[float], records: Sequence[KernelRecord], gpu: GPU
+) -> tuple[float, float]:
+    """(latency [s], share of the time that bytes take at full rate), neither negative; Huber.
+
+    `moved` are the elements that each record moves.
+    """
     from scipy.optimize import least_squares
 
-    moved = np.array([ELEMENT_BYTES * elements(r) for r in records]) / gpu.hbm_bandwidth
+    at_rate = ELEMENT_BYTES * np.array(moved) / gpu.hbm_bandwidth
     seconds = np.array([r.seconds for r in records])
 
     def misfit(x: Array) -> Array:
-        return np.asarray((x[0] * US + x[1] * moved) / seconds - 1.0)
+        return np.asarray((x[0] * US + x[1] * at_rate) / seconds - 1.0)
 
     solved = least_squares(misfit, [2.0, 1.0], bounds=(0.0, np.inf), loss="huber", f_scale=HUBER)
     return float(solved.x[0]) * US, float(solved.x[1])
-
-
-def _sampling(
-    records: Sequence[KernelRecord], values: dict[str, float], gpu: GPU
-) -> dict[str, float]:
-    """Seconds per vocabulary column at few rows, and time over that of the bytes at many rows.
-
-    Medians over vocabularies, each at its smallest and largest row count.
-    """
-    columns, factors = [], []
-    latency, activation = values.get("kernel_latency_s", 0.0), values.get("activation_factor", 1.0)
-    for vocab in {r["vocab"] for r in records}:
-        of_vocab = [r for r in records if r["vocab"] == vocab]
-        few = min(of_vocab, key=lambda r: float(r["tokens"]))
-        many = max(of_vocab, key=lambda r: float(r["tokens"]))
-        columns.append(max(0.0, few.seconds - latency) / vocab)
-        moved = ELEMENT_BYTES * vocab * many["tokens"] / gpu.hbm_bandwidth
-        factors.append(max(0.0, many.seconds - latency) / moved)
-    return {
-        "sampling_column_s": float(np.median(columns)),
-        "sampling_factor": float(np.median(factors)) / activation,
-    }
 
 
 def _sustained_share(records: KernelRecords) -> float | None:
@@ -202,23 +196,73 @@ def layer_parts(
     return total + SMALL_KERNELS * values["kernel_latency_s"]
 
 
+def layer_seconds(
+    record: KernelRecord,
+    values: dict[str, float],
+    gemm: GemmCurve,
+    attention: AttentionCurve,
+    gpu: GPU,
+) -> float:
+    """Seconds of a layer's kernels and of the gaps between them."""
+    gaps = (SMALL_KERNELS + BIG_KERNELS) * values["kernel_gap_s"]
+    return layer_parts(record, values, gemm, attention, gpu) + gaps
+
+
 def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
-    """Time of rounds beyond γ T_D + T_V: fixed, per sequence, per draft step, and more per draft
-    step of a draft model, all at least 0.
+    """Time of rounds beyond γ T_D + T_V: fixed, per sequence and per draft step, and what a draft
+    model adds to each, all at least 0.
 
-    The device waits for the copy of the accepted tokens to the host and for the choice among the
-    tables that were prepared for a self-draft; for a draft model, the pages and tokens of each
-    sequence come first, and then the tables of all draft steps. The tables of verification are
-    filled during the draft steps. Errors are relative to the round, because long rounds scatter
-    more; beyond `ROUND_SCATTER` the loss is linear, so that delayed rounds do not distort the fit.
+    After a self-draft, the device chooses among tables that were prepared, as long as there are
+    sequences and draft steps. A draft model waits for the accepted tokens to be copied to the host,
+    and for the host to fill its tables and to launch it. Errors are relative to the round, because
+    long rounds scatter more; beyond `ROUND_SCATTER` the loss is linear, so that delayed rounds do
+    not distort the fit.
     """
-    from scipy.optimize import least_squares, lsq_linear
-
     rounds = [s for s in steps if s.case.plan.gamma > 0]
     if len(rounds) < LEAST_ROUNDS:
         return {}
     over, matrix, seconds = round_terms(rounds)
-    shares, aims = matrix / seconds[:, None], over / seconds
+    found = _robust_terms(over / seconds, matrix / seconds[:, None], ROUND_SCALES)
+    return dict(zip(ROUND_FIELDS, found, strict=True))
+
+
+def plain_host(by_host: Mapping[str, float]) -> dict[str, float]:
+    """The host's work per plain step, taken to be that of a round with one draft of the target.
+
+    `by_host` is the overhead of an engine whose host works between all passes. [s]
+    """
+    fixed, per_sequence, per_draft = (by_host[name] for name in ROUND_FIELDS[:3])
+    return {"plain_host_s": fixed + per_draft, "plain_host_per_sequence_s": per_sequence}
+
+
+def rank_round_overhead(
+    steps: Sequence[StepRecord], alone: Mapping[str, float]
+) -> dict[str, float]:
+    """What several ranks add to the overhead of a round: fixed, per sequence and per draft step.
+
+    Ranks exchange the verdict, and every pass waits for the last rank.
+
+    Parameters
+    ----------
+    steps : sequence of StepRecord
+        Timed rounds of several ranks.
+    alone : mapping of str to float
+        `round_overhead` of one rank with the same engine. [s]
+    """
+    rounds = [s for s in steps if s.case.plan.gamma > 0]
+    if len(rounds) < LEAST_ROUNDS or not alone:
+        return {}
+    over, matrix, seconds = round_terms(rounds)
+    more, factors = over - _overheads(alone, matrix), matrix[:, : len(RANK_FIELDS)]
+    scales = ROUND_SCALES[: len(RANK_FIELDS)]
+    found = _robust_terms(more / seconds, factors / seconds[:, None], scales)
+    return dict(zip(RANK_FIELDS, found, strict=True))
+
+
+def _robust_terms(aims: Array, shares: Array, scales: Sequence[float]) -> list[float]:
+    """x >= 0 with shares @ x near the aims, as shares of rounds that scatter by ROUND_SCATTER."""
+    from scipy.optimize import least_squares, lsq_linear
+
     start = lsq_linear(shares, aims, bounds=(0.0, np.inf)).x
     solved = least_squares(
         lambda x: shares @ x - aims,
@@ -226,60 +270,40 @@ def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:
         bounds=(0.0, np.inf),
         loss="soft_l1",
         f_scale=ROUND_SCATTER,
-        x_scale=(100.0 * US, US, 100.0 * US, 100.0 * US),
+        x_scale=scales,
         xtol=1e-12,
         ftol=1e-12,
         gtol=1e-12,
     )
-    return dict(zip(ROUND_FIELDS, map(float, solved.x), strict=True))
+    return [float(value) for value in solved.x]
 
 
-def rank_round_overhead(
-    steps: Sequence[StepRecord], alone: Mapping[str, float]
-) -> dict[str, float]:
-    """The differences between the round overheads of several ranks and those of one, at least 0.
+def _overheads(values: Mapping[str, float], matrix: Array) -> Array:
+    """Overheads of rounds with these factors of `ROUND_FIELDS`. [s]"""
+    alone = matrix @ [values[name] for name in ROUND_FIELDS]
+    ranks = [values.get(name, 0.0) for name in RANK_FIELDS]
+    return np.asarray(alone + matrix[:, : len(RANK_FIELDS)] @ ranks)
 
-    Ranks start the passes of a round at different times, and every pass waits for the last rank.
 
-    Parameters
-    ----------
-    steps : sequence of StepRecord
-        Timed rounds of several ranks.
-    alone : mapping of str to float
-        `round_overhead` of one rank. [s]
+def round_overhead_errors(
+    steps: Sequence[StepRecord],
+    name: str = "round overhead",
+    *,
+    alone: Mapping[str, float] | None = None,
+) -> Errors:
+    """Errors relative to the round, in sample and with each round left out in turn.
+
+    `alone` is the overhead of one rank if the rounds are of several.
     """
-    values = round_overhead(steps)
-    if not values:
-        return {}
-    return {f"rank_{n}": max(0.0, value - alone.get(n, 0.0)) for n, value in values.items()}
-
-
-def with_sampling(step: StepRecord, values: Mapping[str, float], gpu: GPU) -> StepRecord:
-    """The record with the modelled time of sampling added to its verification time.
-
-    The runtime samples after the pass that was timed.
-    """
-    vocab, rows = (
-        catalog.model(step.case.target).vocab,
-        step.case.batch * (step.case.plan.gamma + 1),
-    )
-    moved_s = ELEMENT_BYTES * vocab * rows / gpu.hbm_bandwidth
-    factor = values.get("sampling_factor", 1.0) * values.get("activation_factor", 1.0)
-    seconds = max(factor * moved_s, values.get("sampling_column_s", 0.0) * vocab)
-    seconds += values.get("kernel_latency_s", 0.0)
-    return replace(step, verify_s=step.verify_s + seconds)
-
-
-def round_overhead_errors(steps: Sequence[StepRecord], name: str = "round overhead") -> Errors:
-    """Errors relative to the round, in sample and with each round left out in turn."""
     errors = Errors(name, regions=lambda cell: (f"gamma {cell['gamma']:.0f}",))
     rounds = [s for s in steps if s.case.plan.gamma > 0]
     for index, step in enumerate(rounds):
         over, matrix, seconds = round_terms([step])
         others = rounds[:index] + rounds[index + 1 :]
         for kind, used in (("in sample", rounds), ("a case out", others)):
-            if values := round_overhead(used):
-                predicted = float(matrix[0] @ [values[name] for name in ROUND_FIELDS])
+            found = round_overhead(used) if alone is None else rank_round_overhead(used, alone)
+            if found:
+                predicted = float(_overheads({**(alone or {}), **found}, matrix)[0])
                 cell = {"gamma": step.case.plan.gamma, "batch": step.case.batch}
                 errors.add(kind, cell, (predicted - float(over[0])) / float(seconds[0]))
     return errors
@@ -305,7 +329,8 @@ def round_terms(rounds: Sequence[StepRecord]) -> tuple[Array, Array, Array]:
     seconds = np.array([s.times["round_s"] for s in rounds])
     passes = [s.case.plan.gamma * s.times["draft_step_s"] + s.times["verify_s"] for s in rounds]
     by_model = np.array([s.case.plan.draft != "self" for s in rounds], float)
-    factors = np.stack([np.ones_like(batch), batch, gamma, by_model * gamma], 1)
+    factors = np.stack([np.ones_like(batch), batch, gamma], 1)
+    factors = np.hstack([factors, by_model[:, None] * factors])
     return seconds - np.array(passes), factors, seconds
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from importlib import resources
 
 from calibration.fit.measured.attention import fit_attention, missing_attention
 from calibration.fit.measured.collectives import (
-    choice_time,
     fit_collectives,
     missing_collectives,
     rank_gap,
@@ -15,12 +14,13 @@ from calibration.fit.measured.collectives import (
 from calibration.fit.measured.engine import (
     ProfileFit,
     fit_engine,
+    layer_seconds,
+    plain_host,
     profile_text,
     rank_round_overhead,
     round_overhead,
     round_overhead_errors,
     speedup_error,
-    with_sampling,
 )
 from calibration.fit.measured.gemm import fit_gemm, missing_gemm, split_by_rank
 from calibration.fit.report import FitReport
@@ -28,14 +28,13 @@ from calibration.records.kernels import KernelRecords
 from calibration.records.steps import StepRecord
 from perfmodel import GPU, catalog
 from perfmodel.catalog.kernels import efficiency
-from perfmodel.kernels import AttentionCurve, GemmCurve
+from perfmodel.kernels import AttentionCurve, Exchange, GemmCurve
 
 
 def fit_measured(
     records: KernelRecords,
     steps: Sequence[StepRecord] = (),
-    *,
-    to_tokens: Collection[str] = (),
+    older: Sequence[StepRecord] = (),
 ) -> FitReport:
     """Fit everything for which there are enough records; `missing` of the report lists the rest.
 
@@ -43,30 +42,32 @@ def fit_measured(
     ----------
     steps : sequence of StepRecord
         Timed rounds of cases that validation does not use, only for the round overhead.
-    to_tokens : collection of str
-        Ids of cases whose verification time includes sampling; it is added to the others.
+    older : sequence of StepRecord
+        The same of an engine whose host works between all passes, for its work in a plain step. If
+        `steps` has none, also for the error of rounds, and for what several ranks add to them.
     """
     gpu = catalog.gpu(records.gpu)
     report = FitReport(gpu=gpu.name, source=records.source)
-    gemm = _gemm(records, gpu, report)
+    gemm, gemm_of_ranks = _gemm(records, gpu, report)
     attention = _attention(records, gpu, report)
-    of_ranks = _collectives(records, gpu, report)
+    exchange = _collectives(records, gpu, report)
     if attention is None:
         report.missing.append("engine: needs attention measured on this GPU")
     else:
         engine = fit_engine(records, gemm, attention, gpu)
-        engine.values.update(of_ranks)
-        timed = [
-            step if step.case.id in to_tokens else with_sampling(step, engine.values, gpu)
-            for step in steps
-        ]
-        _engine(engine, timed, records, gpu, report)
+        if exchange is not None:
+            values, curves = engine.values, (gemm_of_ranks or gemm, attention)
+            gap = rank_gap(records, exchange, gpu, lambda r: layer_seconds(r, values, *curves, gpu))
+            values |= {} if gap is None else {"sum_gap_s": gap}
+        _engine(engine, steps, older, records, gpu, report)
     return report
 
 
-def _gemm(records: KernelRecords, gpu: GPU, report: FitReport) -> GemmCurve:
-    """The fitted curve, or the public one if there are too few records."""
-    table = efficiency(gpu.efficiency).gemm
+def _gemm(
+    records: KernelRecords, gpu: GPU, report: FitReport
+) -> tuple[GemmCurve, GemmCurve | None]:
+    """The fitted curve, or the public one if there are too few records, and that of ranks."""
+    table, ranks = efficiency(gpu.efficiency).gemm, None
     whole, of_ranks = split_by_rank(records.of("gemm", path="runtime"))
     about = {"source": records.source, "command": records.command}
     if missing_gemm(of_ranks) is None:
@@ -74,13 +75,14 @@ def _gemm(records: KernelRecords, gpu: GPU, report: FitReport) -> GemmCurve:
         report.files[f"efficiency/{gpu.name}/gemm-specroof-ranks.toml"] = fit.toml()
         fit.errors.name = "GEMMs of ranks that share a model"
         report.errors.append(fit.errors)
+        ranks = fit.curve
     if clause := missing_gemm(whole):
         report.missing.append(clause)
-        return table
+        return table, ranks
     fit = fit_gemm(whole, table, gpu, **about)
     report.files[f"efficiency/{gpu.name}/gemm-specroof.toml"] = fit.toml()
     report.errors.append(fit.errors)
-    return fit.curve
+    return fit.curve, ranks
 
 
 def _attention(records: KernelRecords, gpu: GPU, report: FitReport) -> AttentionCurve | None:
@@ -103,45 +105,49 @@ def _attention(records: KernelRecords, gpu: GPU, report: FitReport) -> Attention
     return fit.curve
 
 
-def _collectives(records: KernelRecords, gpu: GPU, report: FitReport) -> dict[str, float]:
-    """The profile's values for several ranks; empty if no all-reduce was timed."""
+def _collectives(records: KernelRecords, gpu: GPU, report: FitReport) -> Exchange | None:
+    """The runtime's all-reduce; None if there are too few records."""
     if clause := missing_collectives(records):
         report.missing.append(clause)
-        return {}
+        return None
     text, errors, exchange = fit_collectives(records, gpu)
     report.files[f"efficiency/{gpu.name}/collectives-specroof.toml"] = text
     report.errors.append(errors)
-    values: dict[str, float] = {}
-    if exchange is not None and (gap := rank_gap(records, exchange, gpu)) is not None:
-        values["sum_gap_s"] = gap
-    if choice := choice_time(records, gpu):
-        values["rank_choice_s"], values["rank_choice_factor"] = choice
-    return values
+    return exchange
 
 
 def _engine(
     engine: ProfileFit,
     steps: Sequence[StepRecord],
+    older: Sequence[StepRecord],
     records: KernelRecords,
     gpu: GPU,
     report: FitReport,
 ) -> None:
     alone = [step for step in steps if step.case.tp == 1]
-    shared = [step for step in steps if step.case.tp > 1]
-    overhead, rounds = round_overhead(alone), round_overhead_errors(alone)
+    by_hosts = [step for step in older if step.case.tp == 1]
+    overhead, by_host = round_overhead(alone), round_overhead(by_hosts)
+    rounds = round_overhead_errors(alone if overhead else by_hosts)
+    of_one, shared = overhead, [step for step in steps if step.case.tp > 1]
+    if by_host:
+        engine.values.update(plain_host(by_host))
+    if not shared:
+        of_one, shared = by_host, [step for step in older if step.case.tp > 1]
     if not overhead:
         engine.missing.append(
-            "round overhead: no timed rounds were given; the profile's value is kept"
+            "round overhead: no rounds of this engine; those of another GPU apply"
         )
     engine.timed_tp.update(step.case.tp for step in shared)
-    engine.values.update(overhead | rank_round_overhead(shared, overhead))
+    engine.values.update(overhead | rank_round_overhead(shared, of_one))
     if (error := speedup_error(engine.errors, rounds)) is not None:
         engine.values["speedup_error"] = error
     report.missing += engine.missing
     report.parameters = dict(engine.values)
-    report.errors += [engine.errors, rounds] if overhead else [engine.errors]
+    report.errors += [engine.errors, rounds] if rounds.cells else [engine.errors]
     if shared:
-        report.errors.append(round_overhead_errors(shared, "round overhead of several ranks"))
+        report.errors.append(
+            round_overhead_errors(shared, "round overhead of several ranks", alone=of_one)
+        )
     shipped = resources.files("perfmodel") / "catalog" / "engines" / "specroof.toml"
     report.files["engines/specroof.toml"] = profile_text(
         shipped.read_text(encoding="utf-8"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calibration.measure.bench import Bench
+from calibration.measure.bench import Bench, norm_cell
 from calibration.measure.collectives import RankBench, cells
 from calibration.measure.grid import attention_cells, gemm_cell, layer_cells, small_cells
 from calibration.measure.runtime_kernels import RuntimeKernels
@@ -63,6 +63,9 @@ class PlainOps:
     def silu_mul(self, gate_up: Any) -> Any:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def best(self, part: Any, vocab: int) -> Any:
+        return part[:, :vocab].argmax(-1)
 
 
 class PlainKernels(RuntimeKernels):
@@ -130,8 +133,10 @@ def test_a_layers_weights_and_caches_never_overlap() -> None:
     assert [tuple(w.shape) for w in weights[0]] == layer_matrices(cell)
 
 
-def test_a_layer_appends_the_tokens_of_its_pass() -> None:
-    bench, cell = SmallBench(), shrunk(layer_cells()[0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_appends_the_tokens_of_its_pass(bias: bool) -> None:
+    first = next(cell for cell in layer_cells() if cell.get("bias", False) is bias)
+    bench, cell = SmallBench(), shrunk(first)
     bench.pool.normal_()
     before = bench.caches(cell)[0].clone()
     bench.layer_call(cell)(0)
@@ -155,6 +160,19 @@ def test_each_gemm_call_reads_other_weights() -> None:
     assert first.shape == (3, 48) and not torch.equal(first, second)
 
 
+def test_a_gemm_is_timed_after_a_norm_of_as_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, calls = SmallBench(), list[tuple[int, ...]]()
+    for name in ("add_norm", "linear"):
+        whole = getattr(PlainOps, name)
+        monkeypatch.setattr(
+            PlainOps,
+            name,
+            lambda self, x, *rest, of=whole: (calls.append(x.shape), of(self, x, *rest))[1],
+        )
+    bench.gemm_after_norm(gemm_cell(3, 48, 64))(0)
+    assert calls == [(3, norm_cell(3)["hidden"]), (3, 64)]
+
+
 def test_compile_runs_every_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = ModelSpec(name="tiny", layers=2, hidden=64, query_heads=8, kv_heads=2, head_dim=16,
                      ffn_hidden=96, vocab=100, max_context_tokens=64)  # fmt: skip
@@ -172,9 +190,7 @@ class SmallRanks(RankBench):
         self.distributed = SimpleNamespace(all_reduce=lambda x, group: None)
 
     def kernels_for(self, ranks: int, hidden: int) -> RuntimeKernels:
-        kernels = PlainKernels()
-        kernels.ops.best = lambda part, vocab: part[:, :vocab].argmax(-1)  # type: ignore[method-assign]
-        return kernels
+        return PlainKernels()
 
 
 @pytest.mark.parametrize("op", ["sum_add_norm", "rank_layer", "best", "all_reduce"])

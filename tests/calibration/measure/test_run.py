@@ -67,6 +67,7 @@ LARGEST_L2_BYTES = 60e6  # an H200's
 FOLDER = Path(calibration.__file__).parent / "measured"
 KERNELS = sorted(FOLDER.glob("kernels-*.jsonl"))
 SUMS = sorted(FOLDER.glob("sums-of-ranks-*.jsonl"))
+SPLIT_RUN = [FOLDER / f"kernels-h200-{part}.jsonl" for part in ("launches", "chains")]
 ALL_CELLS = [cell for group in groups() for cell in group.cells]
 HEADER = {
     "gpu": "NVIDIA H200",
@@ -196,8 +197,14 @@ def test_coarse_cells_come_first_in_every_group() -> None:
 class FakeBench(Bench):
     """A bench with given times, on which a cell with m = 0 fails."""
 
-    def __init__(self, times: list[float]) -> None:
-        self.times = times
+    def __init__(self, times: list[float], norm_s: float = 0.0) -> None:
+        self.times, self.norm_s = times, norm_s
+
+    def norm_seconds(self, rows: int) -> float:
+        return self.norm_s
+
+    def small_call(self, cell: Cell) -> Any:
+        return None
 
     def gemm_call(self, cell: Cell) -> Any:
         if cell["m"] == 0:
@@ -213,6 +220,10 @@ def test_a_record_is_the_cell_with_the_median_of_its_replays() -> None:
     record = FakeBench([3e-5, 1e-5, 2e-5]).measure(cell)
     assert record == {**cell, "seconds": 2e-5, "unit": "s", "repeats": 3,
                       "calls": calls_per_graph(cell), "spread": 1.0}  # fmt: skip
+    after_norm = FakeBench([3e-5, 1e-5, 2e-5], norm_s=5e-6).measure(cell)
+    assert after_norm["seconds"] == 1.5e-5
+    many = gemm_cell(256, 4096, 4096)  # no norm before it
+    assert FakeBench([2e-5], norm_s=5e-6).measure(many)["seconds"] == 2e-5
 
 
 def measure(cells: list[Cell], path: Path) -> Run:
@@ -326,7 +337,8 @@ def test_committed_records_are_possible_and_name_their_machine(path: Path) -> No
 @pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
 def test_committed_records_have_every_coarse_cell_of_their_groups(path: Path) -> None:
     """Coarse cells are timed first, so without one of them the run was cut short."""
-    recorded = {_parameters(record.cell) for record in read_kernel_records([path]).records}
+    paths = SPLIT_RUN if path in SPLIT_RUN else [path]
+    recorded = {_parameters(record.cell) for record in read_kernel_records(paths).records}
     groups_recorded = 0
     for group in groups():
         cells = {_parameters(cell): cell for cell in group.cells}

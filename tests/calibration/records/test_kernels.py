@@ -55,3 +55,16 @@ def test_a_truncated_file_and_a_file_of_another_gpu_are_refused(tmp_path: Path) 
     path.write_text(json.dumps(HEADER) + "\n" + json.dumps(FINE) + "\n")
     with pytest.raises(RecordError, match=r"line 1: measured on NVIDIA H200, but .* for l40s"):
         read_kernel_records([path], gpu="l40s")
+
+
+def test_the_last_time_of_a_kernel_of_the_runtime_replaces_earlier_ones(tmp_path: Path) -> None:
+    attention = {"op": "attention", "path": "runtime", "query_heads": 32, "kv_heads": 8,
+                 "head_dim": 128, "batch": 8, "kv_tokens": 512, "query_tokens": 1,
+                 "seconds": 2e-5, "unit": "s"}  # fmt: skip
+    paths = [tmp_path / "old.jsonl", tmp_path / "new.jsonl"]
+    for path, factor in zip(paths, (1.0, 2.0), strict=True):
+        timed = [cell | {"seconds": factor * cell["seconds"]} for cell in (FINE, attention)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in (HEADER, *timed)))
+    records = read_kernel_records(paths)
+    assert [record.seconds for record in records.of("gemm")] == [3e-5]
+    assert [record.seconds for record in records.of("attention")] == [2e-5, 4e-5]

@@ -93,6 +93,14 @@ def two_ranks(seed: int, gpu: str) -> CaseFile:
             lambda: sample_rounds(SampleOptions(seed=2119, count=12, tp=2, gpu="h100-sxm")),
         ),
         (
+            "cases-h200-rounds-seed2920.json",
+            lambda: sample_rounds(SampleOptions(seed=2920, count=24)),
+        ),
+        (
+            "cases-h200-tp2-rounds-seed2920.json",
+            lambda: sample_rounds(SampleOptions(seed=2920, count=16, tp=2)),
+        ),
+        (
             "cases-h200-tp2-rounds-seed2116.json",
             lambda: sample_rounds(SampleOptions(seed=2116, count=12, tp=2)),
         ),

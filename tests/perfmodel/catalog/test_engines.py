@@ -140,8 +140,13 @@ def test_round_overheads_count_once_per_round_sequence_and_draft() -> None:
     )
     before, after = estimate(scenario), estimate(replace(scenario, engine=engine))
     by_model = a_scenario(engine="kernels", draft="llama-68m", batch=10, gamma=4)
-    more = replace(engine, round_overhead_per_model_draft_s=2e-4)
-    for drafted, overhead_s in ((scenario, 1.5e-3), (by_model, 2.3e-3)):
+    more = replace(
+        engine,
+        model_draft_overhead_s=5e-4,
+        model_draft_overhead_per_sequence_s=2e-5,
+        model_draft_overhead_per_draft_s=2e-4,
+    )
+    for drafted, overhead_s in ((scenario, 1.5e-3), (by_model, 3.0e-3)):
         estimated = estimate(replace(drafted, engine=more)).overhead_s
         assert float(estimated) == pytest.approx(overhead_s, rel=1e-12)
     assert float(after.round_s - before.round_s) == pytest.approx(1.5e-3, rel=1e-9)
@@ -152,14 +157,14 @@ def test_round_overheads_count_once_per_round_sequence_and_draft() -> None:
 @pytest.mark.parametrize("ahead", [False, True])
 def test_a_plain_step_hides_the_host_behind_the_gpu(host_s: float, ahead: bool) -> None:
     scenario = a_scenario(engine="kernels", draft="self", gamma=4, acceptance=0.8)
-    engine = replace(scenario.engine, round_overhead_s=host_s, plain_runs_ahead=ahead)
+    engine = replace(scenario.engine, plain_host_s=host_s, plain_runs_ahead=ahead)
     scenario = replace(scenario, engine=engine)
     plain, speculative = estimate(scenario, gamma=0), estimate(scenario)
     step = float(plain.target_step.total_s)
     assert 1e-6 < step < 1.0
     assert float(plain.tpot_s) == float(speculative.plain_tpot_s)
     assert float(plain.tpot_s) == pytest.approx(max(step, host_s) if ahead else step, rel=1e-12)
-    assert float(speculative.overhead_s) == host_s
+    assert float(speculative.overhead_s) == 0.0
 
 
 def test_a_draft_step_has_the_host_time_of_the_draft() -> None:

@@ -15,17 +15,18 @@ from calibration.fit.errors import Errors
 from calibration.fit.measured.engine import (
     LEAST_ROUNDS,
     ROUND_FIELDS,
+    plain_host,
+    rank_round_overhead,
     round_overhead,
     round_overhead_errors,
     round_terms,
     speedup_error,
-    with_sampling,
 )
 from calibration.records.steps import Case, CasePlan, StepRecord
 from calibration.validate.sample import SampleOptions, sample_rounds
-from perfmodel import catalog
 
-FIXED_S, SEQUENCE_S, DRAFT_S, MODEL_DRAFT_S = 3e-4, 5e-6, 1.5e-4, 2e-4
+# Fixed, per sequence and per draft step, and what a draft model adds to each.
+TRUE_S = (3e-4, 5e-6, 1.5e-5, 4e-4, 2e-5, 2e-4)
 
 
 def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
@@ -40,8 +41,9 @@ def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
             batch=batch, context_tokens=4096, alpha=0.8,
         )  # fmt: skip
         draft_s, verify_s = source.uniform(1e-3, 8e-3), source.uniform(2e-3, 4e-2)
-        whole = gamma * draft_s + verify_s + FIXED_S + batch * SEQUENCE_S + gamma * DRAFT_S
-        whole += gamma * MODEL_DRAFT_S * (draft != "self")
+        by_model = draft != "self"
+        terms = (1, batch, gamma, by_model, by_model * batch, by_model * gamma)
+        whole = gamma * draft_s + verify_s + float(np.dot(terms, TRUE_S))
         whole *= 1.0 + source.gauss(0.0, noise)
         times = {"target_step_s": 1e-2, "verify_s": verify_s, "draft_step_s": draft_s,
                  "round_s": whole, "host_s": 0.0}  # fmt: skip
@@ -50,11 +52,24 @@ def rounds(count: int, noise: float = 0.0) -> list[StepRecord]:
 
 
 def test_the_overhead_terms_are_recovered() -> None:
-    found = round_overhead(rounds(8))
-    assert found["round_overhead_s"] == pytest.approx(FIXED_S, rel=1e-6)
-    assert found["round_overhead_per_sequence_s"] == pytest.approx(SEQUENCE_S, rel=1e-6)
-    assert found["round_overhead_per_draft_s"] == pytest.approx(DRAFT_S, rel=1e-6)
-    assert found["round_overhead_per_model_draft_s"] == pytest.approx(MODEL_DRAFT_S, rel=1e-6)
+    found = round_overhead(rounds(12))
+    assert list(found) == list(ROUND_FIELDS)
+    assert list(found.values()) == pytest.approx(TRUE_S, rel=1e-6)
+
+
+def test_what_ranks_add_is_recovered_and_the_host_of_a_plain_step_has_one_draft() -> None:
+    alone, more = round_overhead(rounds(12)), np.array([1e-4, 2e-6, 3e-6])
+    shared = []
+    for made in rounds(12):
+        plan = made.case.plan
+        added = float(more @ (1, made.case.batch, plan.gamma))
+        shared.append(replace(made, round_s=made.round_s + added))
+    found = rank_round_overhead(shared, alone)
+    assert list(found.values()) == pytest.approx(list(more), rel=1e-5)
+    assert rank_round_overhead(shared, {}) == {}
+    host = plain_host(alone)
+    assert host["plain_host_s"] == pytest.approx(TRUE_S[0] + TRUE_S[2], rel=1e-6)
+    assert host["plain_host_per_sequence_s"] == pytest.approx(TRUE_S[1], rel=1e-6)
 
 
 def test_no_term_is_negative_and_too_few_rounds_give_none() -> None:
@@ -79,15 +94,6 @@ def test_the_error_of_a_speedup_adds_both_passes_and_the_rounds() -> None:
     assert speedup_error(layers, between) == pytest.approx((2 * 0.02**2 + 0.01**2) ** 0.5)
 
 
-def test_sampling_is_added_to_verification() -> None:
-    (record,) = rounds(1)
-    gpu = catalog.gpu("h200")
-    rows = record.case.batch * (record.case.plan.gamma + 1)
-    longer = with_sampling(record, {"sampling_factor": 2.0}, gpu).times["verify_s"]
-    moved = 2 * 128_256 * rows / gpu.hbm_bandwidth
-    assert longer - record.times["verify_s"] == pytest.approx(2.0 * moved, rel=1e-6)
-
-
 def test_a_delayed_round_changes_the_fit_less_than_least_squares() -> None:
     made = rounds(16)
     late = made[4].times["round_s"] * 1.3
@@ -95,8 +101,8 @@ def test_a_delayed_round_changes_the_fit_less_than_least_squares() -> None:
     over, terms, whole = round_terms(held_up)
     plain = np.linalg.lstsq(terms / whole[:, None], over / whole, rcond=None)[0]
     robust = np.array([round_overhead(held_up)[name] for name in ROUND_FIELDS])
-    typical = np.array([1.0, 16.0, 4.0, 4.0])  # the overhead of 16 sequences and 4 drafts
-    truth = typical @ (FIXED_S, SEQUENCE_S, DRAFT_S, MODEL_DRAFT_S)
+    typical = np.array([1.0, 16.0, 4.0, 0.0, 0.0, 0.0])  # 16 sequences and 4 drafts
+    truth = typical @ TRUE_S
     assert abs(typical @ robust - truth) < 0.35 * truth
     assert abs(typical @ robust - truth) < 0.2 * abs(typical @ plain - truth)
 
