@@ -19,6 +19,7 @@ from .report import report_lines as report_lines
 from .run import run_plan as run_plan
 from .server import Server as Server
 from .server import ServerAdapter as ServerAdapter
+from .server_checks import check_model as check_model
 from .trtllm_bench import import_reports as import_reports
 from .trtllm_bench import read_report as read_report
 from .vllm_process import engine_facts as engine_facts

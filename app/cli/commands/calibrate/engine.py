@@ -191,6 +191,7 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
         Server,
         ServerAdapter,
         catalog_gpu,
+        check_model,
         engine_facts,
         run_plan,
         start,
@@ -210,7 +211,9 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
         header = {"engine": name, "version": version, "gpu": options.gpu}
 
         def begin(setup: Any, points: Any) -> Any:
-            return ServerAdapter(server, setup, points)
+            for line in check_model(server.url, server.model_names(), setup.target):
+                print(f"note: {line}", file=sys.stderr)
+            return ServerAdapter(server, setup, points, gpu=options.gpu)
 
     else:
         python = options.python or sys.executable
