@@ -6,16 +6,31 @@ decoding step (γ = 0), or of a round of γ drafts and their verification.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from calibration.records.jsonl import Count, Line, NonNegative, Positive, RecordError, read_lines
+from calibration.records.jsonl import (
+    MOST,
+    Count,
+    Line,
+    NonNegative,
+    Positive,
+    RecordError,
+    read_lines,
+)
 from calibration.records.kernels import GPU_NAMES, check_header
 from perfmodel.errors import shown
+
+MOST_BATCH = 1 << 16  # sequences that an engine decodes together
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,79}", re.ASCII)
+# Tokens per round are at most γ + 1, plus what the counters miss: a part of one round in 48.
+ROUNDING = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +70,7 @@ class Point:
     """One workload to time under one setup; if `held_back`, it is used only for validation."""
 
     setup: Setup
-    batch: Count
+    batch: Annotated[int, Field(gt=0, le=MOST_BATCH)]
     prompt_tokens: Count
     held_back: bool = False
 
@@ -85,7 +100,9 @@ class PointRecord:
     op: Literal["engine-point"] = "engine-point"
     point: Point
     seconds: Positive
-    all_seconds: tuple[float, ...]
+    all_seconds: Annotated[
+        tuple[Annotated[float, Field(ge=-MOST, le=MOST)], ...], Field(min_length=1)
+    ]
     rounds: Positive
     context_tokens: Positive
     tokens_per_round: Positive
@@ -167,8 +184,9 @@ class EngineRecords:
 def read_engine_records(paths: Iterable[Path], *, held_back: bool = False) -> EngineRecords:
     """Read the records of one engine, version and GPU.
 
-    Raises `RecordError`, with the line number, for a line that is not a record, for an engine,
-    version or GPU that differs from the first file, or if no point was timed.
+    Raises `RecordError`, with the line number, for a line that is not a record or contradicts
+    itself, for an engine, version or GPU that differs from the first file, or if no point was
+    timed.
 
     Parameters
     ----------
@@ -249,7 +267,18 @@ def _mean(rows: Sequence[PointRecord]) -> PointRecord:
     return replace(rows[-1], seconds=sum(every) / len(every), all_seconds=every)
 
 
+def check_names(header: Mapping[str, Any], place: str) -> None:
+    """Raise `RecordError` for an engine or version that cannot be a part of a file's name."""
+    for key in ("engine", "version"):
+        name = header.get(key)
+        if name and not (isinstance(name, str) and PLAIN_NAME.fullmatch(name)):
+            raise RecordError(
+                f"{place}: {key} {shown(name)} is not a plain name; use letters, digits, and ._+-"
+            )
+
+
 def _same(header: Mapping[str, Any], first: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    check_names(header, place)
     for key in ("engine", "version", "gpu"):
         if not header.get(key):
             raise RecordError(f"{place}: the header does not state {key!r}")
@@ -264,10 +293,36 @@ def _same(header: Mapping[str, Any], first: Mapping[str, Any], place: str) -> Ma
 def _record(line: Line) -> PointRecord | StartRecord | FailedPoint:
     match line.value.get("op"):
         case "engine-point":
-            return line.decode(PointRecord)
+            return _checked(line.decode(PointRecord), line.place)
         case "start":
             return line.decode(StartRecord)
         case "failed":
             return line.decode(FailedPoint)
         case other:
             raise RecordError(f"{line.place}: unknown operation {shown(other)}")
+
+
+def _checked(record: PointRecord, place: str) -> PointRecord:
+    """The record, unless its figures contradict each other."""
+    point, every = record.point, record.all_seconds
+    most = point.setup.gamma + 1
+    if 2 * sum(seconds > 0.0 for seconds in every) <= len(every):  # disturbed, if so
+        fault = "all_seconds are not positive for the most part; time the point again"
+    elif abs(record.seconds - median(every)) > 1e-6 * record.seconds:
+        fault = (
+            f"seconds={record.seconds:.6g} is not the median {median(every):.6g} of all_seconds; "
+            f"give both in seconds"
+        )
+    elif record.context_tokens < point.prompt_tokens:
+        fault = (
+            f"context_tokens={record.context_tokens:g} is less than the prompt of "
+            f"{point.prompt_tokens}; give the mean length of a sequence"
+        )
+    elif not 1.0 - ROUNDING <= record.tokens_per_round <= most * (1.0 + ROUNDING):
+        fault = (
+            f"tokens_per_round={record.tokens_per_round:g} is not from 1 to gamma + 1 = {most}; "
+            f"state the gamma of the run"
+        )
+    else:
+        return record
+    raise RecordError(f"{place}: {fault}")

@@ -73,6 +73,9 @@ def test_records_for_validation_are_all_held_back(known: EngineRecords, tmp_path
         ({"version": "0.27.0"}, "'0.27.0' differs from '0.26.0'"),
         ({"gpu": "NVIDIA L40S"}, "fit each of them separately"),
         ({"engine": ""}, "does not state 'engine'"),
+        ({"engine": "../../evil"}, "line 1: engine '../../evil' is not a plain name"),
+        ({"version": "1/2"}, "version '1/2' is not a plain name"),
+        ({"version": 26}, "version 26 is not a plain name"),
     ],
 )
 def test_files_of_several_engines_are_refused(
@@ -81,6 +84,38 @@ def test_files_of_several_engines_are_refused(
     paths = [written(tmp_path / "a.jsonl", known), written(tmp_path / "b.jsonl", known, **header)]
     with pytest.raises(RecordError, match=message):
         read_engine_records(paths)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"all_seconds": ()}, "all_seconds="),
+        ({"all_seconds": (-1.0, 5.0), "seconds": 2.0}, "not positive for the most part"),
+        ({"all_seconds": (-0.01,) * 3}, "not positive for the most part"),
+        ({"all_seconds": (0.01,) * 3, "seconds": 1.0}, "is not the median 0.01 of all_seconds"),
+        ({"context_tokens": 1.0}, "context_tokens=1 is less than the prompt"),
+        ({"tokens_per_round": 99.0}, "tokens_per_round=99 is not from 1 to gamma"),
+        ({"batch": 10**9}, "batch=1000000000 is not valid"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused_with_its_line(
+    known: EngineRecords, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    record = known.points[0]
+    if "batch" in more:
+        wrong = replace(record, point=replace(record.point, **more))
+    else:
+        wrong = replace(record, **more)
+    write_records(tmp_path / "a.jsonl", HEADER, [record, wrong])
+    with pytest.raises(RecordError, match=r"a\.jsonl, line 3: .*" + message):
+        read_engine_records([tmp_path / "a.jsonl"])
+
+
+def test_one_disturbed_repeat_is_accepted(known: EngineRecords, tmp_path: Path) -> None:
+    """A repeat is the difference of two runs, and can be negative; the median remains valid."""
+    record = replace(known.points[0], all_seconds=(-0.01, 0.02, 0.03), seconds=0.02)
+    write_records(tmp_path / "a.jsonl", HEADER, [record])
+    assert read_engine_records([tmp_path / "a.jsonl"]).points == (record,)
 
 
 def test_an_unknown_line_is_refused_with_its_number(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
         ServerAdapter,
         catalog_gpu,
         check_model,
+        check_names,
         engine_facts,
         run_plan,
         start,
@@ -209,6 +210,7 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
             )
         name = "sglang" if server.sglang_info() else options.engine
         header = {"engine": name, "version": version, "gpu": options.gpu}
+        check_names(header, options.url)
 
         def begin(setup: Any, points: Any) -> Any:
             for line in check_model(server.url, server.model_names(), setup.target):
