@@ -12,7 +12,6 @@ from .records import EngineRecords as EngineRecords
 from .records import Setup as Setup
 from .records import catalog_gpu as catalog_gpu
 from .records import check_names as check_names
-from .records import joined as joined
 from .records import read_engine_records as read_engine_records
 from .report import engine_report as engine_report
 from .report import report_dict as report_dict

@@ -114,7 +114,7 @@ def calibrate_engine(
 
     Without --out, existing records are fitted. With --import, reports are only added to --out.
     """
-    from calibration.engines import joined, read_engine_records
+    from calibration.engines import read_engine_records
     from perfmodel import ConfigError
 
     if options.show and as_json:
@@ -132,9 +132,9 @@ def calibrate_engine(
         paths.append(options.out)
     if not paths:
         raise ConfigError("nothing to fit; give --out FILE to measure, or files of records")
-    data = read_engine_records(paths)
-    if check:
-        data = joined(data, read_engine_records(check, held_back=True))
+    data = read_engine_records(paths, check=check or ())
+    for line in data.notes:
+        print(f"note: {line}", file=sys.stderr)
     _fit(data, output, as_json=as_json)
 
 
