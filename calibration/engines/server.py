@@ -227,6 +227,10 @@ class ServerAdapter:
         prefill = self._batch(point, per_round)
         runs = [(self._batch(point, short), self._batch(point, long)) for _ in range(REPEATS)]
         gained = [_rounds(b, point.batch) - _rounds(a, point.batch) for a, b in runs]
+        if min(gained) <= 0:
+            raise ConfigError(
+                "the server counted no more rounds in a longer run; stop its other requests"
+            )
         check_queue([long_run for _, long_run in runs], point)
         seconds = [_step_s(a, b, rounds) for (a, b), rounds in zip(runs, gained, strict=True)]
         check_time(self._server.url, point, median(seconds), gpu=self._gpu)

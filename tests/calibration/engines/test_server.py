@@ -233,6 +233,21 @@ def test_a_server_with_other_drafts_than_stated_is_refused_before_a_point_is_tim
         ServerAdapter(Server(served.url), point.setup, [point], gpu="h200").lines()
 
 
+def test_the_drafts_per_round_that_sglang_states_are_checked() -> None:
+    server = FakeServer(sglang=True)
+    info = json.dumps({"speculative_num_steps": 5, "speculative_eagle_topk": 1})
+    server.sglang_info = lambda: info  # type: ignore[method-assign]
+    with pytest.raises(OtherServer, match="drafts 5 tokens per round, not 3"):
+        timed(server, a_point())
+    server.shutdown()
+
+
+def test_counters_without_further_rounds_are_refused(served: FakeServer) -> None:
+    """As if every token were an accepted draft, for example of other requests."""
+    served.accepted = 10**6
+    assert "no more rounds in a longer run" in timed(served, a_point())["error"]
+
+
 def test_the_positions_that_vllm_counts_are_its_drafts_per_round(served: FakeServer) -> None:
     """They are listed without a single draft, and a look-up cannot hide them."""
     count = 'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="{}"}} 0.0\n'
