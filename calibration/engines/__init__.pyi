@@ -11,7 +11,7 @@ from .profile_file import refitted_text as refitted_text
 from .records import EngineRecords as EngineRecords
 from .records import Setup as Setup
 from .records import catalog_gpu as catalog_gpu
-from .records import joined as joined
+from .records import check_names as check_names
 from .records import read_engine_records as read_engine_records
 from .report import engine_report as engine_report
 from .report import report_dict as report_dict
@@ -19,6 +19,7 @@ from .report import report_lines as report_lines
 from .run import run_plan as run_plan
 from .server import Server as Server
 from .server import ServerAdapter as ServerAdapter
+from .server_checks import check_model as check_model
 from .trtllm_bench import import_reports as import_reports
 from .trtllm_bench import read_report as read_report
 from .vllm_process import engine_facts as engine_facts

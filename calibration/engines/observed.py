@@ -127,14 +127,17 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
     measured = replace(measured, engine=measured.engine or engine)
     if seconds is None:
         return measured
-    _check_step(seconds, name, scenario, drafts=0 if imported is None else gamma)
+    check_step(seconds, name, scenario, drafts=0 if imported is None else gamma)
     if imported is None:
         return replace(measured, plain_s=seconds)
     return replace(measured, rounds_s={**measured.rounds_s, gamma: seconds})
 
 
-def _check_step(seconds: float, name: str, scenario: Scenario, *, drafts: int) -> None:
-    """Refuse the time of a plain step, or of a round with drafts, that is not plausible."""
+def check_step(seconds: float, name: str, scenario: Scenario, *, drafts: int) -> None:
+    """Refuse the time of a plain step, or of a round with drafts, that is not plausible.
+
+    Raises `ConfigError`, which begins with `name`.
+    """
     try:
         step = Measured(rounds_s={drafts: seconds}) if drafts else Measured(plain_s=seconds)
         reason = implausible(scenario, step)

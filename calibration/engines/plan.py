@@ -199,11 +199,12 @@ def _check(options: PlanOptions) -> None:
     if unknown or not options.methods:
         problem = f"unknown method {unknown[0]!r}" if unknown else "no method is given"
         raise ConfigError(f"{problem}; use one or more of {', '.join(known)}")
-    single = (options.targets, options.methods, options.gammas)
+    gammas = options.gammas if options.methods != ("plain",) else (0,)
+    single = (options.targets, options.methods, gammas)
     if options.served and any(len(values) != 1 for values in single):
         raise ConfigError(
             "a running server has one target, method and gamma; give --target, --method and "
-            "--gamma one value each (--method plain for plain decoding)"
+            "--gamma one value each (--method plain needs no --gamma)"
         )
     if not 0.0 <= options.hold_back < 1.0:
         raise ConfigError(f"hold_back={options.hold_back!r} must be at least 0 and less than 1")

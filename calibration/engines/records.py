@@ -6,16 +6,31 @@ decoding step (γ = 0), or of a round of γ drafts and their verification.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from calibration.records.jsonl import Count, Line, NonNegative, Positive, RecordError, read_lines
+from calibration.records.jsonl import (
+    MOST,
+    Count,
+    Line,
+    NonNegative,
+    Positive,
+    RecordError,
+    read_lines,
+)
 from calibration.records.kernels import GPU_NAMES, check_header
 from perfmodel.errors import shown
+
+MOST_BATCH = 1 << 16  # sequences that an engine decodes together
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,79}", re.ASCII)
+# Tokens per round are at most γ + 1, plus what the counters miss: a part of one round in 48.
+ROUNDING = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +70,7 @@ class Point:
     """One workload to time under one setup; if `held_back`, it is used only for validation."""
 
     setup: Setup
-    batch: Count
+    batch: Annotated[int, Field(gt=0, le=MOST_BATCH)]
     prompt_tokens: Count
     held_back: bool = False
 
@@ -74,10 +89,10 @@ class Point:
 class PointRecord:
     """One timed point.
 
-    `seconds` is the median of `all_seconds`; of a point that was timed several times, for example
-    in several processes, it is their mean, which is what a long run takes. Each of these is the
-    difference in time between two runs of different output lengths, divided by their difference in
-    `rounds`, so that prefill and ramps cancel. `context_tokens` is the mean length of a sequence
+    `seconds` is the median of `all_seconds`; if a point was timed several times, for example in
+    several processes, these are all repeats. Each is the difference in time between two runs of
+    different output lengths, divided by their difference in `rounds`, so that prefill and ramps
+    cancel. `context_tokens` is the mean length of a sequence
     over these rounds. `latency_s` is the mean inter-token latency that the engine reports for them,
     or 0; it serves as a check.
     """
@@ -85,7 +100,9 @@ class PointRecord:
     op: Literal["engine-point"] = "engine-point"
     point: Point
     seconds: Positive
-    all_seconds: tuple[float, ...]
+    all_seconds: Annotated[
+        tuple[Annotated[float, Field(ge=-MOST, le=MOST)], ...], Field(min_length=1)
+    ]
     rounds: Positive
     context_tokens: Positive
     tokens_per_round: Positive
@@ -124,7 +141,10 @@ class StartRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRecords:
-    """All records of one engine, version and GPU."""
+    """All records of one engine, version and GPU, with one record per point.
+
+    `notes` name points that are used otherwise than their file states.
+    """
 
     engine: str
     version: str
@@ -133,6 +153,7 @@ class EngineRecords:
     points: tuple[PointRecord, ...]
     starts: tuple[StartRecord, ...] = ()
     failed: tuple[FailedPoint, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -164,44 +185,49 @@ class EngineRecords:
         return next((dict(s.facts) for s in self.starts if s.setup.method == method), {})
 
 
-def read_engine_records(paths: Iterable[Path], *, held_back: bool = False) -> EngineRecords:
-    """Read the records of one engine, version and GPU.
+def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) -> EngineRecords:
+    """Read the records of one engine, version and GPU, with one record per point.
 
-    Raises `RecordError`, with the line number, for a line that is not a record, for an engine,
-    version or GPU that differs from the first file, or if no point was timed.
+    The repeats of all records of a point are pooled; records that are identical count once. A point
+    that one file holds back is held back.
+
+    Raises `RecordError`, with the line number, for a line that is not a record or contradicts
+    itself, for an engine, version or GPU that differs from the first file, or if no point was
+    timed.
 
     Parameters
     ----------
-    held_back : bool
-        Hold back every point from the fit.
+    check : iterable of paths
+        More files, of which all points are held back; points that `paths` fit are left out.
     """
     headers: list[Mapping[str, Any]] = []
-    records: dict[str, list[Any]] = {"engine-point": [], "start": [], "failed": []}
-    for path in paths:
+    points: list[tuple[PointRecord, bool]] = []
+    others: dict[str, list[Any]] = {"start": [], "failed": []}
+    for path, is_check in [*((p, False) for p in paths), *((p, True) for p in check)]:
         first, *lines = read_lines(path)
         header = first.header or {}
         check_header(header, header.get("gpu_name"), first.place)
         headers.append(_same(header, headers[0] if headers else header, first.place))
-        for line in lines:
-            if line.header is None:
-                record = _record(line)
-                records[record.op].append(record)
-    if not headers or not records["engine-point"]:
+        for record in (_record(line) for line in lines if line.header is None):
+            if isinstance(record, PointRecord):
+                points.append((record, is_check))
+            else:
+                others[record.op].append(record)
+    if all(is_check for _, is_check in points):
         raise RecordError(
             "the records have no timed point; measure some with specroof calibrate engine --out"
         )
-    points = _merged(records["engine-point"])
-    if held_back:
-        points = [_hold_back(record) for record in points]
+    merged, notes = _merged(points)
     head = headers[0]
     return EngineRecords(
         engine=str(head["engine"]),
         version=str(head["version"]),
         gpu=str(head.get("gpu_name") or catalog_gpu(str(head["gpu"])) or head["gpu"]),
         headers=tuple(headers),
-        points=tuple(points),
-        starts=tuple(records["start"]),
-        failed=tuple(records["failed"]),
+        points=tuple(merged),
+        starts=tuple(others["start"]),
+        failed=tuple(others["failed"]),
+        notes=tuple(notes),
     )
 
 
@@ -210,46 +236,51 @@ def catalog_gpu(device: str) -> str:
     return GPU_NAMES.get(device, "")
 
 
-def joined(fitted: EngineRecords, check: EngineRecords) -> EngineRecords:
-    """Both sets of records in one, with those of `check` held back.
-
-    Raises `RecordError` if they are from different engines, versions or GPUs.
-    """
-    for name in ("engine", "version", "gpu"):
-        if getattr(fitted, name) != getattr(check, name):
+def check_names(header: Mapping[str, Any], place: str) -> None:
+    """Raise `RecordError` for an engine or version that cannot be a part of a file's name."""
+    for key in ("engine", "version"):
+        name = header.get(key)
+        if name and not (isinstance(name, str) and PLAIN_NAME.fullmatch(name)):
             raise RecordError(
-                f"records of {name} {getattr(check, name)} cannot validate a profile of "
-                f"{getattr(fitted, name)}; give records of the same {name}"
+                f"{place}: {key} {shown(name)} is not a plain name; use letters, digits, and ._+-"
             )
-    return EngineRecords(
-        engine=fitted.engine,
-        version=fitted.version,
-        gpu=fitted.gpu,
-        headers=fitted.headers,
-        points=(*fitted.points, *(_hold_back(r) for r in check.points)),
-        starts=(*fitted.starts, *check.starts),
-        failed=(*fitted.failed, *check.failed),
-    )
 
 
-def _hold_back(record: PointRecord) -> PointRecord:
-    return replace(record, point=replace(record.point, held_back=True))
+def _merged(records: Sequence[tuple[PointRecord, bool]]) -> tuple[list[PointRecord], list[str]]:
+    """One record per point, and notes, from records and whether each is of a file to check."""
+    by_point: dict[str, list[tuple[PointRecord, bool]]] = {}
+    for record, is_check in records:
+        by_point.setdefault(record.point.id, []).append((record, is_check))
+    merged, mixed, fitted = [], list[str](), list[str]()
+    for name, rows in by_point.items():
+        own = [record for record, is_check in rows if not is_check]
+        held = {record.point.held_back for record in own} or {True}
+        mixed += [name] if len(held) > 1 else []
+        if held == {False} and len(own) < len(rows):
+            fitted.append(name)
+        used = own if held == {False} else [record for record, _ in rows]
+        merged.append(_pooled(used, held_back=True in held))
+    notes = {
+        "held back in some records and not in others, and are held back in all": mixed,
+        "fitted, so those in --check are left out": fitted,
+    }
+    return merged, [f"{_named(names)} {why}" for why, names in notes.items() if names]
 
 
-def _merged(records: Sequence[PointRecord]) -> list[PointRecord]:
-    """One record per point; the mean of all repeats if it was timed several times."""
-    by_point: dict[str, list[PointRecord]] = {}
-    for record in records:
-        by_point.setdefault(record.point.id, []).append(record)
-    return [_mean(rows) if len(rows) > 1 else rows[0] for rows in by_point.values()]
+def _named(points: Sequence[str]) -> str:
+    return points[0] + (f" and {len(points) - 1} more are" if len(points) > 1 else " is")
 
 
-def _mean(rows: Sequence[PointRecord]) -> PointRecord:
-    every = tuple(seconds for row in rows for seconds in row.all_seconds)
-    return replace(rows[-1], seconds=sum(every) / len(every), all_seconds=every)
+def _pooled(records: Sequence[PointRecord], *, held_back: bool) -> PointRecord:
+    """The median of the repeats of different records of a point."""
+    marked = [replace(r, point=replace(r.point, held_back=held_back)) for r in records]
+    *_, last = different = list(dict.fromkeys(marked))
+    every = tuple(seconds for record in different for seconds in record.all_seconds)
+    return replace(last, seconds=median(every), all_seconds=every)
 
 
 def _same(header: Mapping[str, Any], first: Mapping[str, Any], place: str) -> Mapping[str, Any]:
+    check_names(header, place)
     for key in ("engine", "version", "gpu"):
         if not header.get(key):
             raise RecordError(f"{place}: the header does not state {key!r}")
@@ -264,10 +295,36 @@ def _same(header: Mapping[str, Any], first: Mapping[str, Any], place: str) -> Ma
 def _record(line: Line) -> PointRecord | StartRecord | FailedPoint:
     match line.value.get("op"):
         case "engine-point":
-            return line.decode(PointRecord)
+            return _checked(line.decode(PointRecord), line.place)
         case "start":
             return line.decode(StartRecord)
         case "failed":
             return line.decode(FailedPoint)
         case other:
             raise RecordError(f"{line.place}: unknown operation {shown(other)}")
+
+
+def _checked(record: PointRecord, place: str) -> PointRecord:
+    """The record, unless its figures contradict each other."""
+    point, every = record.point, record.all_seconds
+    most = point.setup.gamma + 1
+    if 2 * sum(seconds > 0.0 for seconds in every) <= len(every):  # disturbed, if so
+        fault = "all_seconds are not positive for the most part; time the point again"
+    elif abs(record.seconds - median(every)) > 1e-6 * record.seconds:
+        fault = (
+            f"seconds={record.seconds:.6g} is not the median {median(every):.6g} of all_seconds; "
+            f"give both in seconds"
+        )
+    elif record.context_tokens < point.prompt_tokens:
+        fault = (
+            f"context_tokens={record.context_tokens:g} is less than the prompt of "
+            f"{point.prompt_tokens}; give the mean length of a sequence"
+        )
+    elif not 1.0 - ROUNDING <= record.tokens_per_round <= most * (1.0 + ROUNDING):
+        fault = (
+            f"tokens_per_round={record.tokens_per_round:g} is not from 1 to gamma + 1 = {most}; "
+            f"state the gamma of the run"
+        )
+    else:
+        return record
+    raise RecordError(f"{place}: {fault}")

@@ -93,6 +93,13 @@ class EngineReport:
         return _figures(self.deployable, self.deployable_regrets)
 
     @property
+    def unseen_rounds(self) -> list[PointError]:
+        """Rounds as exported of workloads of which no method, γ or graph was fitted."""
+        seen = {error.record.point.workload for error in self.fitted}
+        rounds = (e for e in self.deployable if e.record.point.setup.gamma > 0)
+        return [e for e in rounds if e.record.point.workload not in seen]
+
+    @property
     def outside(self) -> list[str]:
         """What exceeds its tolerance, as clauses."""
         over = [
@@ -181,6 +188,8 @@ def report_lines(report: EngineReport) -> list[str]:
         lines.append("as exported, that is without rounds that miss a default graph:")
         for name, rows in _grouped(report.deployable, lambda e: _kind(e, fit.profile)).items():
             lines.append(f"  {len(rows)} {name}: {_median_worst(rows)}")
+        if rounds := report.unseen_rounds:
+            lines.append(f"  {len(rounds)} rounds of workloads not fitted: {_median_worst(rounds)}")
         lines += _decision_lines("  ", report.deployable_decisions, report.deployable_regrets)
     return lines
 

@@ -6,6 +6,8 @@ or SGLang's verifications yield the rounds, and the sum of inter-token latencies
 vLLM counts one latency per sequence and round, SGLang one per token (with `--enable-metrics`). If a
 server does not report latencies, the difference in duration is used instead. The server must not
 process other requests meanwhile.
+
+A server that does not run what the records would state is refused (`server_checks`).
 """
 
 from __future__ import annotations
@@ -16,19 +18,23 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from statistics import median
 from typing import Any
 
-from calibration.engines.plan import LONG_ROUNDS, REPEATS, SHORT_ROUNDS
+from calibration.engines.plan import LONG_ROUNDS, PAGE, REPEATS, SHORT_ROUNDS
 from calibration.engines.records import Point, Setup
+from calibration.engines.server_checks import OtherServer, check_drafts, check_queue, check_time
 from calibration.engines.vllm_offline import Prompts
 from perfmodel import ConfigError
 
 REQUEST_S = 600.0  # timeout of a request
+WATCH_S = 0.02  # between two looks at how many sequences run
 # The metrics that are read, by their names in vLLM 0.26 and SGLang 0.5.23.
 COUNTERS = {
     "accepted": ("vllm:spec_decode_num_accepted_tokens_total",),
     "drafts": ("vllm:spec_decode_num_drafts_total", "sglang:spec_verify_calls_total"),
+    "draft_tokens": ("vllm:spec_decode_num_draft_tokens_total",),
     "latency_sum": (
         "vllm:inter_token_latency_seconds_sum",
         "sglang:inter_token_latency_seconds_sum",
@@ -38,8 +44,14 @@ COUNTERS = {
         "sglang:inter_token_latency_seconds_count",
     ),
 }
-ACCEPT_LENGTH = (
-    "sglang:spec_accept_length"  # a gauge: mean tokens per round, including the target's
+GAUGES = {
+    "accept_length": ("sglang:spec_accept_length",),  # tokens per round, including the target's
+    "running": ("vllm:num_requests_running", "sglang:num_running_reqs"),
+    "waiting": ("vllm:num_requests_waiting", "sglang:num_queue_reqs"),
+}
+# vLLM counts accepted tokens at each of the γ positions, from its start.
+_POSITION = re.compile(
+    r'^vllm:spec_decode_num_accepted_tokens_per_pos_total\{[^}\n]*position="(\d{1,3})"', re.M
 )
 _SAMPLE = re.compile(r"^([\w:]+)(?:\{[^}]*\})?\s+([-+.\deE]+)\s*$", re.M)
 
@@ -58,10 +70,14 @@ class Server:
 
     def model(self) -> str:
         """The name of the served model."""
+        return self.model_names()[0]
+
+    def model_names(self) -> list[str]:
+        """The served name, and the checkpoint if the server states it as `root`."""
         models = json.loads(self._read("/v1/models")).get("data") or []
         if not models:
             raise ConfigError(f"{self.url} serves no model; start the server with one")
-        return str(models[0]["id"])
+        return [str(models[0][key]) for key in ("id", "root") if models[0].get(key)]
 
     def version(self) -> str:
         """The version of vLLM or SGLang; "" if the server does not report it."""
@@ -92,29 +108,41 @@ class Server:
                 f"the server without --enable-dp-attention"
             )
         facts: dict[str, Any] = {"model": self.model(), "url": self.url}
-        overlap, chunk, tokens = (
+        overlap, chunk, tokens, steps = (
             info.get(key)
-            for key in ("disable_overlap_schedule", "chunked_prefill_size", "max_total_num_tokens")
+            for key in (
+                "disable_overlap_schedule",
+                "chunked_prefill_size",
+                "max_total_num_tokens",
+                "speculative_num_steps",
+            )
         )
         if overlap is not None:
             facts["async_scheduling"] = not overlap
         if isinstance(chunk, int) and chunk > 0:
             facts["max_num_batched_tokens"] = chunk
+        if isinstance(steps, int) and info.get("speculative_eagle_topk") == 1:
+            facts["drafts_per_round"] = steps
         if isinstance(tokens, int):
             facts |= {"kv_cache_blocks": tokens, "block_tokens": 1}
         return facts
 
     def counters(self) -> dict[str, float]:
-        """Values of `COUNTERS`, summed over engines, and the accept length, as far as reported."""
-        seen: dict[str, float] = {}
-        for name, value in _SAMPLE.findall(self._read("/metrics")):
+        """Values of `COUNTERS` and `GAUGES`, summed over engines, as far as reported.
+
+        "positions" is the number of drafts per round that vLLM was started with.
+        """
+        text, seen = self._read("/metrics"), dict[str, float]()
+        for name, value in _SAMPLE.findall(text):
             seen[name] = seen.get(name, 0.0) + float(value)
         values = {
-            key: seen[name] for key, names in COUNTERS.items() for name in names if name in seen
+            key: seen[name]
+            for key, names in (COUNTERS | GAUGES).items()
+            for name in names
+            if name in seen
         }
-        if ACCEPT_LENGTH in seen:
-            values["accept_length"] = seen[ACCEPT_LENGTH]
-        return values
+        positions = [int(position) for position in _POSITION.findall(text)]
+        return values | ({"positions": 1.0 + max(positions)} if positions else {})
 
     def complete(self, model: str, prompt: Sequence[int], tokens: int) -> int:
         """Generate a number of tokens after a prompt of token ids; return how many came back."""
@@ -147,24 +175,35 @@ class Server:
 
 
 class ServerAdapter:
-    """An adapter that times points of one setup on a running server, one per call of `lines`."""
+    """An adapter that times points of one setup on a running server, one per call of `lines`.
 
-    def __init__(self, server: Server, setup: Setup, points: Sequence[Point]) -> None:
-        self._server, self._setup, self._left = server, setup, list(points)
+    `gpu` is the catalog name of the server's GPU.
+    """
+
+    def __init__(self, server: Server, setup: Setup, points: Sequence[Point], *, gpu: str) -> None:
+        self._server, self._setup, self._left, self._gpu = server, setup, list(points), gpu
         self._model = server.model()
         self._prompts = Prompts(max(point.prompt_tokens for point in points))
         self._announced = False
 
     def lines(self) -> list[dict[str, Any]]:
-        """The next result, in the format that `run.run_plan` reads."""
+        """The next result, in the format that `run.run_plan` reads.
+
+        Raises `OtherServer` if the server speculates otherwise than the setup.
+        """
         if not self._announced:
+            facts = self._server.facts()
+            self._check({"positions": facts.get("drafts_per_round", 0.0)})
+            self._run([self._prompts.get(0, PAGE)], SHORT_ROUNDS * (self._setup.gamma + 1))
             self._announced = True
-            return [{"start": 0.0, "facts": self._server.facts()}]
+            return [{"start": 0.0, "facts": facts}]
         if not self._left:
             return []
         point, began = self._left.pop(0), time.perf_counter()
         try:
             result = self._time(point)
+        except OtherServer:
+            raise
         except ConfigError as error:
             result = {"error": str(error)}
         return [{"id": point.id, "wall_s": time.perf_counter() - began, **result}]
@@ -188,10 +227,15 @@ class ServerAdapter:
         prefill = self._batch(point, per_round)
         runs = [(self._batch(point, short), self._batch(point, long)) for _ in range(REPEATS)]
         gained = [_rounds(b, point.batch) - _rounds(a, point.batch) for a, b in runs]
+        if min(gained) <= 0:
+            raise ConfigError(
+                "the server counted no more rounds in a longer run; stop its other requests"
+            )
+        check_queue([long_run for _, long_run in runs], point)
+        seconds = [_step_s(a, b, rounds) for (a, b), rounds in zip(runs, gained, strict=True)]
+        check_time(self._server.url, point, median(seconds), gpu=self._gpu)
         return {
-            "all_seconds": [
-                _step_s(a, b, rounds) for (a, b), rounds in zip(runs, gained, strict=True)
-            ],
+            "all_seconds": seconds,
             "rounds": sum(gained) / len(gained),
             "context_tokens": point.prompt_tokens + (short + long) / 2.0,
             "tokens_per_round": (long - short) * len(gained) / sum(gained),
@@ -202,22 +246,35 @@ class ServerAdapter:
     def _batch(self, point: Point, tokens: int) -> dict[str, float]:
         """Duration of a batch of requests, and the increase of the counters."""
         prompts = [self._prompts.get(i, point.prompt_tokens) for i in range(point.batch)]
-        before, began = self._server.counters(), time.perf_counter()
-        with ThreadPoolExecutor(point.batch) as pool:
-            got = list(pool.map(lambda p: self._server.complete(self._model, p, tokens), prompts))
-        seconds, after = time.perf_counter() - began, self._server.counters()
-        if set(got) != {tokens}:
-            raise ConfigError(f"the server returned {min(got)} tokens instead of {tokens}")
-        counted = {name: after[name] - before.get(name, 0.0) for name in after}
-        if "accept_length" in after:
-            counted["accept_length"] = after["accept_length"]
-            if counted.get("drafts"):  # SGLang: as many latencies as tokens, but one time per round
-                counted["latency_count"] = counted["drafts"]
+        counted = self._run(prompts, tokens)
         if self._setup.gamma and not counted.get("drafts") and "accept_length" not in counted:
             raise ConfigError(
                 "the server counted no drafts; start it with speculation, or use --method plain"
             )
+        return counted
+
+    def _run(self, prompts: Sequence[Sequence[int]], tokens: int) -> dict[str, float]:
+        """Send requests together; their duration, the increase of the counters, and the gauges."""
+        batch, before, began = len(prompts), self._server.counters(), time.perf_counter()
+        watched = [before]
+        with ThreadPoolExecutor(batch) as pool:
+            sent = [pool.submit(self._server.complete, self._model, p, tokens) for p in prompts]
+            while "waiting" in before and wait(sent, WATCH_S).not_done:
+                watched.append(self._server.counters())
+        got = [request.result() for request in sent]
+        seconds, after = time.perf_counter() - began, self._server.counters()
+        if set(got) != {tokens}:
+            raise ConfigError(f"the server returned {min(got)} tokens instead of {tokens}")
+        kept = ("positions", "accept_length")
+        counted = {n: after[n] - (0.0 if n in kept else before.get(n, 0.0)) for n in after}
+        self._check(counted)
+        if "accept_length" in after and counted.get("drafts"):
+            counted["latency_count"] = counted["drafts"]  # SGLang: latencies of tokens, in rounds
+        counted |= {n: max(each.get(n, 0.0) for each in watched) for n in ("running", "waiting")}
         return {"seconds": seconds, "tokens": float(tokens), **counted}
+
+    def _check(self, counted: dict[str, float]) -> None:
+        check_drafts(self._server.url, self._setup, counted)
 
 
 def _rounds(run: dict[str, float], batch: int) -> float:

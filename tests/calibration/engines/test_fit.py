@@ -111,6 +111,26 @@ def test_figures_of_exported_plans_leave_out_rounds_that_miss_a_default_graph(
     assert "as exported" in "\n".join(report_lines(report))
 
 
+def test_rounds_of_a_fitted_workload_are_not_counted_as_unseen(
+    known: tuple[EngineRecords, EngineProfile], fit: EngineFit
+) -> None:
+    """The same batch and prompt in other graphs, or with another method or γ, is not new."""
+    records = known[0]
+    other = tuple(
+        replace(
+            r,
+            point=replace(
+                r.point, held_back=True, setup=replace(r.point.setup, exported_graphs=True)
+            ),
+        )
+        for r in records.fitted
+    )
+    report = engine_report(replace(records, points=(*records.points, *other)), fit)
+    assert len(report.held_back) == len(records.held_back) + len(other)
+    expected = {r.point.id for r in records.held_back if r.point.setup.gamma}
+    assert expected and {e.record.point.id for e in report.unseen_rounds} == expected
+
+
 def test_a_plan_that_was_timed_twice_has_no_regret(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:

@@ -12,7 +12,6 @@ from engine_samples import HEADER, a_plan, records_of
 from calibration.engines.records import (
     EngineRecords,
     FailedPoint,
-    joined,
     read_engine_records,
 )
 from calibration.records.jsonl import RecordError, write_records
@@ -42,29 +41,62 @@ def test_records_are_read_as_they_were_written(known: EngineRecords, tmp_path: P
     assert read.facts("plain")["async_scheduling"] is True and read.facts("mtp") == {}
 
 
-def test_a_point_that_was_timed_several_times_takes_the_mean_of_all_repeats(
+def test_the_repeats_of_a_point_that_was_timed_several_times_are_pooled(
     known: EngineRecords, tmp_path: Path
 ) -> None:
-    """In one file or in several; the median of each would not be what a long run takes."""
+    """The median of all different repeats, in one file or in several, as of one record."""
     first = replace(known.points[0], all_seconds=(1.0, 1.0, 4.0), seconds=1.0)
     again = replace(first, all_seconds=(2.0, 4.0, 6.0), seconds=4.0)
     one, two = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     write_records(one, HEADER, [first, *known.points[1:], again])
     write_records(two, HEADER, [again])
-    for paths, mean in (([one], 3.0), ([one, two], 30.0 / 9.0), ([two], 4.0)):
+    for paths, seconds in (([one], 3.0), ([one, two], 3.0), ([two, one], 3.0), ([two], 4.0)):
         read = read_engine_records(paths)
         point = next(r for r in read.points if r.point.id == first.point.id)
-        assert point.seconds == pytest.approx(mean)
+        assert point.seconds == seconds and not read.notes
         assert len(read.points) == (1 if paths == [two] else len(known.points))
 
 
-def test_records_for_validation_are_all_held_back(known: EngineRecords, tmp_path: Path) -> None:
+def test_a_file_given_twice_changes_nothing(known: EngineRecords, tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", known)
-    check = read_engine_records([path], held_back=True)
-    assert not check.fitted and len(check.held_back) == len(known.points)
-    both = joined(known, check)
-    assert len(both.fitted) == len(known.fitted)
-    assert len(both.held_back) == len(known.held_back) + len(known.points)
+    assert read_engine_records([path, path]).points == known.points
+
+
+def test_a_point_that_one_file_holds_back_is_held_back(
+    known: EngineRecords, tmp_path: Path
+) -> None:
+    """In either order of the files, with a note."""
+    fitted = known.fitted[0]
+    other = replace(fitted, point=replace(fitted.point, held_back=True), prefill_s=1.0)
+    one, two = written(tmp_path / "a.jsonl", known), tmp_path / "b.jsonl"
+    write_records(two, HEADER, [other])
+    for paths in ([one, two], [two, one]):
+        read = read_engine_records(paths)
+        assert {r.point.id for r in read.held_back} == {
+            *(r.point.id for r in known.held_back),
+            fitted.point.id,
+        }
+        (note,) = read.notes
+        assert note.startswith(fitted.point.id) and "held back in all" in note
+
+
+def test_points_to_check_are_held_back_unless_they_are_fitted(
+    known: EngineRecords, tmp_path: Path
+) -> None:
+    fit, check = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    new, *rest = known.fitted
+    write_records(fit, HEADER, [*rest, *known.held_back])
+    write_records(check, HEADER, [new, rest[0], known.held_back[0]])
+    both = read_engine_records([fit], check=[check])
+    assert both.fitted == rest
+    assert {r.point.id for r in both.held_back} == {
+        new.point.id,
+        *(r.point.id for r in known.held_back),
+    }
+    (note,) = both.notes
+    assert note.startswith(f"{rest[0].point.id} is fitted") and "left out" in note
+    with pytest.raises(RecordError, match="no timed point"):
+        read_engine_records([], check=[check])
 
 
 @pytest.mark.parametrize(
@@ -73,6 +105,9 @@ def test_records_for_validation_are_all_held_back(known: EngineRecords, tmp_path
         ({"version": "0.27.0"}, "'0.27.0' differs from '0.26.0'"),
         ({"gpu": "NVIDIA L40S"}, "fit each of them separately"),
         ({"engine": ""}, "does not state 'engine'"),
+        ({"engine": "../../evil"}, "line 1: engine '../../evil' is not a plain name"),
+        ({"version": "1/2"}, "version '1/2' is not a plain name"),
+        ({"version": 26}, "version 26 is not a plain name"),
     ],
 )
 def test_files_of_several_engines_are_refused(
@@ -81,6 +116,38 @@ def test_files_of_several_engines_are_refused(
     paths = [written(tmp_path / "a.jsonl", known), written(tmp_path / "b.jsonl", known, **header)]
     with pytest.raises(RecordError, match=message):
         read_engine_records(paths)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"all_seconds": ()}, "all_seconds="),
+        ({"all_seconds": (-1.0, 5.0), "seconds": 2.0}, "not positive for the most part"),
+        ({"all_seconds": (-0.01,) * 3}, "not positive for the most part"),
+        ({"all_seconds": (0.01,) * 3, "seconds": 1.0}, "is not the median 0.01 of all_seconds"),
+        ({"context_tokens": 1.0}, "context_tokens=1 is less than the prompt"),
+        ({"tokens_per_round": 99.0}, "tokens_per_round=99 is not from 1 to gamma"),
+        ({"batch": 10**9}, "batch=1000000000 is not valid"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused_with_its_line(
+    known: EngineRecords, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    record = known.points[0]
+    if "batch" in more:
+        wrong = replace(record, point=replace(record.point, **more))
+    else:
+        wrong = replace(record, **more)
+    write_records(tmp_path / "a.jsonl", HEADER, [record, wrong])
+    with pytest.raises(RecordError, match=r"a\.jsonl, line 3: .*" + message):
+        read_engine_records([tmp_path / "a.jsonl"])
+
+
+def test_one_disturbed_repeat_is_accepted(known: EngineRecords, tmp_path: Path) -> None:
+    """A repeat is the difference of two runs, and can be negative; the median remains valid."""
+    record = replace(known.points[0], all_seconds=(-0.01, 0.02, 0.03), seconds=0.02)
+    write_records(tmp_path / "a.jsonl", HEADER, [record])
+    assert read_engine_records([tmp_path / "a.jsonl"]).points == (record,)
 
 
 def test_an_unknown_line_is_refused_with_its_number(tmp_path: Path) -> None:

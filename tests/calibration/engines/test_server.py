@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from calibration.engines.plan import PlanOptions, plan_run
 from calibration.engines.records import Point, Setup, read_engine_records
 from calibration.engines.run import run_plan
 from calibration.engines.server import Server, ServerAdapter
+from calibration.engines.server_checks import OtherServer, check_model
 from perfmodel import ConfigError
 
 HEADER = {"engine": "vllm", "version": "0.26.0", "gpu": "h200", "gpu_name": "h200"}
@@ -25,12 +26,14 @@ class FakeServer(ThreadingHTTPServer):
     """Serves one model; four requests share a round, of `step_s` on a clock of its own."""
 
     step_s, gamma, accepted = 0.004, 3, 2
+    gauges: Mapping[str, int] = {}  # constant ones
     daemon_threads = True
 
     def __init__(self, *, counts_latency: bool = True, sglang: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock, self.counts_latency, self.sglang = threading.Lock(), counts_latency, sglang
         self.rounds, self.taken, self.now_s = 0, 0, 0.0
+        self.clock = SimpleNamespace(perf_counter=lambda: self.now_s)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -50,7 +53,9 @@ class FakeServer(ThreadingHTTPServer):
         lines = ["# HELP vllm:spec_decode_num_drafts_total rounds"]
         values = {
             "spec_decode_num_drafts_total": self.rounds,
+            "spec_decode_num_draft_tokens_total": self.rounds * self.gamma,
             "spec_decode_num_accepted_tokens_total": self.taken,
+            **self.gauges,
         }
         if self.counts_latency:
             values |= {
@@ -118,14 +123,14 @@ def served() -> Iterator[FakeServer]:
     server.shutdown()
 
 
-def a_point(gamma: int = 3, batch: int = 4) -> Point:
-    method = "eagle3" if gamma else "plain"
+def a_point(gamma: int = 3, batch: int = 4, method: str = "eagle3") -> Point:
+    method = method if gamma else "plain"
     setup = Setup(target="llama-3.1-8b", method=method, gamma=gamma)
     return Point(setup=setup, batch=batch, prompt_tokens=1024)
 
 
 def timed(server: FakeServer, point: Point) -> dict[str, Any]:
-    adapter = ServerAdapter(Server(server.url), point.setup, [point])
+    adapter = ServerAdapter(Server(server.url), point.setup, [point], gpu="h200")
     (start,), (line,) = adapter.lines(), adapter.lines()
     assert start["facts"]["model"] == "m" and adapter.ended and not adapter.lines()
     return line
@@ -151,16 +156,16 @@ def test_without_latencies_the_difference_in_duration_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = FakeServer(counts_latency=False)
-    clock = SimpleNamespace(perf_counter=lambda: server.now_s)
-    monkeypatch.setattr("calibration.engines.server.time", clock)
+    monkeypatch.setattr("calibration.engines.server.time", server.clock)
     line = timed(server, a_point())
     server.shutdown()
     assert line["all_seconds"] == pytest.approx([0.004] * 3)
     assert line["latency_s"] == 0.0
 
 
-def test_the_accept_length_of_sglang_yields_the_rounds() -> None:
+def test_the_accept_length_of_sglang_yields_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     server = FakeServer(counts_latency=False, sglang=True)
+    monkeypatch.setattr("calibration.engines.server.time", server.clock)
     line = timed(server, a_point())
     server.shutdown()
     assert line["tokens_per_round"] == pytest.approx(3.0)
@@ -193,7 +198,7 @@ def test_a_plan_for_a_server_writes_a_file_of_records(served: FakeServer, tmp_pa
         plan,
         tmp_path / "a.jsonl",
         HEADER,
-        lambda setup, points: ServerAdapter(server, setup, points),
+        lambda setup, points: ServerAdapter(server, setup, points, gpu="h200"),
     )
     assert lines == [f"{len(plan.points)} of {len(plan.points)} points timed"]
     records = read_engine_records([tmp_path / "a.jsonl"])
@@ -204,6 +209,88 @@ def test_a_plan_for_a_server_writes_a_file_of_records(served: FakeServer, tmp_pa
 def test_a_server_without_speculation_is_refused(served: FakeServer) -> None:
     served.complete = lambda tokens: None  # type: ignore[method-assign]
     assert "counted no drafts" in timed(served, a_point())["error"]
+
+
+@pytest.mark.parametrize(
+    "gamma, stated, method, message",
+    [
+        (3, 0, "plain", "speculates, so its steps are not plain"),
+        (5, 3, "eagle3", "drafts 5 tokens per round, not 3; give --gamma 5"),
+        (2, 3, "eagle3", "drafts 2 tokens per round, not 3"),
+        (5, 3, "ngram", "drafts 5 tokens per round, not 3"),
+        (2, 3, "ngram", None),  # a look-up may find fewer
+    ],
+)
+def test_a_server_with_other_drafts_than_stated_is_refused_before_a_point_is_timed(
+    served: FakeServer, gamma: int, stated: int, method: str, message: str | None
+) -> None:
+    served.gamma = gamma
+    point = a_point(stated, method=method)
+    if message is None:
+        assert timed(served, point)["tokens_per_round"] == pytest.approx(3.0)
+        return
+    with pytest.raises(OtherServer, match=message):
+        ServerAdapter(Server(served.url), point.setup, [point], gpu="h200").lines()
+
+
+def test_the_drafts_per_round_that_sglang_states_are_checked() -> None:
+    server = FakeServer(sglang=True)
+    info = json.dumps({"speculative_num_steps": 5, "speculative_eagle_topk": 1})
+    server.sglang_info = lambda: info  # type: ignore[method-assign]
+    with pytest.raises(OtherServer, match="drafts 5 tokens per round, not 3"):
+        timed(server, a_point())
+    server.shutdown()
+
+
+def test_counters_without_further_rounds_are_refused(served: FakeServer) -> None:
+    """As if every token were an accepted draft, for example of other requests."""
+    served.accepted = 10**6
+    assert "no more rounds in a longer run" in timed(served, a_point())["error"]
+
+
+def test_the_positions_that_vllm_counts_are_its_drafts_per_round(served: FakeServer) -> None:
+    """They are listed without a single draft, and a look-up cannot hide them."""
+    count = 'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="{}"}} 0.0\n'
+    pages = served.metrics
+    served.metrics = (  # type: ignore[method-assign]
+        lambda: pages() + "".join(count.format(i) for i in range(2))
+    )
+    with pytest.raises(OtherServer, match="drafts 2 tokens per round, not 3"):
+        timed(served, a_point(3, method="ngram"))
+
+
+def test_a_point_whose_requests_waited_is_refused(served: FakeServer) -> None:
+    served.gauges = {"num_requests_running": 2, "num_requests_waiting": 2}
+    assert "at most 2 of 4 sequences at once, and 2 waited" in timed(served, a_point())["error"]
+    served.gauges = {"num_requests_running": 4, "num_requests_waiting": 2}
+    assert timed(served, a_point())["all_seconds"] == pytest.approx([0.004] * 3)
+
+
+def test_a_step_faster_than_the_memory_is_refused_as_in_explain(served: FakeServer) -> None:
+    served.step_s = 0.002
+    error = timed(served, a_point())["error"]
+    assert "a round with gamma 3 of 2 ms is impossible: reading weights and KV takes" in error
+    assert "fewer sequences at once (--max-num-seqs)" in error
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["Qwen/Qwen3-32B"], "which is qwen3-32b, not llama-3.1-8b; give --target qwen3-32b"),
+        (["prod", "/models/Qwen3-32B"], "which is qwen3-32b"),
+        (["RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8"], "with fp8 weights"),
+    ],
+)
+def test_a_server_of_another_model_is_refused(names: list[str], message: str) -> None:
+    with pytest.raises(OtherServer, match=message):
+        check_model("http://a", names, "llama-3.1-8b")
+
+
+def test_a_model_of_the_same_layers_is_accepted_and_an_unknown_one_is_noted() -> None:
+    for name in ("meta-llama/Llama-3.1-8B-Instruct", "/models/Meta-Llama-3-8B"):
+        assert check_model("http://a", [name], "llama-3.1-8b") == []
+    (note,) = check_model("http://a", ["prod"], "llama-3.1-8b")
+    assert "prod, which the catalog does not know" in note
 
 
 def test_the_version_is_read_from_the_server(served: FakeServer) -> None:

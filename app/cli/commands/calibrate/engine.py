@@ -114,7 +114,7 @@ def calibrate_engine(
 
     Without --out, existing records are fitted. With --import, reports are only added to --out.
     """
-    from calibration.engines import joined, read_engine_records
+    from calibration.engines import read_engine_records
     from perfmodel import ConfigError
 
     if options.show and as_json:
@@ -132,9 +132,9 @@ def calibrate_engine(
         paths.append(options.out)
     if not paths:
         raise ConfigError("nothing to fit; give --out FILE to measure, or files of records")
-    data = read_engine_records(paths)
-    if check:
-        data = joined(data, read_engine_records(check, held_back=True))
+    data = read_engine_records(paths, check=check or ())
+    for line in data.notes:
+        print(f"note: {line}", file=sys.stderr)
     _fit(data, output, as_json=as_json)
 
 
@@ -191,6 +191,8 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
         Server,
         ServerAdapter,
         catalog_gpu,
+        check_model,
+        check_names,
         engine_facts,
         run_plan,
         start,
@@ -208,9 +210,12 @@ def _measure(options: EngineOptions, out: Path) -> list[str]:
             )
         name = "sglang" if server.sglang_info() else options.engine
         header = {"engine": name, "version": version, "gpu": options.gpu}
+        check_names(header, options.url)
 
         def begin(setup: Any, points: Any) -> Any:
-            return ServerAdapter(server, setup, points)
+            for line in check_model(server.url, server.model_names(), setup.target):
+                print(f"note: {line}", file=sys.stderr)
+            return ServerAdapter(server, setup, points, gpu=options.gpu)
 
     else:
         python = options.python or sys.executable

@@ -41,6 +41,15 @@ def test_the_plan_names_methods_that_are_not_timed(capsys: pytest.CaptureFixture
     ]
 
 
+def test_plain_decoding_of_a_server_needs_no_gamma(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command of docs/how-to/calibrate-engine.md; a method does need its gamma."""
+    command = ["calibrate", "engine", "--list", "--url", "http://localhost:8000", "--gpu", "h200"]
+    assert run([*command, "--method", "plain"]) == 0
+    assert "llama-3.1-8b, plain" in capsys.readouterr().out
+    assert run([*command, "--method", "eagle3"]) == 2
+    assert "give --target, --method and --gamma one value each" in capsys.readouterr().err
+
+
 def test_a_profile_is_fitted_to_records_and_used_to_predict(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
