@@ -90,12 +90,13 @@ class Candidate:
         return 2 if plan.policy is DraftPolicy.SNAPKV or scenario.draft_copies_kv else 1
 
     def violation(self, slo: SLO) -> dict[str, float]:
-        """Value over limit, for every limit that is exceeded, including memory capacity.
+        """Value over limit, for every limit that is exceeded, including usable memory.
 
         With a limit on the time per token, a draft that finishes fewer requests per second than
         plain decoding is as far from the limits as plain decoding, if that is farther (`within`).
         """
-        ratios = {"memory": self.memory_fraction / min(slo.memory_fraction or 1.0, 1.0)}
+        most = min(slo.memory_fraction or 1.0, self.scenario.memory_share)
+        ratios = {"memory": self.memory_fraction / most}
         if slo.tpot_s is not None:
             ratios["tpot"] = max(self.tpot_s, self.least_tpot_s) / slo.tpot_s
         if slo.ttft_s is not None:

@@ -351,7 +351,9 @@ class Recommendation:
         broken = candidate.violation(limits)
         name = max(broken, key=lambda limit: broken[limit])
         if name == "memory":
-            return f"needs {candidate.memory_fraction:.1%} of the GPU memory"
+            most = candidate.scenario.memory_share
+            of = "" if most == 1.0 else f", and the engine starts with at most {most:.0%}"
+            return f"needs {candidate.memory_fraction:.1%} of the GPU memory{of}"
         value, limit, what = {
             "tpot": (candidate.tpot_s, limits.tpot_s, "per token"),
             "ttft": (candidate.ttft_s, limits.ttft_s, "until the first token"),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from perfmodel.catalog.method_acceptance import published_head
-from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
+from perfmodel.reports.export import ExportPlan
 from perfmodel.specs.draft_methods import METHODS, MethodKind
 from perfmodel.specs.dtypes import StoredTypes
-from perfmodel.specs.engine_support import EngineVersion, block_obstacle, draft_obstacle
+from perfmodel.specs.engine_support import (
+    MOST_MEMORY_SHARE,
+    EngineVersion,
+    block_obstacle,
+    draft_obstacle,
+)
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 USE_SPECROOF = "export to specroof, whose runtime supports it."

@@ -18,6 +18,7 @@ from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.dtypes import StoredTypes
 from perfmodel.specs.model import ModelSpec
 
+MOST_MEMORY_SHARE = 0.98  # of a GPU's memory with which a serving engine starts
 BLOCK = 128  # rows and columns of a block of fp8_block
 _VLLM_METHODS = {
     "draft": "draft_model",

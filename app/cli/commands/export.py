@@ -142,8 +142,8 @@ def _recommended(
     """
     from perfmodel import ConfigError
     from perfmodel.planning import with_memory_share
-    from perfmodel.reports import MOST_MEMORY_SHARE, ExportPlan, engine_label, exportability
-    from perfmodel.specs import named_version, profile_version
+    from perfmodel.reports import ExportPlan, engine_label, exportability
+    from perfmodel.specs import MOST_MEMORY_SHARE, named_version, profile_version
     from perfmodel.speculation import gamma_ranges
 
     runs_on = options.get("runs_on", "")
