@@ -57,8 +57,7 @@ def _predicted_eager(scenario: Scenario, measured: Measured) -> str:
     profile, method = profile_version(scenario.engine.name), method_of(scenario)
     if profile is None or method not in profile.eager_drafts:
         return ""
-    same_engine = (measured.engine or profile.engine) == profile.engine
-    if not same_engine or not (measured.version or profile.version).startswith(profile.version):
+    if _known_version(scenario, measured) != profile:
         return ""
     return f", in which the draft runs eagerly{_captured_by(method, profile)}"
 
@@ -67,7 +66,7 @@ def _graph_sentence(
     scenario: Scenario, terms: Mapping[str, Term], measured: Measured
 ) -> str | None:
     """What is wrong if the engine's graphs, of default size unless known, do not hold the round."""
-    version, gamma = _known_version(measured), scenario.plan.gamma
+    version, gamma = _known_version(scenario, measured), scenario.plan.gamma
     if version is None or version.engine != "vllm":
         return None
     tokens = scenario.workload.batch * (gamma + 1)
@@ -88,7 +87,11 @@ def _graph_sentence(
     )
 
 
-def _known_version(measured: Measured) -> EngineVersion | None:
+def _known_version(scenario: Scenario, measured: Measured) -> EngineVersion | None:
+    """What ran: the version that was stated or reported, or else that of the engine profile."""
+    profile = profile_version(scenario.engine.name)
+    if profile and not measured.version and measured.engine in ("", profile.engine):
+        return profile
     versions = [one for one in VERSIONS if one.engine == measured.engine]
     return next((v for v in versions if measured.version.startswith(v.version)), None)
 
@@ -100,7 +103,7 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
     if not eager:
         return f"the draft was slow: {versus}"
-    known = _known_version(measured)
+    known = _known_version(scenario, measured)
     if known is not None and method in known.piecewise_drafts:
         return (
             f"the draft was launched layer by layer, because {known.label} leaves attention out of "
