@@ -21,11 +21,17 @@ from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.labels import Bound
-from perfmodel.speculation.diagnosis_text import sentence_of
-from perfmodel.speculation.round import RoundEstimate, estimate
+from perfmodel.speculation.diagnosis_text import CLEAR, faster_sentence, interval_s, sentence_of
+from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
-CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
 GAMMAS = range(1, 17)
+_TERM_OF = {  # by culprit
+    "draft": "draft_step_s",
+    "verification": "verify_s",
+    "host": "host_s",
+    "plain": "plain_s",
+    "acceptance": "tokens_per_round",
+}
 FLOOR = 0.9  # of the time of reading weights and KV at the datasheet's bandwidth; caches may help
 LONGEST = 300.0  # measured over predicted time; beyond it, the unit is probably wrong
 
@@ -72,7 +78,8 @@ class Term:
 class Diagnosis:
     """The terms in seconds, Ω, the culprit with its sentence, and the best γ.
 
-    `culprit` is "draft", "verification", "host", "plain", "acceptance" or "none". `best_gamma` is
+    `culprit` is "draft", "verification", "host", "plain", "acceptance", "faster" (than the 90 %
+    interval of the prediction, so the scenario is probably not what ran) or "none". `best_gamma` is
     0 if no γ pays; `best_speedup` and `speedup` (at the scenario's γ) are over plain decoding, and
     None if the acceptance is unknown.
     """
@@ -226,13 +233,12 @@ def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> flo
 
 def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]:
     """Seconds of a round above the prediction, by culprit; lost tokens as seconds."""
-    times = {"draft_step_s": scenario.plan.gamma, "verify_s": 1, "host_s": 1}
-    names = {"draft_step_s": "draft", "verify_s": "verification", "host_s": "host"}
+    counts = {"draft": scenario.plan.gamma, "verification": 1, "host": 1}
     excesses = {}
-    for name, count in times.items():
-        term = terms[name]
+    for name, count in counts.items():
+        term = terms[_TERM_OF[name]]
         if term.measured is not None and term.predicted is not None:
-            excesses[names[name]] = count * (term.measured - term.predicted)
+            excesses[name] = count * (term.measured - term.predicted)
     plain, tokens, verify = terms["plain_s"], terms["tokens_per_round"], terms["verify_s"]
     if plain.measured is not None and plain.predicted is not None:
         excesses["plain"] = plain.measured - plain.predicted
@@ -245,12 +251,23 @@ def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]
 
 
 def _culprit(scenario: Scenario, terms: Mapping[str, Term]) -> str:
-    """The largest excess; "none" if it is below 10 % of the predicted round."""
+    """The largest excess beyond the 90 % interval, "faster" if a time is below it, or "none".
+
+    A plain step has its own interval. 10 % of a round always count as agreement, also for Ω.
+    """
+    round_s, plain_s = terms["round_s"].predicted, terms["plain_s"].predicted
+    assert round_s is not None and plain_s is not None
+    least_s = (CLEAR - 1.0) * round_s
+    of_round_s = max(interval_s(scenario, round_s)[1] - round_s, least_s)
+    of_plain_s = max(interval_s(without_speculation(scenario), plain_s)[1] - plain_s, least_s)
+    limits = {"plain": of_plain_s, "acceptance": least_s}
     excesses = _excesses(scenario, terms)
-    predicted = terms["round_s"].predicted
-    assert predicted is not None
-    name = max(excesses, key=lambda one: excesses[one], default="none")
-    return name if name != "none" and excesses[name] > (CLEAR - 1.0) * predicted else "none"
+    if (terms["round_s"].measured or np.inf) <= round_s + of_round_s:
+        excesses = {n: s for n, s in excesses.items() if not terms[_TERM_OF[n]].derived}
+    beyond = {n: s for n, s in excesses.items() if s > limits.get(n, of_round_s)}
+    if beyond:
+        return max(beyond, key=lambda name: beyond[name])
+    return "faster" if faster_sentence(scenario, terms) else "none"
 
 
 def _speedups(
