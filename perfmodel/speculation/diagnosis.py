@@ -3,9 +3,9 @@
 A round takes γ·T_D + T_V + host time. Terms that were not measured are derived from the others:
 T_V from the predicted one, scaled by measured over predicted T_T; T_D from the rounds of two γ,
 whose difference is drafting and a slightly longer verification, and the host time as the remainder.
-With one γ, or if the first of the draft steps costs less than the others, T_D is a mean over them,
-with the predicted host time. If a round is shorter than the predicted verification, all predicted
-terms are scaled to it.
+With one γ, or if the first of the draft steps costs less than the others, or T_V is predicted to
+grow by more than the rounds, T_D is a mean over the steps, with the predicted host time. If a round
+is shorter than the predicted verification, all predicted terms are scaled to it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from perfmodel.specs.labels import Bound
 from perfmodel.speculation.diagnosis_text import CLEAR, faster_sentence, interval_s, sentence_of
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
+SPREAD = 0.05  # between times of the same round, such as those of `calibrate engine`
 GAMMAS = range(1, 17)
 _TERM_OF = {  # by culprit
     "draft": "draft_step_s",
@@ -217,18 +218,22 @@ def _has_steps(scenario: Scenario) -> bool:
     return method is None or method.kind is not MethodKind.LOOKUP
 
 
-def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float:
-    """T_D from rounds of several γ, without the predicted growth of the verification. [s]"""
+def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float | None:
+    """T_D from rounds of several γ, without the predicted growth of the verification. [s]
+
+    None if the verification is predicted to grow by more than the rounds do.
+    """
     gammas = np.array(sorted(rounds), float)
     verify = estimate(scenario, gamma=gammas).verify.total_s
-    seconds = np.array([rounds[int(g)] for g in gammas]) - scale * verify
-    slope = float(np.polyfit(gammas, seconds, 1)[0])
-    if slope < 0:
+    seconds = np.array([rounds[int(g)] for g in gammas])
+    growth_s = np.polyfit(gammas, seconds, 1)[0] * (gammas[-1] - gammas[0])
+    if growth_s < -SPREAD * np.mean(seconds):
         raise ConfigError(
             "rounds with more drafts took less time; check that they have the same batch and "
             "prompt length"
         )
-    return slope
+    slope = float(np.polyfit(gammas, seconds - scale * verify, 1)[0])
+    return slope if slope >= 0 else None
 
 
 def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]:
