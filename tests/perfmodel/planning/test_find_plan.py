@@ -388,3 +388,12 @@ def test_what_is_recommended_for_an_engine_leaves_the_memory_that_it_needs_to_st
         for scenario in (most, one_more)
     ]
     assert reasons[0] is None and "at most 98%" in str(reasons[1])
+
+
+def test_of_two_heads_that_tie_the_one_in_the_checkpoint_is_preferred() -> None:
+    """No acceptance is published for Qwen3.5-27B, and its EAGLE-3 head would have to be found."""
+    values: dict[str, Any] = {"target": "qwen3.5-27b", "gpu": "h200", "tp": 1, "batch": 9}
+    answer = find_plan(values | {"prompt_tokens": 8000, "draft": "mtp,eagle3"})
+    assert answer.best.scenario.plan.draft == "mtp" and answer.faster is not None
+    assert answer.faster.candidate.scenario.plan.draft == "eagle3"
+    assert answer.faster.lead.low <= 1.0 < answer.faster.lead.value
