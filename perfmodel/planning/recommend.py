@@ -34,6 +34,7 @@ from perfmodel.planning.recommendation import (
 from perfmodel.planning.relief import reliefs
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
+from perfmodel.scenario_notes import length_excess
 from perfmodel.specs.engine_support import EngineVersion, profile_version
 from perfmodel.specs.workload import SLO, Prefill
 from perfmodel.speculation import (
@@ -337,7 +338,7 @@ def _nearest_miss(result: Search) -> str:
         near = ", which is within the error"
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
     misses += near
-    work = nearest.scenario.workload
+    work, excess = nearest.scenario.workload, length_excess(nearest.scenario)
     ideal = ""
     for other in replace(result, candidates=result.not_runnable).ranked()[:1]:
         scenario = other.scenario
@@ -348,6 +349,7 @@ def _nearest_miss(result: Search) -> str:
         f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{ideal}"
         f"{reliefs(result)}"
         f"{_groups_hint(nearest) if 'memory' in broken else ''}"
+        f"{excess and f'; {excess}'}"
     )
 
 
