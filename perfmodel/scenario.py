@@ -17,6 +17,7 @@ from perfmodel.specs.draft import DraftKind, DraftPlan
 from perfmodel.specs.dtypes import UNQUANTISED, StoredTypes, check_kv_dtype, dtype_bytes
 from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.engine_support import (
+    MOST_MEMORY_SHARE,
     EngineVersion,
     block_obstacle,
     draft_obstacle,
@@ -125,6 +126,11 @@ class Scenario:
         """The target's all-reduce inside norm kernels; None if there is none."""
         curve, kind = self.kernels.collectives, self.machine.link.kind
         return curve.exchange_over(kind, self.engine.all_reduce) if self.group_tp > 1 else None
+
+    @property
+    def memory_share(self) -> float:
+        """Share of the GPU's memory that the engine can use: a serving engine, not all of it."""
+        return 1.0 if profile_version(self.engine.name) is None else MOST_MEMORY_SHARE
 
     @property
     def curve(self) -> AcceptanceCurve | None:

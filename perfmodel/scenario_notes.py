@@ -27,15 +27,21 @@ MEASURED_STEPS = {
 }
 
 
+def length_excess(scenario: Scenario) -> str:
+    """That requests are longer than the target supports, as a clause; "" if they are not."""
+    tokens = scenario.workload.prompt_tokens + scenario.workload.output_tokens
+    most = scenario.target.max_context_tokens
+    if tokens <= most:
+        return ""
+    return f"{tokens:,} tokens exceed the {most:,} that {scenario.target.name} supports"
+
+
 def scenario_notes(scenario: Scenario) -> tuple[str, ...]:
     """Caveats of a prediction, one sentence each."""
     notes = []
     longest = scenario.workload.prompt_tokens + scenario.workload.output_tokens
-    if longest > scenario.target.max_context_tokens:
-        notes.append(
-            f"{longest:,} tokens exceed the {scenario.target.max_context_tokens:,} that "
-            f"{scenario.target.name} supports: predicted times are valid, output quality may suffer"
-        )
+    if excess := length_excess(scenario):
+        notes.append(f"{excess}: predicted times are valid, output quality may suffer")
     gpu, draft = scenario.machine.gpu, scenario.draft
     if (
         draft is not None

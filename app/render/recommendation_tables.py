@@ -45,10 +45,10 @@ def print_recommendation(answer: Mapping[str, Any], console: Console) -> None:
 
 
 def after_answer(answer: Mapping[str, Any]) -> list[str]:
-    """The sentences after the answer: a near limit, a better plan in principle, evidence."""
+    """The sentences after the answer: limits, a better plan in principle, evidence."""
     gap = [answer["engine_gap"]["sentence"]] if answer["engine_gap"] else []
-    near = [answer["tpot_limit"]] if answer["tpot_limit"] else []
-    return [*near, *gap, answer["prefill"], answer["evidence"]["sentence"]]
+    limits = [answer[key] for key in ("length_limit", "tpot_limit") if answer[key]]
+    return [*limits, *gap, answer["prefill"], answer["evidence"]["sentence"]]
 
 
 def plan_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -25,13 +25,16 @@ from calibration.records.jsonl import read_text
 from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import tokens_per_round
 from perfmodel.errors import printable
-from perfmodel.specs import MAX_GAMMA, METHODS
+from perfmodel.specs import MAX_GAMMA, METHODS, named_version
 from perfmodel.speculation import Measured, implausible
 from perfmodel.units import parse_number
 
 _VLLM_LOG = re.compile(
     rf"Avg prompt throughput: {NUMBER} tokens/s, Avg generation throughput: {NUMBER} tokens/s, "
     r"Running: (\d{1,9}) reqs"
+)
+_VLLM_VERSION = re.compile(
+    r"(?:vLLM API server version |LLM engine \(v)([0-9]{1,4}\.[0-9]{1,4}(?:\.[0-9]{1,4})?)(?![0-9])"
 )
 _SGLANG_RUNNING = re.compile(r"#running-req: (\d{1,9}),")
 _SGLANG_THROUGHPUT = re.compile(rf"gen throughput \(token/s\): {NUMBER}")
@@ -62,14 +65,14 @@ def observe(paths: Sequence[Path], scenario: Scenario) -> Measured:
 
 
 def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -> Measured:
-    """The measurement with an engine such as "vllm-0.23", and rounds in milliseconds.
+    """The measurement with an engine such as "vllm-0.23" or "vllm", and rounds in milliseconds.
 
     `round_ms` is the round of `gamma`, or rounds of several γ, such as "1:15.6,3:41"; both texts
-    may be empty. Raises `ConfigError` if a round is not a number.
+    may be empty. Raises `ConfigError` if the engine is not known or a round is not a number.
     """
     if runs_on:
-        engine, _, version = runs_on.rpartition("-")
-        measured = replace(measured, engine=engine or version, version=version if engine else "")
+        known = named_version(runs_on)
+        measured = replace(measured, engine=known.engine, version=known.version)
     rounds, stated = dict(measured.rounds_s), set[int]()
     for part in round_ms.split(",") if round_ms else ():
         count, colon, milliseconds = part.rpartition(":")
@@ -124,7 +127,9 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
             f"result of vLLM or SGLang, or records of `specroof calibrate engine`"
         )
     engine = "sglang" if "sglang" in text or "Decode batch" in text else "vllm"
-    measured = replace(measured, engine=measured.engine or engine)
+    started = _VLLM_VERSION.search(text) if engine == "vllm" else None
+    version = started[1] if started else measured.version
+    measured = replace(measured, engine=measured.engine or engine, version=version)
     if seconds is None:
         return measured
     check_step(seconds, name, scenario, drafts=0 if imported is None else gamma)

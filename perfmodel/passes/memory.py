@@ -31,6 +31,7 @@ class MemoryEstimate:
     activations: Floats
     reserved: Floats  # the engine's reserve and workspace, and all-reduce buffers
     capacity: float
+    usable: float  # with which the engine starts
 
     def __repr__(self) -> str:
         share = number_range(100.0 * self.fraction, 0)
@@ -54,8 +55,8 @@ class MemoryEstimate:
 
     @property
     def fits(self) -> Bools:
-        """Whether the scenario fits in memory."""
-        return self.total <= self.capacity
+        """Whether the scenario fits in the memory that the engine can use."""
+        return self.total <= self.usable
 
     def account(self) -> str:
         """Why one point does not fit: bytes needed, bytes available, and the terms of the sum."""
@@ -65,11 +66,13 @@ class MemoryEstimate:
             for name in TERMS
             if float(getattr(self, name)) > 0
         )
-        need, capacity = format_bytes(float(self.total)), format_bytes(self.capacity)
-        return f"it needs {need} per GPU, {capacity} are available: {terms}"
+        need, usable = format_bytes(float(self.total)), format_bytes(self.usable)
+        share = self.usable / self.capacity
+        most = "" if share == 1.0 else f" (the engine starts with at most {share:.0%})"
+        return f"it needs {need} per GPU, {usable} are available{most}: {terms}"
 
 
-TERMS = tuple(term.name for term in fields(MemoryEstimate) if term.name != "capacity")
+TERMS = tuple(f.name for f in fields(MemoryEstimate) if f.name not in ("capacity", "usable"))
 
 
 def memory_estimate(
@@ -94,6 +97,7 @@ def memory_estimate(
     less.
     """
     batch, gamma = np.asarray(batch, float), np.asarray(gamma, float)
+    capacity = scenario.machine.gpu.memory_bytes
     prompt, budget = np.asarray(prompt_tokens, float), np.asarray(kv_budget_tokens, float)
     spec, tp, engine = scenario.target, scenario.group_tp, scenario.engine
     batch = fullest_group(batch, scenario.dp)
@@ -112,7 +116,8 @@ def memory_estimate(
         reserved=np.asarray(
             engine.reserved_bytes + engine.workspace_bytes + _exchange_bytes(scenario)
         ),
-        capacity=scenario.machine.gpu.memory_bytes,
+        capacity=capacity,
+        usable=scenario.memory_share * capacity,
     )
 
 
@@ -127,7 +132,7 @@ def largest_batch(scenario: Scenario, *, share: float = 1.0) -> int:
             gamma=scenario.plan.gamma,
             kv_budget_tokens=scenario.plan.budget_at(scenario.workload.prompt_tokens),
         )
-        return bool(estimate.total <= share * estimate.capacity)
+        return bool(estimate.fits and estimate.total <= share * estimate.capacity)
 
     low, high = 0, 1 << 20
     while low < high:

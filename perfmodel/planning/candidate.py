@@ -73,29 +73,38 @@ class Candidate:
 
     @property
     def parts(self) -> int:
-        """What the plan adds to plain decoding, from nothing (0) to a model (4).
+        """What the plan adds to plain decoding, from nothing (0) to a model (5).
 
         1 is a look-up or a view of the target's cache, 2 a copy of KV, selected or in another type,
-        and 3 a built-in draft with weights, or a second copy of the target's in another type.
+        3 MTP layers that the target's checkpoint has, and 4 a head with weights of its own, or a
+        second copy of the target's in another type.
         """
         scenario, plan = self.scenario, self.scenario.plan
         if not plan.speculates:
             return 0
         if plan.method is not None:
-            return 1 if plan.method.kind is MethodKind.LOOKUP else 3
+            if plan.method.kind is MethodKind.LOOKUP:
+                return 1
+            return 3 if self.ships_draft else 4
         if not plan.is_self:
-            return 4
+            return 5
         if scenario.draft_types.weights != scenario.target_types.weights:
-            return 3
+            return 4
         return 2 if plan.policy is DraftPolicy.SNAPKV or scenario.draft_copies_kv else 1
 
+    @property
+    def ships_draft(self) -> bool:
+        """Whether the draft is the MTP layers of the target's checkpoint."""
+        return self.scenario.plan.draft == "mtp" and self.scenario.target.mtp_layers > 0
+
     def violation(self, slo: SLO) -> dict[str, float]:
-        """Value over limit, for every limit that is exceeded, including memory capacity.
+        """Value over limit, for every limit that is exceeded, including usable memory.
 
         With a limit on the time per token, a draft that finishes fewer requests per second than
         plain decoding is as far from the limits as plain decoding, if that is farther (`within`).
         """
-        ratios = {"memory": self.memory_fraction / min(slo.memory_fraction or 1.0, 1.0)}
+        most = min(slo.memory_fraction or 1.0, self.scenario.memory_share)
+        ratios = {"memory": self.memory_fraction / most}
         if slo.tpot_s is not None:
             ratios["tpot"] = max(self.tpot_s, self.least_tpot_s) / slo.tpot_s
         if slo.ttft_s is not None:
@@ -108,7 +117,9 @@ class Candidate:
         broken = self.violation(limits)
         name = max(broken, key=lambda limit: broken[limit])
         if name == "memory":
-            return f"needs {self.memory_fraction:.1%} of the GPU memory"
+            most = self.scenario.memory_share
+            of = "" if most == 1.0 else f", and the engine starts with at most {most:.0%}"
+            return f"needs {self.memory_fraction:.1%} of the GPU memory{of}"
         value, limit, what = {
             "tpot": (self.tpot_s, limits.tpot_s, "per token"),
             "ttft": (self.ttft_s, limits.ttft_s, "until the first token"),

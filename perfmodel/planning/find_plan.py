@@ -24,8 +24,14 @@ from perfmodel.scenario import Scenario
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
-from perfmodel.specs.engine_support import EngineVersion, cut_block, named_version, profile_version
-from perfmodel.specs.workload import check_decodes, parse_slo
+from perfmodel.specs.engine_support import (
+    MOST_MEMORY_SHARE,
+    EngineVersion,
+    cut_block,
+    named_version,
+    profile_version,
+)
+from perfmodel.specs.workload import SLO, check_decodes, parse_slo
 
 SEARCHED = ("tp", "draft", "draft_policy", "draft_tp", "kv_budget", "gamma")
 # Concurrent requests that are compared if only a rate is given, in steps of a quarter or less.
@@ -93,7 +99,7 @@ def find_plan(
         search(
             _base(given | {"ep": ep}, choices, degrees[-1]),
             objective=objective,
-            slo=parse_slo(plain.slo),
+            slo=_limits(plain, version),
             choices=choices,
             tps=degrees,
             batches=batches,
@@ -122,6 +128,14 @@ def _given(values: Mapping[str, Any], version: EngineVersion | None) -> dict[str
     """The values that are given, with the profile of the version if no engine is."""
     given = {key: value for key, value in values.items() if value is not None and value != ""}
     return given if version is None else {"engine": version.profile} | given
+
+
+def _limits(plain: ScenarioInput, version: EngineVersion | None) -> SLO:
+    """The limits, including the memory of an engine whose profile is not the scenario's."""
+    limits = parse_slo(plain.slo)
+    if version is None or plain.scenario().memory_share < 1.0:
+        return limits
+    return replace(limits, memory_fraction=min(limits.memory_fraction or 1.0, MOST_MEMORY_SHARE))
 
 
 def _several(values: Mapping[str, Any], key: str) -> list[Any]:

@@ -5,9 +5,9 @@ interval is above 1, or if only speculation meets the limits. Among such plans, 
 if the whole interval of another's gain *over it* is above 1 (`relative_gain`). This interval is
 narrower than that of a gain over plain decoding, since most errors change the times of both drafts
 alike. Of the plans that are not clearly worse than any other, the simplest is chosen: a look-up or
-a self-draft with StreamingLLM, one with SnapKV, a built-in draft with weights, then a draft model;
-of equally simple ones, the fastest. A search over more plans therefore never chooses a plan that is
-clearly worse.
+a self-draft with StreamingLLM, one with SnapKV, MTP layers of the target's checkpoint, another
+built-in draft with weights, then a draft model; of equally simple ones, the fastest. A search over
+more plans therefore never chooses a plan that is clearly worse.
 
 If a version of a serving engine is given, or named by the engine profile, only plans that it runs
 are recommended, and the plan that would be best without this restriction is stated as `EngineGap`.

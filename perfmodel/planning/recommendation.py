@@ -11,6 +11,7 @@ from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import Capacity, Fleet, fleet_of
 from perfmodel.planning.caveats import caveats
 from perfmodel.planning.search import Unmeasured
+from perfmodel.scenario_notes import length_excess
 from perfmodel.specs.engine_support import EngineVersion
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.workload import Prefill
@@ -158,15 +159,22 @@ class Recommendation:
 
     @property
     def sentence(self) -> str:
-        """The answer, a limit that may be missed, a better plan in principle, prompts, evidence."""
+        """The answer, limits that it may miss, a better plan in principle, prompts, evidence."""
         parts = (
             self.answer,
+            self.length_limit,
             self.tpot_limit,
             self.in_principle,
             self.prefill,
             self.evidence.sentence,
         )
         return " ".join(part for part in parts if part)
+
+    @property
+    def length_limit(self) -> str:
+        """That requests are longer than the target supports; empty if they are not."""
+        excess = length_excess(self.best.scenario)
+        return excess and f"Requests of {excess}, so `export` refuses them for serving engines."
 
     @property
     def tpot_limit(self) -> str:

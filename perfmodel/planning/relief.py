@@ -15,6 +15,7 @@ from perfmodel.planning.candidate import Candidate
 from perfmodel.planning.capacity import MOST_REQUESTS, capacity
 from perfmodel.planning.search import Search, evaluated
 from perfmodel.scenario import Scenario
+from perfmodel.scenario_notes import length_excess
 from perfmodel.specs.dtypes import is_quantised
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import estimate, service_tpot, without_speculation
@@ -45,7 +46,7 @@ def nearest_miss(result: Search) -> str:
         near = ", which is within the error"
     misses = ", ".join(f"{value[name]} ({ratio:.2f}x the limit)" for name, ratio in broken.items())
     misses += near
-    work = nearest.scenario.workload
+    work, too_long = nearest.scenario.workload, length_excess(nearest.scenario)
     ideal = ""
     for other in replace(result, candidates=result.not_runnable).ranked()[:1]:
         scenario = other.scenario
@@ -56,6 +57,7 @@ def nearest_miss(result: Search) -> str:
         f"closest is {nearest.label} at tp={nearest.scenario.tp}: {misses}{ideal}"
         f"{_reliefs(result)}"
         f"{_groups_hint(nearest) if 'memory' in broken else ''}"
+        f"{too_long and f'; {too_long}'}"
     )
 
 

@@ -9,7 +9,7 @@ from perfmodel.reports.engine_config import (
     is_run_by,
     refusal,
 )
-from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
+from perfmodel.reports.export import ExportPlan
 from perfmodel.reports.prediction import (
     check_fits,
     infeasible_reason,
@@ -28,7 +28,6 @@ from perfmodel.reports.simulation import (
 
 __all__ = [
     "ENGINES",
-    "MOST_MEMORY_SHARE",
     "ExportPlan",
     "batch_dict",
     "check_fits",

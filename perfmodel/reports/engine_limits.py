@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from perfmodel.catalog.method_acceptance import published_head
-from perfmodel.reports.export import MOST_MEMORY_SHARE, ExportPlan
+from perfmodel.reports.export import ExportPlan
+from perfmodel.scenario_notes import length_excess
 from perfmodel.specs.draft_methods import METHODS, MethodKind
 from perfmodel.specs.dtypes import StoredTypes
-from perfmodel.specs.engine_support import EngineVersion, block_obstacle, draft_obstacle
+from perfmodel.specs.engine_support import (
+    MOST_MEMORY_SHARE,
+    EngineVersion,
+    block_obstacle,
+    draft_obstacle,
+)
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 USE_SPECROOF = "export to specroof, whose runtime supports it."
@@ -99,12 +105,8 @@ def _block_obstacle(version: EngineVersion, plan: ExportPlan) -> str | None:
 
 
 def _size_obstacle(plan: ExportPlan) -> str | None:
-    target, tokens = plan.scenario.target, plan.request_tokens
-    if tokens > target.max_context_tokens:
-        return (
-            f"requests of {tokens:,} tokens exceed the {target.max_context_tokens:,} that "
-            f"{target.name} supports; use shorter prompts, or another target."
-        )
+    if excess := length_excess(plan.scenario):
+        return f"requests of {excess}; use shorter prompts, or another target."
     if plan.memory_share > MOST_MEMORY_SHARE:
         return (
             f"the plan needs {plan.memory_share:.0%} of the GPU's memory, and an engine starts "

@@ -20,7 +20,7 @@ from perfmodel.speculation.round import estimate
 from perfmodel.speculation.service import service
 from perfmodel.units import format_seconds
 
-LEAST_MEMORY_SHARE, MOST_MEMORY_SHARE = 0.9, 0.98
+LEAST_MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "without_speculation": plan(answer.plain),
         "without_speculation_meets_limits": answer.plain_meets_limits,
         "tpot_interval_90": ends(answer.tpot),
+        "length_limit": answer.length_limit,
         "tpot_limit": answer.tpot_limit,
         "gain_interval_90": ends(answer.interval),
         "advantage": None if answer.advantage is None else number(answer.advantage.value),

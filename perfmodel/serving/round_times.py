@@ -111,7 +111,7 @@ class RoundTimes:
         per_token = float(caches[1] - caches[0]) / (0.5 * longest)
         fixed = self.max_batch * (float(caches[1]) - per_token * longest)
         others = memory.weights + memory.draft_weights + memory.lookahead_kv + memory.activations
-        free = memory.capacity - float(np.max(others + memory.reserved)) - fixed
+        free = memory.usable - float(np.max(others + memory.reserved)) - fixed
         if free < per_token:
             raise DoesNotFit(
                 f"the weights and {self.max_batch} sequences leave no memory for the KV cache on "

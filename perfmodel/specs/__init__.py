@@ -5,7 +5,12 @@ from perfmodel.specs.draft import MAX_GAMMA, DraftPlan
 from perfmodel.specs.draft_methods import METHODS, DraftMethod, MethodKind
 from perfmodel.specs.dtypes import DTYPES
 from perfmodel.specs.engine import EngineProfile, HostCosts
-from perfmodel.specs.engine_support import VERSIONS, named_version, profile_version
+from perfmodel.specs.engine_support import (
+    MOST_MEMORY_SHARE,
+    VERSIONS,
+    named_version,
+    profile_version,
+)
 from perfmodel.specs.gpu import GPU, Link, Machine
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
@@ -16,6 +21,7 @@ __all__ = [
     "GPU",
     "MAX_GAMMA",
     "METHODS",
+    "MOST_MEMORY_SHARE",
     "SLO",
     "VERSIONS",
     "DraftMethod",

@@ -9,6 +9,7 @@ SGLang 0.5.23 (`srt/speculative`, and its argument parser), from the documentati
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,8 @@ from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.dtypes import StoredTypes
 from perfmodel.specs.model import ModelSpec
 
+MOST_MEMORY_SHARE = 0.98  # of a GPU's memory with which a serving engine starts
+_PATCH = re.compile(r"([0-9]+\.[0-9]+)\.[0-9]+(?:\.?post[0-9]+)?")
 BLOCK = 128  # rows and columns of a block of fp8_block
 _VLLM_METHODS = {
     "draft": "draft_model",
@@ -168,11 +171,13 @@ VERSIONS = (
 def engine_version(engine: str, version: str = "") -> EngineVersion:
     """The entry of an engine's version, or of its newest version.
 
-    Raises `ConfigError` if the engine or its version is not known.
+    "0.26.1" is a patch of 0.26. Raises `ConfigError` if the engine or its version is not known.
     """
     versions = {one.version: one for one in VERSIONS if one.engine == engine}
     if not versions:
         raise unknown_name("engine", engine, {one.engine for one in VERSIONS})
+    if patch := _PATCH.fullmatch(version):
+        version = patch[1]
     if version and version not in versions:
         raise ConfigError(f"{engine} {version} is not a known version; use {either(versions)}")
     return versions[version or list(versions)[-1]]

@@ -3,9 +3,9 @@
 A round takes γ·T_D + T_V + host time. Terms that were not measured are derived from the others:
 T_V from the predicted one, scaled by measured over predicted T_T; T_D from the rounds of two γ,
 whose difference is drafting and a slightly longer verification, and the host time as the remainder.
-With one γ, or if the first of the draft steps costs less than the others, T_D is a mean over them,
-with the predicted host time. If a round is shorter than the predicted verification, all predicted
-terms are scaled to it.
+With one γ, or if the first of the draft steps costs less than the others, or T_V is predicted to
+grow by more than the rounds, T_D is a mean over the steps, with the predicted host time. If a round
+is shorter than the predicted verification, all predicted terms are scaled to it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,18 @@ from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.labels import Bound
-from perfmodel.speculation.diagnosis_text import sentence_of
-from perfmodel.speculation.round import RoundEstimate, estimate
+from perfmodel.speculation.diagnosis_text import CLEAR, faster_sentence, interval_s, sentence_of
+from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
-CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
+SPREAD = 0.05  # between times of the same round, such as those of `calibrate engine`
 GAMMAS = range(1, 17)
+_TERM_OF = {  # by culprit
+    "draft": "draft_step_s",
+    "verification": "verify_s",
+    "host": "host_s",
+    "plain": "plain_s",
+    "acceptance": "tokens_per_round",
+}
 FLOOR = 0.9  # of the time of reading weights and KV at the datasheet's bandwidth; caches may help
 LONGEST = 300.0  # measured over predicted time; beyond it, the unit is probably wrong
 
@@ -72,7 +79,8 @@ class Term:
 class Diagnosis:
     """The terms in seconds, Ω, the culprit with its sentence, and the best γ.
 
-    `culprit` is "draft", "verification", "host", "plain", "acceptance" or "none". `best_gamma` is
+    `culprit` is "draft", "verification", "host", "plain", "acceptance", "faster" (than the 90 %
+    interval of the prediction, so the scenario is probably not what ran) or "none". `best_gamma` is
     0 if no γ pays; `best_speedup` and `speedup` (at the scenario's γ) are over plain decoding, and
     None if the acceptance is unknown.
     """
@@ -210,29 +218,32 @@ def _has_steps(scenario: Scenario) -> bool:
     return method is None or method.kind is not MethodKind.LOOKUP
 
 
-def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float:
-    """T_D from rounds of several γ, without the predicted growth of the verification. [s]"""
+def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float | None:
+    """T_D from rounds of several γ, without the predicted growth of the verification. [s]
+
+    None if the verification is predicted to grow by more than the rounds do.
+    """
     gammas = np.array(sorted(rounds), float)
     verify = estimate(scenario, gamma=gammas).verify.total_s
-    seconds = np.array([rounds[int(g)] for g in gammas]) - scale * verify
-    slope = float(np.polyfit(gammas, seconds, 1)[0])
-    if slope < 0:
+    seconds = np.array([rounds[int(g)] for g in gammas])
+    growth_s = np.polyfit(gammas, seconds, 1)[0] * (gammas[-1] - gammas[0])
+    if growth_s < -SPREAD * np.mean(seconds):
         raise ConfigError(
             "rounds with more drafts took less time; check that they have the same batch and "
             "prompt length"
         )
-    return slope
+    slope = float(np.polyfit(gammas, seconds - scale * verify, 1)[0])
+    return slope if slope >= 0 else None
 
 
 def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]:
     """Seconds of a round above the prediction, by culprit; lost tokens as seconds."""
-    times = {"draft_step_s": scenario.plan.gamma, "verify_s": 1, "host_s": 1}
-    names = {"draft_step_s": "draft", "verify_s": "verification", "host_s": "host"}
+    counts = {"draft": scenario.plan.gamma, "verification": 1, "host": 1}
     excesses = {}
-    for name, count in times.items():
-        term = terms[name]
+    for name, count in counts.items():
+        term = terms[_TERM_OF[name]]
         if term.measured is not None and term.predicted is not None:
-            excesses[names[name]] = count * (term.measured - term.predicted)
+            excesses[name] = count * (term.measured - term.predicted)
     plain, tokens, verify = terms["plain_s"], terms["tokens_per_round"], terms["verify_s"]
     if plain.measured is not None and plain.predicted is not None:
         excesses["plain"] = plain.measured - plain.predicted
@@ -245,12 +256,23 @@ def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]
 
 
 def _culprit(scenario: Scenario, terms: Mapping[str, Term]) -> str:
-    """The largest excess; "none" if it is below 10 % of the predicted round."""
+    """The largest excess beyond the 90 % interval, "faster" if a time is below it, or "none".
+
+    A plain step has its own interval. 10 % of a round always count as agreement, also for Ω.
+    """
+    round_s, plain_s = terms["round_s"].predicted, terms["plain_s"].predicted
+    assert round_s is not None and plain_s is not None
+    least_s = (CLEAR - 1.0) * round_s
+    of_round_s = max(interval_s(scenario, round_s)[1] - round_s, least_s)
+    of_plain_s = max(interval_s(without_speculation(scenario), plain_s)[1] - plain_s, least_s)
+    limits = {"plain": of_plain_s, "acceptance": least_s}
     excesses = _excesses(scenario, terms)
-    predicted = terms["round_s"].predicted
-    assert predicted is not None
-    name = max(excesses, key=lambda one: excesses[one], default="none")
-    return name if name != "none" and excesses[name] > (CLEAR - 1.0) * predicted else "none"
+    if (terms["round_s"].measured or np.inf) <= round_s + of_round_s:
+        excesses = {n: s for n, s in excesses.items() if not terms[_TERM_OF[n]].derived}
+    beyond = {n: s for n, s in excesses.items() if s > limits.get(n, of_round_s)}
+    if beyond:
+        return max(beyond, key=lambda name: beyond[name])
+    return "faster" if faster_sentence(scenario, terms) else "none"
 
 
 def _speedups(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,14 @@ from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
 from perfmodel.specs.engine import has_v2_runner
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion, profile_version
 from perfmodel.speculation.host import method_of
+from perfmodel.speculation.round import without_speculation
+from perfmodel.speculation.step_error import time_error
+from perfmodel.units import Z90
 
 if TYPE_CHECKING:
     from perfmodel.speculation.diagnosis import Measured, Term
 
+CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
 EAGER = 2.0  # T_D over the predicted one
 EAGER_LAYER_S = 100e-6  # of a layer without a graph: its kernels are launched one by one
 
@@ -48,9 +53,43 @@ def sentence_of(
                 f"few drafts were accepted: {tokens.measured:.2f} tokens a round where "
                 f"{tokens.predicted:.2f} are expected"
             )
-    if terms["round_s"].measured is None:
+        case "faster":
+            return faster_sentence(scenario, terms)
+    round_s = terms["round_s"]
+    if round_s.measured is None or round_s.predicted is None:
         return "no round was timed, and the other terms agree with the prediction"
-    return f"the measured terms agree with the prediction{_predicted_eager(scenario, measured)}"
+    agree = "the measured terms agree with the prediction"
+    if not 1.0 / CLEAR <= round_s.measured / round_s.predicted <= CLEAR:
+        ends = _range_text(interval_s(scenario, round_s.predicted))
+        agree = f"the round of {1e3 * round_s.measured:.3g} ms is in {ends}"
+    return f"{agree}{_predicted_eager(scenario, measured)}"
+
+
+def interval_s(scenario: Scenario, seconds: float) -> tuple[float, float]:
+    """The 90 % interval of a predicted round, or of a plain step without a draft. [s]"""
+    width = math.exp(Z90 * time_error(scenario))
+    return seconds / width, seconds * width
+
+
+def _range_text(ends_s: tuple[float, float]) -> str:
+    low, high = (f"{1e3 * end:.3g}" for end in ends_s)
+    return f"the 90 % interval of the prediction, {low} to {high} ms"
+
+
+def faster_sentence(scenario: Scenario, terms: Mapping[str, Term]) -> str:
+    """What takes less than the 90 % interval of its prediction; "" if nothing does."""
+    of = {"round_s": ("round", scenario), "plain_s": ("plain step", without_speculation(scenario))}
+    for name, (what, plan) in of.items():
+        term = terms[name]
+        if term.measured is None or term.predicted is None:
+            continue
+        ends_s = interval_s(plan, term.predicted)
+        if term.measured < ends_s[0]:
+            return (
+                f"the {what} of {1e3 * term.measured:.3g} ms is faster than {_range_text(ends_s)}: "
+                f"check that the batch, the prompt length, the types and the GPU are those that ran"
+            )
+    return ""
 
 
 def _predicted_eager(scenario: Scenario, measured: Measured) -> str:
@@ -58,8 +97,7 @@ def _predicted_eager(scenario: Scenario, measured: Measured) -> str:
     profile, method = profile_version(scenario.engine.name), method_of(scenario)
     if profile is None or method not in profile.eager_drafts:
         return ""
-    same_engine = (measured.engine or profile.engine) == profile.engine
-    if not same_engine or not (measured.version or profile.version).startswith(profile.version):
+    if _known_version(scenario, measured) != profile:
         return ""
     return f", in which the draft runs eagerly{_captured_by(method, profile)}"
 
@@ -68,7 +106,7 @@ def _graph_sentence(
     scenario: Scenario, terms: Mapping[str, Term], measured: Measured
 ) -> str | None:
     """What is wrong if the engine's graphs, of default size unless known, do not hold the round."""
-    version, gamma = _known_version(measured), scenario.plan.gamma
+    version, gamma = _known_version(scenario, measured), scenario.plan.gamma
     if version is None or version.engine != "vllm":
         return None
     tokens = scenario.workload.batch * (gamma + 1)
@@ -89,7 +127,11 @@ def _graph_sentence(
     )
 
 
-def _known_version(measured: Measured) -> EngineVersion | None:
+def _known_version(scenario: Scenario, measured: Measured) -> EngineVersion | None:
+    """What ran: the version that was stated or reported, or else that of the engine profile."""
+    profile = profile_version(scenario.engine.name)
+    if profile and not measured.version and measured.engine in ("", profile.engine):
+        return profile
     versions = [one for one in VERSIONS if one.engine == measured.engine]
     return next((v for v in versions if measured.version.startswith(v.version)), None)
 
@@ -101,7 +143,7 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
     if not eager:
         return f"the draft was slow: {versus}"
-    known = _known_version(measured)
+    known = _known_version(scenario, measured)
     if known is not None and method in known.piecewise_drafts:
         return (
             f"the draft was launched layer by layer, because {known.label} leaves attention out of "

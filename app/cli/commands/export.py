@@ -138,12 +138,13 @@ def _recommended(
 
     `options` are those of the search; with a rate, the plan is that of one replica of the smallest
     fleet. If the scenario has a profile of the engine, or `runs_on` is given, all plans of the
-    search are plans that the engine runs, so the recommended plan is never replaced.
+    search are plans that the engine runs, so the recommended plan is only replaced by MTP layers of
+    the target's checkpoint, if the checkpoint of its head is not known.
     """
     from perfmodel import ConfigError
     from perfmodel.planning import with_memory_share
-    from perfmodel.reports import MOST_MEMORY_SHARE, ExportPlan, engine_label, exportability
-    from perfmodel.specs import named_version, profile_version
+    from perfmodel.reports import ExportPlan, engine_label, exportability
+    from perfmodel.specs import MOST_MEMORY_SHARE, named_version, profile_version
     from perfmodel.speculation import gamma_ranges
 
     runs_on = options.get("runs_on", "")
@@ -173,11 +174,14 @@ def _recommended(
         )
     reason = exportability(best)[engine]
     version = version or profile_version(best.scenario.engine.name)
-    if reason is None or (version is not None and version.engine == engine):
+    if reason is None:
         return best
-    hint = "" if engine == "specroof" else f" --runs-on {engine} compares only plans that it runs."
     others = [c for c in answer.runners_up if c.tpot_s < answer.plain.tpot_s]
-    for other in (*sorted(others, key=lambda c: c.tpot_s), answer.plain):
+    others = [*sorted(others, key=lambda c: c.tpot_s), answer.plain]
+    hint = "" if engine == "specroof" else f" --runs-on {engine} compares only plans that it runs."
+    if version is not None and version.engine == engine:
+        others, hint = [c for c in others if c.ships_draft], ""
+    for other in others:
         plan = completed(ExportPlan.of_scenario(other.scenario, engine=engine))
         if exportability(plan)[engine] is None:
             print(

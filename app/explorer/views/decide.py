@@ -74,7 +74,8 @@ def show() -> None:
     except ConfigError as error:
         show_error(error)
         return
-    sentences = (answer.answer, answer.tpot_limit, answer.in_principle, answer.prefill)
+    limits = (answer.length_limit, answer.tpot_limit)
+    sentences = (answer.answer, *limits, answer.in_principle, answer.prefill)
     kind = "gain" if answer.speculates else "plain"
     lines = filter(None, (*sentences, answer.evidence.sentence))
     verdict(_title(answer), *lines, kind=kind)

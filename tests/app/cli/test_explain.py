@@ -44,6 +44,51 @@ def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "give --batch one of 8" in capsys.readouterr().err
 
 
+PIECES = ["--draft", "eagle3", "--gamma", "4", "--batch", "9", "--prompt-tokens", "1424"]
+BEYOND = ["--draft", "ngram", "--gamma", "5", "--batch", "124", "--prompt-tokens", "1104"]
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        ["--runs-on", "vllm-0.26"],
+        ["--runs-on", "vllm-0.26.1"],
+        ["--runs-on", "vllm"],
+        ["--engine", "vllm"],
+        ["--engine", "vllm-0.26"],
+        ["--engine", "vllm", "--runs-on", "vllm"],
+    ],
+)
+def test_the_cause_is_that_of_the_version_however_it_is_stated(
+    engine: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = ["--gpu", "h200", "--plain-ms", "5.54", "--round-ms", "14.46"]
+    assert run(["explain", *PIECES, *times, *engine]) == 0
+    assert capsys.readouterr().out.startswith("The round ran in pieces: ")
+    assert run(["explain", *BEYOND, "--gpu", "h200", "--round-ms", "41.9", *engine]) == 0
+    assert "744 tokens exceeds vLLM's largest CUDA graph of 512" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "INFO [api_server.py:1351] vLLM API server version 0.26.0",
+        "INFO [core.py:93] Initializing a V1 LLM engine (v0.26.0) with config: model='m'",
+    ],
+)
+def test_the_version_is_read_from_the_log(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "server.log"
+    log.write_text(f"{line}\n{LOG}")
+    assert run(["explain", str(log), *RAN, *WORK]) == 0
+    assert "because vLLM 0.26 leaves attention out" in capsys.readouterr().out
+    assert run(["explain", str(log), *RAN, *WORK, "--engine", "vllm-0.23"]) == 0
+    assert "eagerly" not in capsys.readouterr().out  # as that version would have run
+    assert run(["explain", str(log), *RAN, *WORK, "--runs-on", "vllm-0.23"]) == 0
+    assert "vLLM 0.23 does not capture it" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -61,6 +106,8 @@ def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         ([*RAN, "--round-ms", "2:14,2:15"], "states gamma 2 twice"),
         ([*RAN, "--plain-ms", "0"], "a plain step of 0 ms is not valid"),
         (["missing.log", *RAN], "missing.log cannot be read"),
+        ([*RAN, "--round-ms", "30", "--runs-on", "vllmm"], "unknown engine 'vllmm'"),
+        ([*RAN, "--round-ms", "30", "--runs-on", "vllm-0.99"], "use 0.7, 0.23 or 0.26"),
     ],
 )
 def test_what_cannot_be_explained_is_one_line(

@@ -80,6 +80,37 @@ def test_a_recommended_plan_that_the_engine_cannot_run_is_replaced(
     assert "Exported instead: " in note
 
 
+def test_a_head_that_is_not_known_is_replaced_by_that_of_the_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With vLLM's overheads, the gain of EAGLE-3 is clear and that of MTP, as large, is not."""
+    plan = ["--target", "qwen3.5-27b", "--gpu", "h200", "--tp", "1", "--batch", "9"]
+    plan += ["--prompt-tokens", "8000", "--engine", "vllm", "--draft", "mtp,eagle3"]
+    text, note = exported(["--recommended", *plan], capsys)
+    assert '"method": "mtp"' in text and "EAGLE-3 draft is not known" in note
+    assert "Exported instead: MTP" in note
+    known = ["--recommended", *plan, "--draft-checkpoint", "me/head"]
+    text, note = exported(known, capsys)
+    assert '"method": "eagle3"' in text and note == ""
+    other = ["--recommended", *plan[:1], "llama-3.1-8b", *plan[2:-1], "eagle3"]
+    assert "--draft-checkpoint, such as" in refused(other, capsys)
+
+
+def test_requests_that_the_target_does_not_support_are_named_beside_the_answer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = ["--target", "qwen3-32b", "--engine", "vllm", "--tp", "4", "--draft", "eagle3"]
+    longer = [*plan, "--batch", "4", "--prompt-tokens", "60000"]
+    limit = "60,256 tokens exceed the 40,960 that qwen3-32b supports"
+    assert run(["recommend", *longer]) == 0
+    assert limit in " ".join(capsys.readouterr().out.splitlines()[1:3])
+    assert limit in refused(["--recommended", *longer], capsys)
+    assert run(["recommend", *longer[:-3], "64", *longer[-2:]]) == 3
+    assert limit in capsys.readouterr().err
+    assert run(["recommend", *longer[:-1], "8000", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length_limit"] == ""
+
+
 def test_runs_on_exports_the_plan_that_recommend_chooses(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -9,10 +9,13 @@ import pytest
 from engine_samples import HEADER, a_plan, records_of
 
 from calibration.engines import observe
+from calibration.engines.records import read_engine_records
 from calibration.records.jsonl import write_records
 from perfmodel import ConfigError, parse_scenario
 from perfmodel.scenario import Scenario
-from perfmodel.speculation.diagnosis import Measured
+from perfmodel.speculation.diagnosis import Measured, diagnose
+
+RECORDS = Path(__file__).parents[3] / "calibration" / "measured"
 
 LINE = (
     "INFO [loggers.py:259] Engine 000: Avg prompt throughput: {prompt} tokens/s, Avg generation "
@@ -122,6 +125,20 @@ def test_records_of_the_same_workload_are_used(tmp_path: Path) -> None:
     assert measured.graph_tokens == 512
     with pytest.raises(ConfigError, match="no record has this target"):
         observe([path], ran(batch=999))
+
+
+def test_no_record_of_the_project_is_refused() -> None:
+    """With more drafts, rounds may grow less than predicted, or shrink within their spread."""
+    path = RECORDS / "engine-vllm-0.26-h200-exported-graphs.jsonl"
+    points = [record.point for record in read_engine_records([path]).points]
+    heads = [point for point in points if point.setup.method == "eagle3"]
+    assert {(28, 2672), (56, 2560), (124, 1104)} <= {(p.batch, p.prompt_tokens) for p in heads}
+    for point in heads:
+        setup, work = point.setup, {"batch": point.batch, "prompt_tokens": point.prompt_tokens}
+        stated = {"draft": "eagle3", "draft_policy": "full", "gamma": setup.gamma, "tp": setup.tp}
+        scenario = ran(**stated, **work, engine="vllm-0.26", acceptance=0.8)
+        term = diagnose(scenario, observe([path], scenario)).terms["round_s"]
+        assert term.measured is not None and not term.derived
 
 
 def test_a_report_without_figures_is_refused(tmp_path: Path) -> None:

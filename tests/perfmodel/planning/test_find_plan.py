@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from strategies import a_scenario
 
-from perfmodel import ConfigError, NoFeasiblePlan, find_plan, recommendation_dict
+from perfmodel import ConfigError, NoFeasiblePlan, estimate, find_plan, recommendation_dict
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.search import search
+from perfmodel.reports import ExportPlan, exportability
 from perfmodel.scenario_input import parse_scenario
 from perfmodel.specs import parse_slo
 from perfmodel.speculation import Rule, best_gain, service, within
@@ -358,3 +359,41 @@ def test_groups_are_named_where_only_they_make_a_latent_cache_fit() -> None:
     with pytest.raises(NoFeasiblePlan) as caught:
         find_plan({**values, "batch": 4096})
     assert "--dp" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "gpu", "tp", "runs_on"),
+    [
+        ("llama-3.1-8b", "h200", 1, ""),
+        ("llama-3.1-70b", "h100-sxm", 4, ""),
+        ("gpt-oss-120b", "h100-sxm", 1, ""),
+        ("llama-3.1-8b", "h200", 1, "vllm"),  # with the times of the bare kernels
+    ],
+)
+def test_what_is_recommended_for_an_engine_leaves_the_memory_that_it_needs_to_start(
+    target: str, gpu: str, tp: int, runs_on: str
+) -> None:
+    """The largest batch is exported, and neither recommended nor exported with one more."""
+    values: dict[str, Any] = {"target": target, "gpu": gpu, "tp": tp, "draft": "eagle3"}
+    values |= {"prompt_tokens": 4000, "output_tokens": 1000, "batch": 4}
+    values["engine"] = "kernels" if runs_on else "vllm"
+    answer = find_plan(values, runs_on=runs_on)
+    assert answer.capacity is not None
+    most = answer.capacity.scenario
+    assert find_plan(values | {"batch": most.workload.batch}, runs_on=runs_on).runs_on is not None
+    one_more = replace(most, workload=replace(most.workload, batch=most.workload.batch + 1))
+    assert bool(estimate(one_more).memory.fits) == bool(runs_on)
+    reasons = [
+        exportability(ExportPlan(scenario=scenario, draft_checkpoint="a/head"))["vllm"]
+        for scenario in (most, one_more)
+    ]
+    assert reasons[0] is None and "at most 98%" in str(reasons[1])
+
+
+def test_of_two_heads_that_tie_the_one_in_the_checkpoint_is_preferred() -> None:
+    """No acceptance is published for Qwen3.5-27B, and its EAGLE-3 head would have to be found."""
+    values: dict[str, Any] = {"target": "qwen3.5-27b", "gpu": "h200", "tp": 1, "batch": 9}
+    answer = find_plan(values | {"prompt_tokens": 8000, "draft": "mtp,eagle3"})
+    assert answer.best.scenario.plan.draft == "mtp" and answer.faster is not None
+    assert answer.faster.candidate.scenario.plan.draft == "eagle3"
+    assert answer.faster.lead.low <= 1.0 < answer.faster.lead.value

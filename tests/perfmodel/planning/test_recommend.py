@@ -333,7 +333,7 @@ def test_the_sentence_states_the_break_even_batch() -> None:
 def test_drafts_that_do_not_fit_are_named_and_not_called_unknown() -> None:
     """EAGLE-3's acceptance is known, but it does not fit; look-ups' acceptance is unknown."""
     values = {"target": "qwen3-30b-a3b", "gpu": "a100-sxm-80gb", "engine": "vllm", "tp": 1}
-    result = answer(**values, batch=19, prompt_tokens=4000, choices=[("eagle3", "full"), NGRAM])
+    result = answer(**values, batch=15, prompt_tokens=4000, choices=[("eagle3", "full"), NGRAM])
     known = result.beyond_limits
     assert result.studied is None and result.unmeasured and known is not None
     assert known.scenario.plan.draft == "eagle3" and set(known.violation(SLO())) == {"memory"}

@@ -302,8 +302,12 @@ def test_a_plan_has_a_label_in_words(values: dict[str, Any], label: str) -> None
         ({"draft": "self", "draft_policy": "snapkv"}, 2),
         ({"draft": "self", "draft_kv_dtype": "int8"}, 2),  # a copy of KV
         ({"draft": "self", "kv_dtype": "int8", "draft_kv_dtype": "int4"}, 1),  # its upper halves
-        ({"draft": "self", "draft_dtype": "int4"}, 3),  # a second copy of the weights
-        ({"draft": "llama-3.2-1b"}, 4),
+        ({"draft": "self", "draft_dtype": "int4"}, 4),  # a second copy of the weights
+        ({"draft": "ngram"}, 1),
+        ({"draft": "mtp", "target": "qwen3.5-27b", "tp": 1}, 3),  # in the target's checkpoint
+        ({"draft": "mtp", "target": "llama-3.1-8b"}, 4),
+        ({"draft": "eagle3"}, 4),
+        ({"draft": "llama-3.2-1b"}, 5),
     ],
 )
 def test_a_plan_has_as_many_parts_as_it_stores(values: dict[str, Any], parts: int) -> None:

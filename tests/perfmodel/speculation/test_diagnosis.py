@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from perfmodel import ConfigError, estimate, parse_scenario
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
+from perfmodel.speculation import time_error, without_speculation
 from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose, implausible
 
 # vLLM 0.23.0 and 0.26.0 on one H200, Llama-3.1-8B, every draft accepted: batch, context, then
@@ -142,16 +145,54 @@ def test_lookups_have_no_draft_step() -> None:
     assert answer.best_gamma is None and answer.speedup is None  # the acceptance is unknown
 
 
-@pytest.mark.parametrize(("draft", "share"), [("ngram", 0.95), ("llama-3.2-1b", 0.595)])
-def test_a_round_faster_than_predicted_is_no_contradiction(draft: str, share: float) -> None:
+@pytest.mark.parametrize(
+    ("draft", "share", "culprit"), [("ngram", 0.95, "none"), ("llama-3.2-1b", 0.595, "faster")]
+)
+def test_a_round_faster_than_predicted_is_no_contradiction(
+    draft: str, share: float, culprit: str
+) -> None:
     scenario = ran(draft=draft, draft_policy="full", acceptance=0.8)
     round_s = share * float(estimate(scenario).round_s)
     answer = explained(scenario, rounds_s={3: round_s})
-    assert answer.culprit == "none"
+    assert answer.culprit == culprit
     verify, step = answer.terms["verify_s"], answer.terms["draft_step_s"]
     assert verify.measured == pytest.approx(share * (verify.predicted or 0))
     assert step.measured == pytest.approx(share * (step.predicted or 0))
     assert answer.speedup == pytest.approx(float(estimate(scenario).speedup) / share)
+
+
+HEAD = {"draft": "eagle3", "draft_policy": None, "engine": "vllm", "acceptance": 0.8}
+
+
+@pytest.mark.parametrize(
+    ("batch", "context", "gamma", "ms"), [(124, 1104, 3, 21.38), (9, 1300, 3, 8.0)]
+)
+def test_a_round_in_the_interval_has_no_culprit(
+    batch: int, context: int, gamma: int, ms: float
+) -> None:
+    """EAGLE-3 of vLLM 0.26 on an H200 with exported graphs."""
+    answer = explained(ran(batch, context, gamma=gamma, **HEAD), rounds_s={gamma: 1e-3 * ms})
+    assert answer.culprit == "none"
+
+
+@pytest.mark.parametrize("name", ["round", "plain step"])
+def test_times_are_compared_with_the_90_percent_interval(name: str) -> None:
+    """1.645 standard errors around the logarithm of the predicted time."""
+    scenario = ran(24, 4096, gamma=3, **HEAD)
+    point, is_round = estimate(scenario), name == "round"
+    expected = float(point.round_s if is_round else point.plain_tpot_s)
+    error = time_error(scenario if is_round else without_speculation(scenario))
+    for share, culprit in (
+        (1.02, "draft" if is_round else "plain"),
+        (0.98, "none"),
+        (-0.98, "none"),
+        (-1.02, "faster"),
+    ):
+        taken = expected * math.exp(share * 1.645 * error)
+        times = {"rounds_s": {3: taken}} if is_round else {"plain_s": taken}
+        answer = explained(scenario, **times)
+        assert answer.culprit == culprit
+        assert ("is faster than" in answer.sentence) == (culprit == "faster")
 
 
 def test_what_cannot_be_explained_is_refused() -> None:
