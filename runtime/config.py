@@ -8,14 +8,12 @@ ignored. `perfmodel.specs.checkpoint.hf_config` follows the same rules without t
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 from runtime.config_fields import (
     FAMILIES,
@@ -27,6 +25,7 @@ from runtime.config_fields import (
 from runtime.contracts import ModelShape
 from runtime.errors import InputError
 
+MOST = 10**9  # of any size
 _SCALING_FIELDS = {  # of a config.json and of `RopeScaling`, in addition to the factor
     "llama3": ("low_freq_factor", "high_freq_factor"),
     "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor"),
@@ -60,8 +59,11 @@ class DecoderConfig:
     Raises
     ------
     InputError
-        If query heads are not a multiple of KV heads, or `head_dim` is odd.
+        If a size is not a number from 1 to 10^9, query heads are not a multiple of KV heads, or
+        `head_dim` is odd.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
     layers: int
@@ -82,6 +84,12 @@ class DecoderConfig:
     eos_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for size in (field.name for field in fields(self) if field.type == "int"):
+            if not 1 <= getattr(self, size) <= MOST:
+                raise InputError(
+                    f"{self.name}: {size}={getattr(self, size)} is not valid; use a whole number "
+                    f"from 1 to {MOST:,}"
+                )
         if self.query_heads % self.kv_heads:
             raise InputError(
                 f"{self.name}: {self.query_heads} query heads are not a multiple of "
@@ -204,16 +212,9 @@ def read_config(path: Path) -> DecoderConfig:
     )
 
 
-def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
-    """Read a model's config from `configs` (fields by name), or else from the model's folder."""
-    values = configs.get(str(model))
-    if values is None:
-        return read_config(model)
-    with TemporaryDirectory(prefix="specroof-config-") as parent:
-        folder = Path(parent) / model.name  # the name shown in messages
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-        return read_config(folder)
+def read_model_config(model: Path, configs: Mapping[str, DecoderConfig]) -> DecoderConfig:
+    """The model's config in `configs`, or else that of its folder."""
+    return configs.get(str(model)) or read_config(model)
 
 
 def _from_transformers(loader: str, place: Path, name: str) -> Any:
