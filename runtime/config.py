@@ -26,7 +26,7 @@ from runtime.contracts import ModelShape
 from runtime.errors import InputError
 
 MOST = 10**9  # of any size
-_SCALING_FIELDS = {  # of a config.json and of `RopeScaling`, in addition to the factor
+SCALING_FIELDS = {  # of a config.json and of `RopeScaling`, in addition to the factor
     "llama3": ("low_freq_factor", "high_freq_factor"),
     "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor"),
 }
@@ -133,42 +133,6 @@ def config_of_shape(shape: ModelShape) -> DecoderConfig:
     return DecoderConfig(**{name: getattr(shape, name) for name in names})
 
 
-def hf_config(shape: ModelShape) -> dict[str, Any]:
-    """The fields of a `config.json` that `read_config` turns back into this shape."""
-    config = config_of_shape(shape)
-    window, rope = config.sliding_window_tokens, config.rope_scaling
-    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
-    if family == "llama" and window is not None:
-        family = "mistral"
-    values = {
-        "model_type": family,
-        "architectures": [FAMILIES[family]],
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.hidden,
-        "num_attention_heads": config.query_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn_hidden,
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.max_context_tokens,
-        "tie_word_embeddings": config.tied_embeddings,
-        "sliding_window": window,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_epsilon,
-        "eos_token_id": list(config.eos_tokens) or None,
-    }
-    if window is not None and family != "mistral":
-        values |= {"use_sliding_window": True, "max_window_layers": 0}
-    if rope.kind != "default":
-        values["rope_scaling"] = {
-            "rope_type": rope.kind,
-            "factor": rope.factor,
-            "original_max_position_embeddings": rope.original_context_tokens,
-            **{name: getattr(rope, name) for name in _SCALING_FIELDS.get(rope.kind, ())},
-        }
-    return values
-
-
 # ---- reading a model's folder -------------------------------------------------------------------
 
 
@@ -266,7 +230,7 @@ def _rope(config: Any) -> tuple[float, RopeScaling]:
         return theta, RopeScaling()
     factor = rope["factor"]
     original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
-    names = _SCALING_FIELDS.get(kind, ())
+    names = SCALING_FIELDS.get(kind, ())
     more = {name: rope[name] for name in names if rope.get(name) is not None}
     if kind == "yarn":
         more.setdefault("attention_factor", _yarn_factor(rope, factor))

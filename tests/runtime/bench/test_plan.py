@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, hf_config
 
 from app.cli.commands import run as command
 from app.cli.main import run
@@ -32,7 +32,7 @@ from runtime import (
     plan_flags,
 )
 from runtime.bench.plan import MOST, POLICIES
-from runtime.config import DecoderConfig, config_of_shape, hf_config, read_model_config
+from runtime.config import DecoderConfig, config_of_shape, read_model_config
 from runtime.execution.sampling import SamplingParams, sampler_for
 
 PLAN = RunPlan(

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, hf_config
 
 from runtime.bench.plan import RunPlan
-from runtime.config import hf_config
 from runtime.errors import RankFailed
 from runtime.parallel.launch import launch_ranks
 
