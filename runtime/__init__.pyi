@@ -12,7 +12,6 @@ from .bench.table import TablePlan as TablePlan
 from .bench.table import parse_pairs as parse_pairs
 from .config import DecoderConfig as DecoderConfig
 from .config import config_of_shape as config_of_shape
-from .config import hf_config as hf_config
 from .config import read_config as read_config
 from .engine.build import BatchShape as BatchShape
 from .engine.build import EngineSetup as EngineSetup

@@ -8,14 +8,12 @@ ignored. `perfmodel.specs.checkpoint.hf_config` follows the same rules without t
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 from runtime.config_fields import (
     FAMILIES,
@@ -27,7 +25,8 @@ from runtime.config_fields import (
 from runtime.contracts import ModelShape
 from runtime.errors import InputError
 
-_SCALING_FIELDS = {  # of a config.json and of `RopeScaling`, in addition to the factor
+MOST = 10**9  # of any size
+SCALING_FIELDS = {  # of a config.json and of `RopeScaling`, in addition to the factor
     "llama3": ("low_freq_factor", "high_freq_factor"),
     "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor"),
 }
@@ -60,8 +59,11 @@ class DecoderConfig:
     Raises
     ------
     InputError
-        If query heads are not a multiple of KV heads, or `head_dim` is odd.
+        If a size is not a number from 1 to 10^9, query heads are not a multiple of KV heads, or
+        `head_dim` is odd.
     """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
     layers: int
@@ -82,6 +84,12 @@ class DecoderConfig:
     eos_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for size in (field.name for field in fields(self) if field.type == "int"):
+            if not 1 <= getattr(self, size) <= MOST:
+                raise InputError(
+                    f"{self.name}: {size}={getattr(self, size)} is not valid; use a whole number "
+                    f"from 1 to {MOST:,}"
+                )
         if self.query_heads % self.kv_heads:
             raise InputError(
                 f"{self.name}: {self.query_heads} query heads are not a multiple of "
@@ -123,42 +131,6 @@ def config_of_shape(shape: ModelShape) -> DecoderConfig:
         )
     names = [field.name for field in fields(DecoderConfig) if hasattr(shape, field.name)]
     return DecoderConfig(**{name: getattr(shape, name) for name in names})
-
-
-def hf_config(shape: ModelShape) -> dict[str, Any]:
-    """The fields of a `config.json` that `read_config` turns back into this shape."""
-    config = config_of_shape(shape)
-    window, rope = config.sliding_window_tokens, config.rope_scaling
-    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
-    if family == "llama" and window is not None:
-        family = "mistral"
-    values = {
-        "model_type": family,
-        "architectures": [FAMILIES[family]],
-        "num_hidden_layers": config.layers,
-        "hidden_size": config.hidden,
-        "num_attention_heads": config.query_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn_hidden,
-        "vocab_size": config.vocab,
-        "max_position_embeddings": config.max_context_tokens,
-        "tie_word_embeddings": config.tied_embeddings,
-        "sliding_window": window,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_epsilon,
-        "eos_token_id": list(config.eos_tokens) or None,
-    }
-    if window is not None and family != "mistral":
-        values |= {"use_sliding_window": True, "max_window_layers": 0}
-    if rope.kind != "default":
-        values["rope_scaling"] = {
-            "rope_type": rope.kind,
-            "factor": rope.factor,
-            "original_max_position_embeddings": rope.original_context_tokens,
-            **{name: getattr(rope, name) for name in _SCALING_FIELDS.get(rope.kind, ())},
-        }
-    return values
 
 
 # ---- reading a model's folder -------------------------------------------------------------------
@@ -204,16 +176,9 @@ def read_config(path: Path) -> DecoderConfig:
     )
 
 
-def read_model_config(model: Path, configs: Mapping[str, Mapping[str, Any]]) -> DecoderConfig:
-    """Read a model's config from `configs` (fields by name), or else from the model's folder."""
-    values = configs.get(str(model))
-    if values is None:
-        return read_config(model)
-    with TemporaryDirectory(prefix="specroof-config-") as parent:
-        folder = Path(parent) / model.name  # the name shown in messages
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-        return read_config(folder)
+def read_model_config(model: Path, configs: Mapping[str, DecoderConfig]) -> DecoderConfig:
+    """The model's config in `configs`, or else that of its folder."""
+    return configs.get(str(model)) or read_config(model)
 
 
 def _from_transformers(loader: str, place: Path, name: str) -> Any:
@@ -265,7 +230,7 @@ def _rope(config: Any) -> tuple[float, RopeScaling]:
         return theta, RopeScaling()
     factor = rope["factor"]
     original = rope.get("original_max_position_embeddings", config.max_position_embeddings)
-    names = _SCALING_FIELDS.get(kind, ())
+    names = SCALING_FIELDS.get(kind, ())
     more = {name: rope[name] for name in names if rope.get(name) is not None}
     if kind == "yarn":
         more.setdefault("attention_factor", _yarn_factor(rope, factor))

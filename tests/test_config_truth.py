@@ -16,13 +16,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_models import hf_config
 
 from perfmodel import ConfigError, ModelSpec, catalog
 from perfmodel.specs.checkpoint import config_fields as predicted
 from runtime import ALONE, BatchShape, DraftPlan, EngineSetup, Model, Ranks, build_engine
 from runtime import config_fields as run
 from runtime.attention import PassLayout
-from runtime.config import DecoderConfig, config_of_shape, hf_config, read_config
+from runtime.config import DecoderConfig, config_of_shape, read_config
 from runtime.contracts import ModelShape
 from runtime.errors import InputError
 

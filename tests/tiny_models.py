@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from runtime.bench.plan import DraftPlan
-from runtime.config import DecoderConfig, RopeScaling
+from runtime.config import SCALING_FIELDS, DecoderConfig, RopeScaling, config_of_shape
+from runtime.config_fields import FAMILIES as ARCHITECTURES
+from runtime.contracts import ModelShape
 from runtime.engine.build import BatchShape, EngineSetup, Model, build_engine
 from runtime.engine.engine import Engine
 from runtime.engine.results import GenerationResult
@@ -54,6 +56,42 @@ DRAFTS = (
     "self-full", "self-streamingllm", "self-snapkv", "small-full", "small-streamingllm",
     "near-full", "near-streamingllm",
 )  # fmt: skip
+
+
+def hf_config(shape: ModelShape) -> dict[str, Any]:
+    """The fields of a `config.json` that `read_config` turns back into this shape."""
+    config = config_of_shape(shape)
+    window, rope = config.sliding_window_tokens, config.rope_scaling
+    family = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama"
+    if family == "llama" and window is not None:
+        family = "mistral"
+    values = {
+        "model_type": family,
+        "architectures": [ARCHITECTURES[family]],
+        "num_hidden_layers": config.layers,
+        "hidden_size": config.hidden,
+        "num_attention_heads": config.query_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_hidden,
+        "vocab_size": config.vocab,
+        "max_position_embeddings": config.max_context_tokens,
+        "tie_word_embeddings": config.tied_embeddings,
+        "sliding_window": window,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.norm_epsilon,
+        "eos_token_id": list(config.eos_tokens) or None,
+    }
+    if window is not None and family != "mistral":
+        values |= {"use_sliding_window": True, "max_window_layers": 0}
+    if rope.kind != "default":
+        values["rope_scaling"] = {
+            "rope_type": rope.kind,
+            "factor": rope.factor,
+            "original_max_position_embeddings": rope.original_context_tokens,
+            **{name: getattr(rope, name) for name in SCALING_FIELDS.get(rope.kind, ())},
+        }
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)

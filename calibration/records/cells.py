@@ -81,11 +81,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def attention_cell(
-    heads: tuple[int, int, int],
-    batch: int,
-    kv_tokens: int,
-    query_tokens: int,
-    page_tokens: int = PAGE,
+    heads: tuple[int, int, int], batch: int, kv_tokens: int, query_tokens: int
 ) -> Cell:
     """One attention measurement; `heads` is (query heads, KV heads, head dimension).
 
@@ -97,7 +93,7 @@ def attention_cell(
         "query_heads": heads[0],
         "kv_heads": heads[1],
         "head_dim": heads[2],
-        "page_tokens": page_tokens,
+        "page_tokens": PAGE,
         "batch": batch,
         "kv_tokens": kv_tokens,
         "query_tokens": query_tokens,

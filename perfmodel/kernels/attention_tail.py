@@ -12,6 +12,8 @@ Source: `prepare_varlen_num_blocks_kernel` in hopper/flash_prepare_scheduler.cu 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from perfmodel._typing import Floats
@@ -45,8 +47,28 @@ def tail_ratio(
         Share of the multiprocessors that together reach the memory bandwidth. [1]
     is_measured : bool
         Whether the kernels of this GPU were measured.
+
+    Returns
+    -------
+    array of the broadcast shape, read-only [1]
+        Cached, because the attention of every γ reads the same batches and tokens.
     """
-    units = np.maximum(np.asarray(batch_heads, dtype=float), 1.0)
+    arrays = (np.asarray(batch_heads, dtype=float), np.asarray(tokens, dtype=float))
+    axes = tuple((axis.tobytes(), axis.shape) for axis in arrays)
+    return _ratio(axes, sm_count, measured_sm_count, saturating_share, is_measured)
+
+
+@lru_cache(maxsize=32)
+def _ratio(
+    axes: tuple[tuple[bytes, tuple[int, ...]], ...],
+    sm_count: int,
+    measured_sm_count: int,
+    saturating_share: float,
+    is_measured: bool,
+) -> Floats:
+    """The ratio for batch x KV heads and tokens, given as bytes and shapes."""
+    batch_heads, tokens = (np.frombuffer(data).reshape(shape) for data, shape in axes)
+    units = np.maximum(batch_heads, 1.0)
     below = 2.0 ** np.floor(np.log2(units))
     place = np.log2(units / below)
     shifts = np.zeros(1) if is_measured else UNCERTAIN_WAVES
@@ -58,14 +80,16 @@ def tail_ratio(
         np.log(_seconds_per_work(each, tokens, measured_sm_count, saturating_share))
         for each in (below, 2.0 * below)
     )
-    return np.asarray(np.exp(at / len(shifts) - (1.0 - place) * low - place * high))
+    ratio = np.asarray(np.exp(at / len(shifts) - (1.0 - place) * low - place * high))
+    ratio.flags.writeable = False
+    return ratio
 
 
 def _seconds_per_work(
     units: Floats, tokens: Floats, sm_count: int, saturating_share: float
 ) -> Floats:
     """Time over that of perfectly divided work."""
-    per_unit = np.maximum(np.ceil(np.asarray(tokens, dtype=float) / BLOCK_TOKENS), 1.0)
+    per_unit = np.maximum(np.ceil(tokens / BLOCK_TOKENS), 1.0)
     wanted = np.ceil(RANGES * units * per_unit / sm_count)
     ranges = np.ceil(per_unit / wanted)
     blocks = np.ceil(units) * ranges

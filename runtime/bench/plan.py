@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from typer import Option
 
+from runtime.config import DecoderConfig
 from runtime.errors import InputError, os_reason
 
 MODES = ("baseline", "standalone", "selfspec")
@@ -117,9 +118,9 @@ class DraftPlan:
 class RunPlan(JsonPlan):
     """One run of the engine.
 
-    `configs` maps the names of models that are not folders to their `config.json` fields. A dtype
-    is a key or value of `DTYPES`, or None for bfloat16 on a GPU and float32 on a CPU. `command` is
-    the user's command line, for provenance.
+    `configs` are the decoders of the models, by name or folder; each rank reads the folder of any
+    other model. A dtype is a key or value of `DTYPES`, or None for bfloat16 on a GPU and float32 on
+    a CPU. `command` is the user's command line, for provenance.
 
     Raises
     ------
@@ -129,7 +130,7 @@ class RunPlan(JsonPlan):
 
     mode: str
     command: tuple[str, ...] = ()
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    configs: dict[str, DecoderConfig] = field(default_factory=dict)
     weight_dtype: str | None = None
     kv_dtype: str | None = None
     draft_dtype: str | None = None

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from runtime.bench.plan import DraftPlan, JsonPlan
 from runtime.bench.progress import show_status
 from runtime.bench.run import open_log, write_line
-from runtime.config import read_model_config
+from runtime.config import DecoderConfig, read_model_config
 from runtime.errors import InputError
 from runtime.parallel.launch import run_rank
 
@@ -51,7 +51,7 @@ class TablePlan(JsonPlan):
     json: bool = False
     repeats: int = 15
     output: Path | None = None
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    configs: dict[str, DecoderConfig] = field(default_factory=dict)
     command: tuple[str, ...] = ()
 
 

@@ -110,12 +110,11 @@ class Ranks:
 
 
 @contextmanager
-def connect(
-    *, tp: int, draft_tp: int, device: str = "cpu", limits: AllReduceLimits | None = None
-) -> Iterator[Ranks]:
+def connect(*, tp: int, draft_tp: int, device: str = "cpu") -> Iterator[Ranks]:
     """Join the ranks that torchrun's environment variables describe, or run as the only one.
 
-    The draft's group consists of the first `draft_tp` of the target's `tp` ranks.
+    The draft's group consists of the first `draft_tp` of the target's `tp` ranks. On GPUs,
+    SPECROOF_ALL_REDUCE sets which sums go through shared memory.
 
     Parameters
     ----------
@@ -123,9 +122,6 @@ def connect(
         Ranks of the target and of the draft.
     device : {"cpu", "cuda"}
         gloo, or NCCL on the GPU that LOCAL_RANK names, which becomes the current one.
-    limits : AllReduceLimits, optional
-        Which sums go through shared memory on GPUs; by default those of SPECROOF_ALL_REDUCE, or
-        measured ones.
 
     Raises
     ------
@@ -137,7 +133,7 @@ def connect(
         raise InputError(f"tp={tp} needs {tp} processes, not {world}; use torchrun or --tp")
     if not 1 <= draft_tp <= tp:
         raise InputError(f"draft_tp={draft_tp} is not valid; use a number from 1 to tp={tp}")
-    limits = limits or limits_from_environment()
+    limits = limits_from_environment()
     local = _local_device(device)
     if world == 1:
         yield Ranks(target=ALONE, draft=ALONE, device=local)

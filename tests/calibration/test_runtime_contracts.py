@@ -7,7 +7,6 @@ import torch
 from tiny_models import MetaWeights
 
 from perfmodel import DraftPlan, ModelSpec, catalog
-from perfmodel.specs.checkpoint.hf_config import from_hf_config
 from runtime import (
     ALONE,
     BatchShape,
@@ -17,7 +16,6 @@ from runtime import (
     Ranks,
     build_engine,
     config_of_shape,
-    hf_config,
 )
 from runtime.model.weights import load_weights
 
@@ -44,14 +42,6 @@ def test_sharded_weights_have_the_bytes_that_were_predicted(name: str) -> None:
             for rank in {0, tp - 1}:
                 weights = load_weights(config, MetaWeights(torch.bfloat16), Group(rank, tp))
                 assert weights.bytes == spec.weight_bytes_per_rank(tp)
-
-
-@pytest.mark.parametrize("name", RUN)
-def test_a_shape_survives_the_config_that_the_runtime_writes(name: str) -> None:
-    spec = catalog.model(name)
-    again = from_hf_config(hf_config(spec), name=name)
-    assert again.weight_bytes_per_rank(1) == spec.weight_bytes_per_rank(1)
-    assert again.kv_bytes_per_token_per_rank(1) == spec.kv_bytes_per_token_per_rank(1)
 
 
 def test_the_plan_that_was_predicted_is_the_one_that_runs() -> None:

@@ -35,7 +35,7 @@ from app.cli.output import write_text
 from app.cli.run_fields import scenario_fields
 
 if TYPE_CHECKING:
-    from runtime import RunPlan, TablePlan
+    from runtime import DecoderConfig, RunPlan, TablePlan
 
 DType = Annotated[
     str | None,
@@ -130,7 +130,7 @@ def run_bench(
     """Time the steps and rounds of models on this GPU, by default Llama-3.1-8B and Llama-2-7B."""
     from runtime import TablePlan, parse_pairs
 
-    configs: dict[str, Any] = {}
+    configs: dict[str, DecoderConfig] = {}
     with engine_errors():
         chosen = {"rows": rows, "drafts": drafts}
         pairs = {name: parse_pairs(text) for name, text in chosen.items() if text is not None}
@@ -220,7 +220,7 @@ def make_plan(
     for name in ("input", "output"):  # some versions of typer leave them as text
         if values.get(name) is not None:
             values[name] = Path(values[name])
-    configs: dict[str, Any] = {}
+    configs: dict[str, DecoderConfig] = {}
     for name in ("model", "draft"):
         if values.get(name) is not None:
             only_shape = bool(values.get("random_weights"))
@@ -235,18 +235,19 @@ def make_plan(
 
 def _model(
     model: str,
-    configs: dict[str, Any],
+    configs: dict[str, DecoderConfig],
     *,
     flag: str = "model",
     only_shape: bool = True,
     tp: int = 1,
 ) -> Path:
-    """The model's folder, or the name under which its config is stored in `configs`."""
+    """The model's folder or name, under which its config is stored in `configs` for all ranks."""
     from perfmodel import ConfigError, catalog
-    from runtime import hf_config
+    from runtime import config_of_shape, read_config
 
-    if Path(model).is_dir():
-        return Path(model)
+    if (folder := Path(model)).is_dir():
+        configs[str(folder)] = read_config(folder)
+        return folder
     if not only_shape:
         raise ConfigError(
             f"--{flag} {model} is not a folder of weights; give one, or add --random-weights to "
@@ -254,7 +255,7 @@ def _model(
         )
     spec = catalog.model(model)
     spec.check_tp(tp)
-    configs[spec.name] = hf_config(spec)
+    configs[spec.name] = config_of_shape(spec)
     return Path(spec.name)
 
 

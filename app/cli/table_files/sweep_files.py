@@ -125,7 +125,10 @@ def number_texts(values: NDArray[np.float64]) -> list[str]:
         import pyarrow
     except ImportError:
         return list(map(repr, values.tolist()))
-    texts: list[str] = pyarrow.array(values).cast(pyarrow.string()).to_pylist()
+    # `pyarrow.array` would import pandas, which takes longer than the texts of a small sweep.
+    data = [None, pyarrow.py_buffer(np.ascontiguousarray(values))]
+    array = pyarrow.Array.from_buffers(pyarrow.float64(), values.size, data)
+    texts: list[str] = array.cast(pyarrow.string()).to_pylist()
     size = np.abs(values)
     with np.errstate(invalid="ignore"):  # NaN and infinity
         alike = (size >= 1e-4) & (size < 1e9) & (values % 1.0 > 0.0)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from tiny_models import FAMILIES, hf_config
 
 from app.cli.commands import run as command
 from app.cli.main import run
@@ -31,14 +32,14 @@ from runtime import (
     plan_flags,
 )
 from runtime.bench.plan import MOST, POLICIES
-from runtime.config import DecoderConfig
+from runtime.config import DecoderConfig, config_of_shape, read_model_config
 from runtime.execution.sampling import SamplingParams, sampler_for
 
 PLAN = RunPlan(
     mode="standalone",
     model=Path("target"),
     draft=Path("draft"),
-    configs={"draft": {"model_type": "llama"}},
+    configs={"draft": FAMILIES["llama-3.1"]},
     weight_dtype="bf16",
     kv_dtype="bfloat16",
     draft_dtype="bf16",
@@ -47,6 +48,7 @@ PLAN = RunPlan(
     output=Path("rounds.jsonl"),
     compile=False,
 )
+SHAPE = asdict(FAMILIES["llama-2"]) | {"name": "m"}
 # A speculative scenario, and for each of its fields another value.
 SCENARIO: dict[str, Any] = {
     "target": "llama-2-7b-32k",
@@ -121,6 +123,8 @@ def test_a_written_table_plan_reads_back_unchanged(tmp_path: Path) -> None:
         ({"kv_dtype": "fp8"}, "kv_dtype 'fp8' is not supported by the engine"),
         ({"weight_dtype": "int4"}, "weight_dtype 'int4' is not supported by the engine"),
         ({"draft_dtype": "fp16"}, "the same type for weights, KV cache and draft"),
+        ({"configs": {"m": SHAPE | {"kv_heads": 0}}}, "m: kv_heads=0 is not valid"),
+        ({"configs": {"m": SHAPE | {"rope_theta": float("nan")}}}, "rope_theta should be a finite"),
     ],
 )
 def test_an_invalid_plan_is_refused_in_one_line(
@@ -292,9 +296,22 @@ def test_write_plan_writes_the_plan_that_would_run(tmp_path: Path) -> None:
     flags = {"model": Path("llama-68m"), "random_weights": True, "tp": 2, "gamma": 3}
     plan = command.make_plan("selfspec", flags, str(tmp_path / "self.toml"))
     assert replace(RunPlan.read(file), command=()) == replace(plan, command=())
-    assert plan.batch == 2 and plan.configs["llama-68m"]["model_type"] == "llama"
+    assert plan.batch == 2
+    assert plan.configs == {"llama-68m": config_of_shape(catalog.model("llama-68m"))}
     given = command.make_plan("selfspec", flags | {"output": "rounds.jsonl"})
     assert given.output == Path("rounds.jsonl")  # some versions of typer leave it as text
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ranks_take_the_config_of_a_folder_from_the_plan(name: str, tmp_path: Path) -> None:
+    folder, file = tmp_path / name, tmp_path / "plan.json"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(hf_config(FAMILIES[name])))
+    words = ["run", "baseline", "--model", str(folder), "--write-plan", str(file)]
+    assert run(words) == 0
+    (folder / "config.json").unlink()
+    plan = RunPlan.read(file)
+    assert read_model_config(plan.model, plan.configs) == FAMILIES[name]
 
 
 @pytest.mark.parametrize("mode", ["baseline", "standalone", "selfspec"])

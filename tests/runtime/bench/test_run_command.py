@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, hf_config
 
 from app.cli.main import run
-from runtime.config import hf_config
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, hf_config
 
 from app.cli.main import run
-from runtime.config import hf_config
 
 FILES = {
     "config.json": json.dumps(hf_config(FAMILIES["llama-2"])),

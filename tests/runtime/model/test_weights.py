@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, hf_config
 
-from runtime.config import DecoderConfig, hf_config, read_config
+from runtime.config import DecoderConfig, read_config
 from runtime.errors import InputError
 from runtime.model.layers import DecoderWeights
 from runtime.model.weights import (

@@ -16,7 +16,6 @@ from tiny_models import FAMILIES, SMALL
 
 from runtime.bench.plan import RunPlan
 from runtime.bench.run import run, run_file
-from runtime.config import DecoderConfig, hf_config
 
 pytestmark = pytest.mark.slow
 
@@ -37,12 +36,6 @@ FIELDS: dict[str, Any] = {
     "chunk_tokens": 50,
     "json": True,
 }
-
-
-def folder(path: Path, config: DecoderConfig) -> Path:
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(hf_config(config)))
-    return path
 
 
 def tokens(stdout: str) -> list[list[int]]:
@@ -72,11 +65,10 @@ def launched(plan: RunPlan, path: Path) -> list[list[int]]:
 def test_tp_2_generates_the_same_tokens_as_tp_1(
     family: str, fields: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    models = {"model": folder(tmp_path / "target", FAMILIES[family])}
+    models = {"model": Path("target"), "configs": {"target": FAMILIES[family], "draft": SMALL}}
     baseline = RunPlan(mode="baseline", **models, **FIELDS)
-    if fields["mode"] == "standalone":
-        models["draft"] = folder(tmp_path / "draft", SMALL)
-    plan = RunPlan(**models, **FIELDS, **fields)
+    draft = Path("draft") if fields["mode"] == "standalone" else None
+    plan = RunPlan(draft=draft, **models, **FIELDS, **fields)
     run(plan)
     alone = tokens(capsys.readouterr().out)
     run(baseline)
@@ -87,10 +79,10 @@ def test_tp_2_generates_the_same_tokens_as_tp_1(
 def test_torchrun_with_two_nodes_generates_the_same_tokens_as_one_process(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = folder(tmp_path / "target", FAMILIES["tinyllama"])  # one KV head on two ranks
-    draft = folder(tmp_path / "draft", SMALL)
+    configs = {"target": FAMILIES["tinyllama"], "draft": SMALL}  # one KV head on two ranks
+    models = {"model": Path("target"), "draft": Path("draft"), "configs": configs}
     sampling = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
-    plan = RunPlan(mode="standalone", model=target, draft=draft, **FIELDS, **sampling)
+    plan = RunPlan(mode="standalone", **models, **FIELDS, **sampling)
     run(plan)
     alone = tokens(capsys.readouterr().out)
     file = written(replace(plan, tp=2, draft_tp=1), tmp_path)
@@ -123,8 +115,6 @@ def test_a_wrong_number_of_processes_is_refused(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    plan = RunPlan(
-        mode="baseline", model=folder(tmp_path / "m", FAMILIES["llama-2"]), tp=2, **FIELDS
-    )
+    plan = RunPlan(mode="baseline", model=Path("target"), tp=2, **FIELDS)
     assert run_file(Path(written(plan, tmp_path))) == 2
     assert "tp=2 needs 2 processes, not 1" in capsys.readouterr().err

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, hf_config
 
 from runtime.bench.plan import RunPlan
-from runtime.config import hf_config
 from runtime.errors import RankFailed
 from runtime.parallel.launch import launch_ranks
 
@@ -69,7 +68,8 @@ def long_run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subproc
     if getattr(request, "param", "runtime.bench") == "runtime.bench":
         plan = RunPlan(
             mode="selfspec",
-            model=tmp_path,
+            model=Path("m"),
+            configs={"m": FAMILIES["llama-2"]},
             random_weights=True,
             tp=2,
             gen_tokens=100_000,
@@ -152,10 +152,9 @@ def test_sigterm_ends_all_ranks_with_one_line_and_143(long_run: subprocess.Popen
 
 
 def test_bad_input_on_every_rank_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(hf_config(FAMILIES["llama-2"])))
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    plan = tmp_path / "plan.json"
-    RunPlan(mode="baseline", model=tmp_path, tp=2).write(plan)
+    plan, configs = tmp_path / "plan.json", {str(tmp_path): FAMILIES["llama-2"]}
+    RunPlan(mode="baseline", model=tmp_path, configs=configs, tp=2).write(plan)
     command = [sys.executable, "-m", "runtime.bench", str(plan)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
