@@ -1,6 +1,7 @@
 """Recognise, read and fit the input files of `calibrate fit`.
 
-JSON lines are kernel records (`calibrate measure`) or step records (`validate run`). A folder holds
+JSON lines are kernel records (`calibrate measure`), step records (`validate run`) or rows of the
+table of `run bench`, of which those of the last run are used. A folder holds
 aiconfigurator's tables of one GPU or of several. Any other file is the output of nccl-tests.
 """
 
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 import filecmp
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from calibration.fit.measured.fit import fit_measured
 from calibration.fit.nccl_tests import gpu_of_nccl_tests, read_nccl_tests
@@ -18,8 +20,10 @@ from calibration.fit.tables.fit import fetch_missing, fit_tables
 from calibration.fit.tables.gpus import GPUS
 from calibration.records.jsonl import RecordError, read_lines
 from calibration.records.kernels import KernelRecords, read_kernel_records
-from calibration.records.steps import StepRecord, has_older_rounds, read_steps
+from calibration.records.steps import StepRecord, has_older_rounds, read_rows, read_steps
 from perfmodel import ConfigError, catalog
+
+StepReader = Callable[[Path], tuple[Mapping[str, Any], list[StepRecord]]]
 
 
 def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
@@ -51,11 +55,12 @@ def fit_inputs(paths: Sequence[Path], gpu: str | None = None) -> FitReport:
         except ConfigError as error:
             raise RecordError(str(error)) from error
     lines = [path for path in paths if path.suffix in (".jsonl", ".json")]
-    kernels = [path for path in lines if not _holds_steps(path)]
+    readers = {path: _reader(path) for path in lines}
+    kernels = [path for path, reader in readers.items() if reader is None]
     timed: dict[bool, list[StepRecord]] = {False: [], True: []}  # by an older engine or not
-    for path in lines:
-        if path not in kernels:
-            header, steps = read_steps(path)
+    for path, reader in readers.items():
+        if reader is not None:
+            header, steps = reader(path)
             timed[has_older_rounds(header)] += steps
     measured = read_kernel_records(kernels, gpu) if kernels else None
     gpu = measured.gpu if measured else gpu
@@ -92,6 +97,9 @@ def fit_public_tables(folder: Path, gpus: Sequence[str] = ()) -> Iterator[FitRep
         yield fit_tables(folder, gpu)
 
 
-def _holds_steps(path: Path) -> bool:
-    """Whether the records of a file are of whole steps."""
-    return any("case" in line.value for line in read_lines(path))
+def _reader(path: Path) -> StepReader | None:
+    """What reads a file of whole steps; None if its records are of kernels."""
+    found = read_lines(path)
+    if any("case" in line.value for line in found):
+        return read_steps
+    return read_rows if any("plan" in line.value for line in found) else None

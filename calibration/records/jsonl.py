@@ -63,7 +63,7 @@ class Line:
     @property
     def header(self) -> dict[str, Any] | None:
         """The header in this line, or None if it is a record."""
-        header = self.value.get("header")
+        header = self.value.get("header", self.value.get("provenance"))
         if isinstance(header, dict):
             return header
         return self.value if self.value.get("op") == "provenance" else None

@@ -24,6 +24,7 @@ from calibration.records.jsonl import (
     read_text,
 )
 from calibration.records.kernels import gpu_of
+from perfmodel import Scenario, parse_scenario
 
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
 # Header entry: the stream on which a graph is tried before its capture (validate/memory.py).
@@ -33,6 +34,8 @@ PASS_END = {"pass_end": "tokens"}
 # Commits whose host launched the next draft only after it had read the verdict. Rounds timed with
 # them are no longer those of the engine; its passes are still comparable.
 OLDER_ROUNDS = frozenset({"872802a", "b2cc5ff", "230e9e0", "82430ba7e128"})
+
+TIMED_ROUNDS = 23  # rounds that a timed batch has KV cache for; affects memory, not time
 
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
 Pair = tuple[str, str | None, int]  # target, standalone draft or None, and ranks
@@ -197,6 +200,53 @@ def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
     if not records:
         raise RecordError(f"{path}: has no record of a timed case")
     return header, list(records.values())
+
+
+def read_rows(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
+    """The header and the rows of the last `specroof run bench` in a file, as records of steps.
+
+    Raises
+    ------
+    RecordError
+        If the catalog does not have the GPU, or a row lacks something; with the line number.
+    """
+    lines = read_lines(path)
+    start = max(at for at, line in enumerate(lines) if line.header is not None)
+    header = lines[start].header or {}
+    gpu_of(header, lines[start].place)
+    records = []
+    for line in lines[start + 1 :]:
+        row = dict(line.value)
+        name = f"{row.get('model')} {row.get('batch')} x {row.get('context_tokens')}"
+        case = {name: row.get(name) for name in ("batch", "context_tokens", "tp", "plan")}
+        case |= {"id": name, "scenario": name, "purpose": "scenario", "alpha": 0.0}
+        case["target"] = row.get("model")
+        step = {name: row[name] for name in (*TIMES, "spread", "repeats") if name in row}
+        text = json.dumps({"op": "step", "case": case, "unit": "s"} | step)
+        records.append(decode(StepRecord, text, line.place))
+    return header, records
+
+
+def case_scenario(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario:
+    """The scenario that predicts a case."""
+    plan = case.plan
+    return parse_scenario(
+        {
+            "target": case.target,
+            "draft": plan.draft,
+            "draft_policy": plan.policy if plan.draft != "none" else None,
+            "kv_budget": plan.kv_budget_tokens,
+            "gamma": plan.gamma,
+            "gpu": gpu,
+            "tp": case.tp,
+            "draft_tp": plan.draft_tp,
+            "batch": case.batch,
+            "prompt_tokens": case.context_tokens,
+            "output_tokens": (plan.gamma + 1) * TIMED_ROUNDS,
+            "acceptance": case.alpha,
+            "engine": engine,
+        }
+    ).scenario()
 
 
 def _fault(record: StepRecord) -> str:

@@ -45,15 +45,18 @@ from perfmodel.speculation import (
 )
 from perfmodel.units import Z90
 
-# Records of the runtime's steps, none of which was used in a fit, with their number of ranks.
+# Records of the runtime's steps with their number of ranks. None was used in a fit, but those
+# of `OF_RANKS` for what ranks add to an all-reduce and to a round.
 RECORDS = {
     "steps-h200-seed2922": 1,
     "steps-h200-seed2914": 1,
     "steps-h100-seed9": 1,
-    "steps-h200-tp2-seed2921": 2,
+    "steps-h200-tp2-seed2921-odd": 2,
+    "steps-h200-tp2-seed2921-even": 2,
     "steps-h200-tp2-seed2118": 2,
     "steps-h200-tp2-seed2115": 2,
 }
+OF_RANKS = ("steps-h200-tp2-seed2921-even",)
 VLLM = "vllm-0.26"
 VLLM_RECORDS = ("engine-vllm-0.26-h200.jsonl", "engine-vllm-0.26-h200-tp2.jsonl")
 # Profiles that predict InferenceX's rows of a dense model.
@@ -148,13 +151,16 @@ def _recorded(found: LeftOut) -> None:
         path = resources.files("calibration") / "measured" / f"{name}.jsonl"
         with resources.as_file(path) as file:
             header, records = read_steps(file)
-        label, gpu = name.removeprefix("steps-"), gpu_of(header, name)
+        label = name.removeprefix("steps-").removesuffix("-even").removesuffix("-odd")
+        gpu = gpu_of(header, name)
         if older := has_older_rounds(header):
             label += ", passes"
         ends = PASS_END.items() <= dict(header).items()
         drafts: dict[tuple[str, str], list[_Draft]] = {}
         for record in records:
             for distance, out, scenario in _predictors(record, label, gpu, ranks):
+                if name in OF_RANKS and scenario.engine.sum_gap_s:
+                    continue  # what ranks add was fitted to these records
                 errors = _step_and_round_errors(record, scenario, ends=ends, older=older)
                 if record.case.purpose == "scenario":
                     _add_record(found, distance, out, record, scenario, errors)

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibration.records.steps import Case
+from calibration.records.steps import Case, case_scenario
 from calibration.validate.memory import CHUNK_TOKENS
-from calibration.validate.sample import case_scenario
 from perfmodel import RoundEstimate, Scenario, StepTime
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.passes import prefill_pass

@@ -16,8 +16,8 @@ import random
 import statistics
 from dataclasses import dataclass, replace
 
-from calibration.records.steps import Case, CaseFile, CasePlan
-from perfmodel import ConfigError, RoundEstimate, Scenario, estimate, parse_scenario
+from calibration.records.steps import Case, CaseFile, CasePlan, case_scenario
+from perfmodel import ConfigError, RoundEstimate, estimate
 
 TARGETS = ("llama-3.1-8b", "llama-2-7b", "llama-3.2-1b", "tinyllama-1.1b", "qwen2.5-7b")
 DRAFT_MODELS = {"llama-3.1-8b": "llama-3.2-1b", "llama-2-7b": "tinyllama-1.1b"}
@@ -38,7 +38,6 @@ ROUND_WAYS = (
 ROUND_BATCH, ROUND_CONTEXT, ROUND_BUDGET = (1, 128), (512, 2048), (128, 512)
 ORDERS = 200  # random orders of γ; the one least correlated with the batches is used
 TRIES = 1000  # samples for one case before giving up
-TIMED_ROUNDS = 23  # rounds that a timed batch has KV cache for; affects memory, not time
 CASE_OVERHEAD_S = 0.45  # planning and capturing; 110 cases took 157 s on an H200, 111 s of steps
 
 
@@ -125,28 +124,6 @@ def expected_seconds(cases: CaseFile, *, repeats: int, gpu: str = "h200") -> flo
         once = point.target_step.total_s + point.verify.total_s + point.draft_total_s
         total += CASE_OVERHEAD_S + (repeats + 3) * float(once + point.round_s)
     return total
-
-
-def case_scenario(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario:
-    """The scenario that predicts a case."""
-    plan = case.plan
-    return parse_scenario(
-        {
-            "target": case.target,
-            "draft": plan.draft,
-            "draft_policy": plan.policy if plan.draft != "none" else None,
-            "kv_budget": plan.kv_budget_tokens,
-            "gamma": plan.gamma,
-            "gpu": gpu,
-            "tp": case.tp,
-            "draft_tp": plan.draft_tp,
-            "batch": case.batch,
-            "prompt_tokens": case.context_tokens,
-            "output_tokens": (plan.gamma + 1) * TIMED_ROUNDS,
-            "acceptance": case.alpha,
-            "engine": engine,
-        }
-    ).scenario()
 
 
 def _sample_that_fits(rng: random.Random, options: SampleOptions, number: int) -> Case:

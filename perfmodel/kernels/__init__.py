@@ -12,6 +12,7 @@ from perfmodel.kernels.attention_split import (
 )
 from perfmodel.kernels.attention_tail import tail_ratio
 from perfmodel.kernels.collectives import Exchange, MeasuredTimes
+from perfmodel.kernels.curves import Efficiency
 from perfmodel.kernels.experts import ExpertsCurve
 from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves, roofline_seconds
 from perfmodel.kernels.interpolate import LogTable
@@ -24,6 +25,7 @@ __all__ = [
     "AttentionCurve",
     "BlockTable",
     "DecodeTable",
+    "Efficiency",
     "Exchange",
     "ExpertsCurve",
     "GemmCurve",

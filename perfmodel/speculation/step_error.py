@@ -35,7 +35,7 @@ ARCHITECTURE_ERROR = 0.175  # the GPU, predicted from one of another architectur
 TP_ERROR = 0.079  # two ranks, predicted from one; taken for each doubling
 # Rms of ln(predicted / measured time of a prompt) on timed GPUs, also where a pass takes less than
 # LAUNCH_LAYER_S per layer: such passes wait for the launch of kernels, which is not predicted.
-PREFILL_ERROR, LAUNCH_ERROR = 0.122, 0.724
+PREFILL_ERROR, LAUNCH_ERROR = 0.123, 0.732
 LAUNCH_LAYER_S = 0.8e-3  # the runtime's host takes 0.3 ms with one rank, up to 0.8 ms with two
 # Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
 PART_ERRORS = {

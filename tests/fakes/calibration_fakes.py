@@ -7,10 +7,9 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from calibration.records.steps import Case, Pair
+from calibration.records.steps import Case, Pair, case_scenario
 from calibration.validate.memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
 from calibration.validate.predict import prefill_s, timed_pass
-from calibration.validate.sample import case_scenario
 from perfmodel import estimate
 from runtime import StepTimes
 

@@ -51,6 +51,7 @@ ATTENTION_FIELDS = (
 ELEMENT_BYTES = 2.0
 ROUND_SCALES = (100.0 * US, US, 10.0 * US, 100.0 * US, US, 100.0 * US)
 ROUND_SCATTER = 0.01  # scatter of the host time, relative to the round
+LEAST_S = 1e-12  # terms below are at their bound
 HUBER = 0.05  # relative error beyond which a record has less weight
 
 
@@ -275,7 +276,7 @@ def _robust_terms(aims: Array, shares: Array, scales: Sequence[float]) -> list[f
         ftol=1e-12,
         gtol=1e-12,
     )
-    return [float(value) for value in solved.x]
+    return [float(value) if value > LEAST_S else 0.0 for value in solved.x]
 
 
 def _overheads(values: Mapping[str, float], matrix: Array) -> Array:

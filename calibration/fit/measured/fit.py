@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import resources
 
 from calibration.fit.measured.attention import fit_attention, missing_attention
 from calibration.fit.measured.collectives import (
     fit_collectives,
+    gap_of_steps,
     missing_collectives,
     rank_gap,
 )
@@ -41,10 +44,11 @@ def fit_measured(
     Parameters
     ----------
     steps : sequence of StepRecord
-        Timed rounds of cases that validation does not use, only for the round overhead.
+        Timed cases that validation does not use, for the round overhead; those of several ranks
+        also for what an all-reduce takes longer in a step.
     older : sequence of StepRecord
         The same of an engine whose host works between all passes, for its work in a plain step. If
-        `steps` has none, also for the error of rounds, and for what several ranks add to them.
+        `steps` has none, also for the error of rounds.
     """
     gpu = catalog.gpu(records.gpu)
     report = FitReport(gpu=gpu.name, source=records.source)
@@ -56,8 +60,22 @@ def fit_measured(
     else:
         engine = fit_engine(records, gemm, attention, gpu)
         if exchange is not None:
-            values, curves = engine.values, (gemm_of_ranks or gemm, attention)
-            gap = rank_gap(records, exchange, gpu, lambda r: layer_seconds(r, values, *curves, gpu))
+            of_ranks = gemm
+            if gemm.measured is not None and gemm_of_ranks and gemm_of_ranks.measured is not None:
+                joined = gemm.measured.joined(gemm_of_ranks.measured)
+                of_ranks = replace(gemm, measured=joined)
+            values, kernels = engine.values, efficiency(gpu.efficiency, "specroof", "specroof")
+            curves = replace(
+                kernels,
+                gemm=gemm,
+                gemm_of_ranks=of_ranks,
+                attention=attention,
+                collectives=replace(kernels.collectives, exchange=exchange),
+            )
+            gap = gap_of_steps(steps, curves, values, gpu)
+            if gap is None:
+                alone = partial(layer_seconds, values=values, gemm=of_ranks, attention=attention)
+                gap = rank_gap(records, exchange, gpu, partial(alone, gpu=gpu))
             values |= {} if gap is None else {"sum_gap_s": gap}
         _engine(engine, steps, older, records, gpu, report)
     return report
@@ -128,17 +146,15 @@ def _engine(
     by_hosts = [step for step in older if step.case.tp == 1]
     overhead, by_host = round_overhead(alone), round_overhead(by_hosts)
     rounds = round_overhead_errors(alone if overhead else by_hosts)
-    of_one, shared = overhead, [step for step in steps if step.case.tp > 1]
+    shared = [step for step in steps if step.case.tp > 1]
     if by_host:
         engine.values.update(plain_host(by_host))
-    if not shared:
-        of_one, shared = by_host, [step for step in older if step.case.tp > 1]
     if not overhead:
         engine.missing.append(
             "round overhead: no rounds of this engine; those of another GPU apply"
         )
     engine.timed_tp.update(step.case.tp for step in shared)
-    engine.values.update(overhead | rank_round_overhead(shared, of_one))
+    engine.values.update(overhead | rank_round_overhead(shared, overhead))
     if (error := speedup_error(engine.errors, rounds)) is not None:
         engine.values["speedup_error"] = error
     report.missing += engine.missing
@@ -146,7 +162,7 @@ def _engine(
     report.errors += [engine.errors, rounds] if rounds.cells else [engine.errors]
     if shared:
         report.errors.append(
-            round_overhead_errors(shared, "round overhead of several ranks", alone=of_one)
+            round_overhead_errors(shared, "round overhead of several ranks", alone=overhead)
         )
     shipped = resources.files("perfmodel") / "catalog" / "engines" / "specroof.toml"
     report.files["engines/specroof.toml"] = profile_text(

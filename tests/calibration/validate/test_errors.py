@@ -17,7 +17,14 @@ import calibration
 from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog
 from calibration.records.published import PHASES
-from calibration.records.steps import PASS_END, TRIALS, CaseFile, StepRecord, read_steps
+from calibration.records.steps import (
+    PASS_END,
+    TRIALS,
+    CaseFile,
+    StepRecord,
+    case_scenario,
+    read_steps,
+)
 from calibration.validate.errors import (
     QUANTITIES,
     ROOFLINE,
@@ -29,7 +36,7 @@ from calibration.validate.peers import read_peers
 from calibration.validate.predict import datasheet_times
 from calibration.validate.report import comparison_markdown
 from calibration.validate.run import ValidationRun
-from calibration.validate.sample import SampleOptions, case_scenario, sample_cases
+from calibration.validate.sample import SampleOptions, sample_cases
 from perfmodel import catalog, estimate
 from perfmodel.catalog.engines import engine_profile
 

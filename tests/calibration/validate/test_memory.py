@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from calibration.records.steps import TRIALS, Case, CasePlan, read_steps
+from calibration.records.steps import TRIALS, Case, CasePlan, case_scenario, read_steps
 from calibration.validate.errors import compare
 from calibration.validate.memory import (
     POOL_STREAMS,
@@ -16,7 +16,6 @@ from calibration.validate.memory import (
     WorkspaceCount,
     torch_peak_bytes,
 )
-from calibration.validate.sample import case_scenario
 from perfmodel import estimate, parse_scenario
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured"

@@ -15,7 +15,7 @@ from calibration_fakes import FakeRuntime
 import calibration
 from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog, read_lines
-from calibration.records.steps import CaseFile, read_cases, read_steps
+from calibration.records.steps import CaseFile, case_scenario, read_cases, read_steps
 from calibration.validate.run import (
     SAME_RUN,
     StepRuntime,
@@ -32,7 +32,6 @@ from calibration.validate.sample import (
     DRAFT_MODELS,
     TARGETS,
     SampleOptions,
-    case_scenario,
     sample_cases,
     sample_rounds,
 )
