@@ -48,11 +48,11 @@ class StepRuntime:
 
     expected: type[Exception] = EngineError
 
-    def check_device(self) -> None:
-        """Raise an error on a machine without a GPU, before the output file is created."""
+    def check_device(self, ranks: int = 1) -> None:
+        """Raise an error on a machine with fewer GPUs than `ranks`, before any file is created."""
         from runtime import require_gpu
 
-        require_gpu("timing cases")
+        require_gpu("timing cases", ranks)
 
     def bench(self, pair: Pair) -> StepBench:
         """A bench for two catalog models with random weights."""
@@ -66,6 +66,12 @@ class StepRuntime:
         from runtime import StepCase
 
         return StepCase(plan=case.plan, batch=case.batch, context_tokens=case.context_tokens)
+
+    def others_may_wait(self) -> bool:
+        """Whether other ranks may be joining a group that this one has not joined."""
+        from runtime import others_may_wait_to_join
+
+        return others_may_wait_to_join()
 
     def exchange(self, word: str) -> list[str]:
         """The words of all ranks, in rank order."""
@@ -145,6 +151,8 @@ class ValidationRun:
         try:
             bench = self.runtime.bench(pair)
         except self.runtime.expected as expected:
+            if self.runtime.others_may_wait():
+                raise
             error = expected
         if self.agreed(error) is not None or bench is None:
             for case in cases:

@@ -213,6 +213,11 @@ def exchange_words(word: str) -> list[str]:
     return [store.get(f"{key}-{other}").decode() for other in range(world)]
 
 
+def others_may_wait_to_join() -> bool:
+    """Whether other ranks may be joining a process group that this one has not joined."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+
+
 @functools.cache
 def _store() -> tuple[Any, int, int]:
     """The store that the environment describes, rank and world size; one per process.

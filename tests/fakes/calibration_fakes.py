@@ -78,6 +78,9 @@ class FakeRuntime:
     def case(self, case: Case) -> Any:
         return case
 
+    def others_may_wait(self) -> bool:
+        return False
+
     def exchange(self, word: str) -> list[str]:
         return [word]
 
