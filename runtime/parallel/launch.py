@@ -25,6 +25,7 @@ from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions
 
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a rank that the agent stops
 PATIENCE_S = 5  # a rank that dies silently within this time of the first failure is its cause
 
 
@@ -96,7 +97,7 @@ def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
         code = failure.exitcode
         # The agent stops all others by SIGTERM, and by SIGKILL much later.
         late = first is not None and failure.timestamp > failures[first].timestamp + PATIENCE_S
-        if rank not in reports and code != -signal.SIGTERM and not late:
+        if rank not in reports and code not in STOPPED and not late:
             killed = code < 0
             how = f"was killed by {signal.Signals(-code).name}" if killed else f"ended with {code}"
             return RankFailed(f"rank {rank} {how}; all ranks were stopped")
@@ -119,6 +120,9 @@ def run_rank(body: Callable[[], None]) -> int:
     that still holds a tensor would abort it. Peers that wait for this rank see its connections
     close.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # A handler in Python would run only after a wait for another rank, which may never end.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if _launcher() is not None:
         _end_with_launcher()
         HERE.write_to(Path(os.environ[FAILURE_FILE]).with_name(POSITION_FILE))
