@@ -73,11 +73,11 @@ class StepRuntime:
 
         return others_may_wait_to_join()
 
-    def exchange(self, word: str) -> list[str]:
-        """The words of all ranks, in rank order."""
+    def exchange(self, word: str, *, failed: bool = False) -> list[str]:
+        """The words of all ranks, in rank order; one that `failed` soon gives up waiting."""
         from runtime import exchange_words
 
-        return exchange_words(word)
+        return exchange_words(word, failed=failed)
 
 
 def _shape(model: str) -> ModelSpec:
@@ -135,7 +135,7 @@ class ValidationRun:
         The collectives of the ranks would no longer match.
         """
         reason = "" if error is None else " ".join(str(error).split()) or type(error).__name__
-        words = self.runtime.exchange(reason)
+        words = self.runtime.exchange(reason, failed=error is not None)
         failed = [f"rank {rank}: {word}" for rank, word in enumerate(words) if word]
         if failed and len(failed) < len(words):
             raise RecordError(

@@ -81,7 +81,7 @@ class FakeRuntime:
     def others_may_wait(self) -> bool:
         return False
 
-    def exchange(self, word: str) -> list[str]:
+    def exchange(self, word: str, *, failed: bool = False) -> list[str]:
         return [word]
 
     def clock(self) -> float:

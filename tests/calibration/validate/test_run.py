@@ -296,7 +296,7 @@ class TwoRanks(FakeRuntime):
         super().__init__()
         self.other, self.asked = other, 0
 
-    def exchange(self, word: str) -> list[str]:
+    def exchange(self, word: str, *, failed: bool = False) -> list[str]:
         self.asked += 1
         return [word, self.other(self.asked) if word == "" else word]
 
@@ -320,7 +320,7 @@ def test_a_rank_that_fails_before_it_joins_ends_the_run(cases: CaseFile, tmp_pat
             raise self.expected("no GPU 1")
 
     runtime = Unjoined()
-    runtime.exchange = lambda word: [word] if word else pytest.fail("waits")  # type: ignore[method-assign]
+    runtime.exchange = lambda word, failed=False: [word] if word else pytest.fail("waits")  # type: ignore[method-assign]
     with pytest.raises(runtime.expected, match="no GPU 1"):
         run(runtime, cases, tmp_path / "steps.jsonl")
 
@@ -350,7 +350,7 @@ def test_too_few_gpus_for_the_ranks_are_refused_before_any_starts(
 
 def test_the_clock_of_the_first_rank_decides_for_all(cases: CaseFile, tmp_path: Path) -> None:
     runtime = TwoRanks(lambda asked: "")
-    runtime.exchange = lambda word: ["False", word]  # type: ignore[method-assign]
+    runtime.exchange = lambda word, failed=False: ["False", word]  # type: ignore[method-assign]
     work, lines = run(runtime, cases, tmp_path / "steps.jsonl")
     assert work.done == 0 and lines == []
 
