@@ -140,6 +140,7 @@ def connect(
     if not 1 <= draft_tp <= tp:
         raise InputError(f"draft_tp={draft_tp} is not valid; use a number from 1 to tp={tp}")
     limits = limits or limits_from_environment()
+    watchdog.stall_limit_s(device)  # refused before anything is loaded
     local = _local_device(device)
     if world == 1:
         yield Ranks(target=ALONE, draft=ALONE, device=local)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import EngineError, RankFailed, Terminated
-from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions
+from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions, stall_limit_s
 
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
@@ -127,6 +127,7 @@ def run_rank(body: Callable[[], None]) -> int:
         _end_with_launcher()
         HERE.write_to(Path(os.environ[FAILURE_FILE]).with_name(POSITION_FILE))
     try:
+        stall_limit_s("cuda")  # refused before anything is loaded
         body()
         code = 0
     except KeyboardInterrupt:

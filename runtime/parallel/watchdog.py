@@ -53,17 +53,20 @@ def stall_limit_s(device_type: str) -> float:
     Raises
     ------
     InputError
-        If the variable is not a number of seconds.
+        If the variable is not a positive number of seconds.
     """
     text = os.environ.get(LIMIT_VARIABLE)
     if not text:
         return STALL_S if device_type == "cuda" else START_S
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
         raise InputError(
-            f"{LIMIT_VARIABLE}={text!r} is not a number of seconds; use a number such as 20"
-        ) from None
+            f"{LIMIT_VARIABLE}={text!r} is not a positive number of seconds; use one such as 20"
+        )
+    return seconds
 
 
 def silence_limit_s(every_s: float = _EVERY_S) -> float:

@@ -15,6 +15,8 @@ import pytest
 from tiny_models import Case, run
 
 from runtime.errors import InputError
+from runtime.parallel.groups import connect
+from runtime.parallel.launch import run_rank
 from runtime.parallel.watchdog import HERE, Position, Watchdog, stall_limit_s
 
 pytestmark = pytest.mark.slow
@@ -231,9 +233,20 @@ def test_the_limit_of_a_round_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> 
     assert stall_limit_s("cuda") < 30 < stall_limit_s("cpu")
     monkeypatch.setenv("SPECROOF_STALL_S", "7.5")
     assert stall_limit_s("cpu") == 7.5
-    monkeypatch.setenv("SPECROOF_STALL_S", "soon")
-    with pytest.raises(InputError, match="number of seconds"):
-        stall_limit_s("cpu")
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "0", "-1"])
+def test_a_limit_that_is_no_positive_number_is_refused_before_anything_is_loaded(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPECROOF_STALL_S", text)
+    with (
+        pytest.raises(InputError, match="not a positive number of seconds"),
+        connect(tp=1, draft_tp=1),
+    ):
+        pytest.fail("joined")
+    assert run_rank(lambda: pytest.fail("ran")) == 2
+    assert f"SPECROOF_STALL_S='{text}' is not" in capsys.readouterr().err
 
 
 def test_between_runs_a_rank_may_wait_as_long_as_it_likes() -> None:
