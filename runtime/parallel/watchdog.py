@@ -152,7 +152,12 @@ class Watchdog:
         self._threads: list[threading.Thread] = []
 
     def start(self, every_s: float = _EVERY_S) -> None:
-        """Publish and watch in threads until stopped."""
+        """Publish and watch in threads until stopped.
+
+        From its first count, which is sent here, the other ranks expect more of this one.
+        """
+        with contextlib.suppress(RuntimeError):
+            self.exchange()
         for work in (self.run, self.talk):
             thread = threading.Thread(target=work, args=(every_s,), daemon=True)
             self._threads.append(thread)

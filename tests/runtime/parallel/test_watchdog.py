@@ -194,10 +194,14 @@ def test_no_thread_is_left_inside_the_store() -> None:
 
     class Slow(Store):
         def check(self, keys: list[str]) -> bool:
+            if threading.current_thread() is threading.main_thread():
+                first.append(self["position-0"].split()[2])
+                return False
             inside.set()
             assert leave.wait(60)
             return False
 
+    first = list[str]()
     watchdog = Watchdog(Slow(), 0, 2, position=Position(), report=print, end=bool)
     before = set(threading.enumerate())
     watchdog.start(every_s=0.01)
@@ -205,6 +209,7 @@ def test_no_thread_is_left_inside_the_store() -> None:
     started = set(threading.enumerate()) - before
     assert len(started) == 2
     threading.Timer(0.2, leave.set).start()
+    assert first == ["1"]  # from its start, the others expect more
     watchdog.stop()
     assert not any(thread.is_alive() for thread in started)
 
