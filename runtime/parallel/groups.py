@@ -145,18 +145,17 @@ def connect(
     if world == 1:
         yield Ranks(target=ALONE, draft=ALONE, device=local)
         return
+    HERE.move("joining", limit_s=watchdog.JOIN_S)
     with _watched():
-        with HERE.at("joining", limit_s=watchdog.JOIN_S):
-            _join(local)
+        _join(local)
         try:
-            with HERE.at("joining", limit_s=watchdog.START_S):  # may compile
-                target = _group(rank, world, dist.group.WORLD, local, limits)
-                draft: Group | None = target
-                if draft_tp < tp:
-                    # Every rank takes part in making a group, also those that are not in it.
-                    handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
-                    joins = rank < draft_tp
-                    draft = _group(rank, draft_tp, handle, local, limits) if joins else None
+            HERE.move("joining", limit_s=watchdog.START_S)  # may compile
+            target = _group(rank, world, dist.group.WORLD, local, limits)
+            draft: Group | None = target
+            if draft_tp < tp:
+                # Every rank takes part in making a group, also those that are not in it.
+                handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
+                draft = _group(rank, draft_tp, handle, local, limits) if rank < draft_tp else None
             HERE.move("joined")
             yield Ranks(target=target, draft=draft, device=local)
         except BaseException:

@@ -124,6 +124,7 @@ def last_positions(folder: Path) -> str:
 
 
 HERE = Position()  # of this process
+known_places: Callable[[], str] = str  # positions of all ranks, as known here; "" if not watched
 _HOST = socket.gethostname()
 
 
@@ -252,7 +253,9 @@ class _Peer:
 @contextmanager
 def watched(store: PositionStore, rank: int, ranks: int) -> Iterator[None]:
     """Within the body, end the run if this rank waits, or another one is silent, for too long."""
+    global known_places
     watchdog = Watchdog(store, rank, ranks)
+    known_places = watchdog.places
     watchdog.start()
     try:
         yield

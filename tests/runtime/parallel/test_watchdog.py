@@ -94,6 +94,32 @@ def test_a_rank_that_fails_ends_the_run_with_every_position() -> None:
     assert line.endswith("; rank 1: round 4: draft")
 
 
+def test_torchrun_ends_a_rank_that_waits_with_every_position(tmp_path: Path) -> None:
+    """The wait is inside C++ and does not end with the peer, as in NCCL."""
+    script = tmp_path / "rank.py"
+    killed = "time.sleep(2.5); os.kill(os.getpid(), signal.SIGKILL)"
+    wait = "torch.distributed.distributed_c10d._get_default_store().wait(['never'])"
+    script.write_text(WAITS.format(failure=killed, wait=wait))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            script,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1
+    line = "error: rank 0: stopped by SIGTERM; last positions: rank 0: joined; rank 1: joined"
+    assert line in done.stderr.splitlines()
+
+
 class Store(dict[str, str]):
     """A store of one process."""
 
@@ -162,11 +188,12 @@ from runtime.parallel.launch import run_rank
 def body():
     with connect(tp=2, draft_tp=2) as ranks:
         ranks.target.all_reduce(torch.ones(1))
-        while ranks.is_root:
-            ranks.target.all_reduce(torch.ones(1))
-        {failure}
+        if not ranks.is_root:
+            {failure}
+        {wait}
 sys.exit(run_rank(body))
 """
+ALL_REDUCE = "ranks.target.all_reduce(torch.ones(1))"
 
 
 @pytest.mark.parametrize(
@@ -183,7 +210,7 @@ sys.exit(run_rank(body))
 def test_a_rank_that_stops_or_fails_alone_ends_the_run_in_any_phase(
     failure: str, line: str
 ) -> None:
-    done = launched(WAITS.replace("{failure}", failure), "5")
+    done = launched(WAITS.format(failure=failure, wait=ALL_REDUCE), "5")
     assert done.returncode == 1
     assert any(said.startswith(line) for said in done.stderr.splitlines()), done.stderr
 
