@@ -118,10 +118,7 @@ def validate_run(
         bool, switch("--list", "List the model pairs and cases; needs no GPU.")
     ] = False,
 ) -> None:
-    """Time drawn cases on this GPU.
-
-    For several ranks, use `torchrun --no-python specroof validate run`.
-    """
+    """Time drawn cases on this machine's GPUs, with one process per rank."""
     from calibration.records import read_cases
     from calibration.validate import StepRuntime, pair_lines, ranks_of, time_cases
     from perfmodel import ConfigError
