@@ -30,5 +30,6 @@ from .parallel.groups import ALONE as ALONE
 from .parallel.groups import Group as Group
 from .parallel.groups import Ranks as Ranks
 from .parallel.groups import exchange_words as exchange_words
+from .parallel.groups import others_may_wait_to_join as others_may_wait_to_join
 from .parallel.launch import launch_ranks as launch_ranks
 from .parallel.launch import run_rank as run_rank

@@ -11,6 +11,7 @@ from .report import comparison_lines as comparison_lines
 from .report import comparison_markdown as comparison_markdown
 from .report import comparison_table as comparison_table
 from .run import REPEATS as REPEATS
+from .run import StepRuntime as StepRuntime
 from .run import by_pair as by_pair
 from .run import pair_lines as pair_lines
 from .run import ranks_of as ranks_of

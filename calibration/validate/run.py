@@ -48,11 +48,11 @@ class StepRuntime:
 
     expected: type[Exception] = EngineError
 
-    def check_device(self) -> None:
-        """Raise an error on a machine without a GPU, before the output file is created."""
+    def check_device(self, ranks: int = 1) -> None:
+        """Raise an error on a machine with fewer GPUs than `ranks`, before any file is created."""
         from runtime import require_gpu
 
-        require_gpu("timing cases")
+        require_gpu("timing cases", ranks)
 
     def bench(self, pair: Pair) -> StepBench:
         """A bench for two catalog models with random weights."""
@@ -67,11 +67,17 @@ class StepRuntime:
 
         return StepCase(plan=case.plan, batch=case.batch, context_tokens=case.context_tokens)
 
-    def exchange(self, word: str) -> list[str]:
-        """The words of all ranks, in rank order."""
+    def others_may_wait(self) -> bool:
+        """Whether other ranks may be joining a group that this one has not joined."""
+        from runtime import others_may_wait_to_join
+
+        return others_may_wait_to_join()
+
+    def exchange(self, word: str, *, failed: bool = False) -> list[str]:
+        """The words of all ranks, in rank order; one that `failed` soon gives up waiting."""
         from runtime import exchange_words
 
-        return exchange_words(word)
+        return exchange_words(word, failed=failed)
 
 
 def _shape(model: str) -> ModelSpec:
@@ -129,7 +135,7 @@ class ValidationRun:
         The collectives of the ranks would no longer match.
         """
         reason = "" if error is None else " ".join(str(error).split()) or type(error).__name__
-        words = self.runtime.exchange(reason)
+        words = self.runtime.exchange(reason, failed=error is not None)
         failed = [f"rank {rank}: {word}" for rank, word in enumerate(words) if word]
         if failed and len(failed) < len(words):
             raise RecordError(
@@ -145,6 +151,8 @@ class ValidationRun:
         try:
             bench = self.runtime.bench(pair)
         except self.runtime.expected as expected:
+            if self.runtime.others_may_wait():
+                raise
             error = expected
         if self.agreed(error) is not None or bench is None:
             for case in cases:

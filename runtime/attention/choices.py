@@ -54,8 +54,8 @@ class TableChoices:
         page_tables : list of list of sequence of int
             Pages to read, for each sequence and choice.
         kv_tokens, positions : array (choices, steps, B)
-            Tokens to read, the new one included, and the new token's rotary position; the last
-            choice has the most tokens.
+            Tokens to read, the new one included, and the new token's rotary position. Blocks are
+            those of the last choice.
 
         Returns
         -------

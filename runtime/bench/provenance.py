@@ -78,7 +78,11 @@ def _processor() -> str:
     return platform.processor()
 
 
-def require_gpu(what: str) -> None:
-    """Raise `InputError` on a machine without a GPU; `what` names the feature that needs one."""
+def require_gpu(what: str, ranks: int = 1) -> None:
+    """Raise `InputError` on a machine with fewer GPUs than `ranks`; `what` names the feature."""
     if not torch.cuda.is_available():
         raise InputError(f"{what} needs a GPU, but this machine has none; use a machine with one")
+    if ranks > (found := torch.cuda.device_count()):
+        raise InputError(
+            f"{what} needs {ranks} GPUs, but this machine has {found}; use fewer ranks"
+        )

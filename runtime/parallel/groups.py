@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import itertools
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from runtime.errors import InputError
+from runtime.errors import EngineError, InputError
 from runtime.parallel import watchdog
 from runtime.parallel.all_reduce import (
     AllReduceLimits,
@@ -29,6 +30,7 @@ from runtime.parallel.all_reduce import (
     limits_from_environment,
     shared_workspace,
 )
+from runtime.parallel.watchdog import HERE
 
 # A rank that dies closes its connections at once; this only bounds legitimate waiting, such as for
 # other ranks to finish a long prompt.
@@ -134,29 +136,33 @@ def connect(*, tp: int, draft_tp: int, device: str = "cpu") -> Iterator[Ranks]:
     if not 1 <= draft_tp <= tp:
         raise InputError(f"draft_tp={draft_tp} is not valid; use a number from 1 to tp={tp}")
     limits = limits_from_environment()
+    watchdog.stall_limit_s(device)  # refused before anything is loaded
     local = _local_device(device)
     if world == 1:
         yield Ranks(target=ALONE, draft=ALONE, device=local)
         return
-    _join(local)
-    try:
-        target = _group(rank, world, dist.group.WORLD, local, limits)
-        draft: Group | None = target
-        if draft_tp < tp:
-            # Every rank takes part in making a group, also those that are not in it.
-            handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
-            draft = _group(rank, draft_tp, handle, local, limits) if rank < draft_tp else None
-        with watchdog.watched(_store_for_threads(), rank, world):
+    HERE.move("joining", limit_s=watchdog.JOIN_S)
+    with _watched():
+        _join(local)
+        try:
+            HERE.move("joining", limit_s=watchdog.START_S)  # may compile
+            target = _group(rank, world, dist.group.WORLD, local, limits)
+            draft: Group | None = target
+            if draft_tp < tp:
+                # Every rank takes part in making a group, also those that are not in it.
+                handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
+                draft = _group(rank, draft_tp, handle, local, limits) if rank < draft_tp else None
+            HERE.move("joined")
             yield Ranks(target=target, draft=draft, device=local)
-    except BaseException:
-        # NCCL would wait here for peers that wait for this rank; gloo just closes connections.
-        if local.type == "cpu":
-            dist.destroy_process_group()
-        raise
-    if local.type == "cuda":
-        torch.cuda.synchronize()
-        gc.collect()  # NCCL waits for graphs that contain its operations
-    dist.destroy_process_group()
+        except BaseException:
+            # NCCL would wait here for peers that wait for this rank; gloo just closes connections.
+            if local.type == "cpu":
+                dist.destroy_process_group()
+            raise
+        if local.type == "cuda":
+            torch.cuda.synchronize()
+            gc.collect()  # NCCL waits for graphs that contain its operations
+        dist.destroy_process_group()
 
 
 def _local_device(device: str) -> torch.device:
@@ -196,17 +202,37 @@ _joinings = itertools.count()  # the same on every rank, since all of them join 
 _exchanges = itertools.count()
 
 
-def exchange_words(word: str) -> list[str]:
+def exchange_words(word: str, *, failed: bool = False) -> list[str]:
     """Every rank's word, in the order of ranks; needs the process's store but no process group.
 
-    All ranks must call this in the same order; each waits for the last.
+    All ranks must call this in the same order; each waits for the last, for a stated time, which is
+    short if this rank has `failed`: others that have not may wait for it in a collective.
+
+    Raises
+    ------
+    EngineError
+        If the time has passed; the message has the word.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return [word]
     store, rank, world = _store()
     key = f"specroof-word-{next(_exchanges)}"
     store.set(f"{key}-{rank}", word)
-    return [store.get(f"{key}-{other}").decode() for other in range(world)]
+    keys = [f"{key}-{other}" for other in range(world)]
+    limit_s = min(watchdog.silence_limit_s() if failed else math.inf, watchdog.START_S)
+    doing = f"failed: {word}" if failed else "waiting for other ranks"
+    with _watched(), HERE.at(doing, limit_s=2 * limit_s):
+        try:
+            store.wait(keys, timedelta(seconds=limit_s))
+        except RuntimeError:
+            said = f"{word}; " if failed else ""
+            raise EngineError(f"{said}other ranks have not answered for {limit_s:.0f} s") from None
+    return [store.get(key).decode() for key in keys]
+
+
+def others_may_wait_to_join() -> bool:
+    """Whether other ranks may be joining a process group that this one has not joined."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
 
 
 @functools.cache
@@ -219,10 +245,26 @@ def _store() -> tuple[Any, int, int]:
     return store, rank, world
 
 
-def _store_for_threads() -> Any:
-    """A separate connection to the process's store, since the first may block."""
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Watch this rank within the body; has no effect within another such body."""
+    global _watching
+    if _watching:
+        yield
+        return
+    _, rank, world = _store()
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return _STORES.TCPStore(address, port, is_master=False, timeout=watchdog.STORE_TIMEOUT)
+    # A separate connection, since the first may block.
+    store = _STORES.TCPStore(address, port, is_master=False, timeout=watchdog.STORE_TIMEOUT)
+    with watchdog.watched(store, rank, world):
+        _watching = True
+        try:
+            yield
+        finally:
+            _watching = False
+
+
+_watching = False
 
 
 def _group(

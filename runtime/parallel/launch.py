@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import EngineError, RankFailed, Terminated
-from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions
+from runtime.parallel import watchdog
+from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions, stall_limit_s
 
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
+STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a rank that the agent stops
 PATIENCE_S = 5  # a rank that dies silently within this time of the first failure is its cause
 
 
@@ -96,7 +98,7 @@ def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
         code = failure.exitcode
         # The agent stops all others by SIGTERM, and by SIGKILL much later.
         late = first is not None and failure.timestamp > failures[first].timestamp + PATIENCE_S
-        if rank not in reports and code != -signal.SIGTERM and not late:
+        if rank not in reports and code not in STOPPED and not late:
             killed = code < 0
             how = f"was killed by {signal.Signals(-code).name}" if killed else f"ended with {code}"
             return RankFailed(f"rank {rank} {how}; all ranks were stopped")
@@ -120,9 +122,14 @@ def run_rank(body: Callable[[], None]) -> int:
     close.
     """
     if _launcher() is not None:
+        # A handler in Python would run only after a wait for another rank, which may never end.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _end_with_launcher()
         HERE.write_to(Path(os.environ[FAILURE_FILE]).with_name(POSITION_FILE))
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _tell_positions_on_sigterm()
     try:
+        stall_limit_s("cuda")  # refused before anything is loaded
         body()
         code = 0
     except KeyboardInterrupt:
@@ -148,8 +155,7 @@ def _report(message: str, code: int, trace: str = "") -> int:
     """Report a failure to `launch_ranks`; under any other launcher, print it."""
     line = " ".join(message.split())
     if _launcher() is None:
-        who = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
-        print(f"{trace}error: {who}{line}", file=sys.stderr, flush=True)
+        _print_error(line, trace, positions=code == 1)
         return code
     file = Path(os.environ[FAILURE_FILE])
     now = time.time_ns()
@@ -158,6 +164,34 @@ def _report(message: str, code: int, trace: str = "") -> int:
     whole.write_text(json.dumps(report | {"code": code, "trace": trace}), encoding="utf-8")
     whole.replace(file)
     return code
+
+
+def _print_error(line: str, trace: str = "", *, positions: bool) -> None:
+    """Print an error, with the last position of every rank unless the input is at fault."""
+    who = f"rank {os.environ['RANK']}: " if "RANK" in os.environ else ""
+    places = watchdog.known_places() if positions else ""
+    tail = f"; last positions: {places}" if places else ""
+    print(f"{trace}error: {who}{line}{tail}", file=sys.stderr, flush=True)
+
+
+def _tell_positions_on_sigterm() -> None:
+    """End at once on SIGTERM, by which torchrun stops the others if a rank was killed.
+
+    Python's handlers run only after a wait for another rank, but the signal's number is written to
+    a pipe at once.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(writer)
+
+    def watch() -> None:
+        while os.read(reader, 1)[0] != signal.SIGTERM:
+            pass
+        _print_error("stopped by SIGTERM", positions=True)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_with_launcher() -> None:

@@ -3,6 +3,8 @@
 A rank that dies closes its connections, but one that stalls leaves the others inside a collective
 forever. Each rank records its position as it goes. A thread publishes it through the ranks' store
 and keeps the last position of every other rank, so that nothing is lost if the store stalls too.
+It also counts its turns: a process that is stopped sends no new count, whatever it was doing, while
+one that compiles or loads for long does.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ from runtime.errors import InputError
 
 LIMIT_VARIABLE = "SPECROOF_STALL_S"
 STALL_S = 20.0  # longest round of a run that is under way
+SILENT_S = 20.0  # longest time without a count from another rank
+JOIN_S = 300.0  # longest wait for another rank to start Python and join
 START_S = 1800.0  # longest first round, which compiles, chunk of a prompt, or round on a CPU
 POSITION_FILE = "position"
 _FILE_BYTES = 80
 _EVERY_S = 1.0
 STORE_TIMEOUT = timedelta(seconds=10)  # of one call of the store
+_LEFT = 0  # the count of a rank that has left its group
 
 
 class PositionStore(Protocol):
@@ -48,24 +53,32 @@ def stall_limit_s(device_type: str) -> float:
     Raises
     ------
     InputError
-        If the variable is not a number of seconds.
+        If the variable is not a positive number of seconds.
     """
     text = os.environ.get(LIMIT_VARIABLE)
     if not text:
         return STALL_S if device_type == "cuda" else START_S
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
         raise InputError(
-            f"{LIMIT_VARIABLE}={text!r} is not a number of seconds; use a number such as 20"
-        ) from None
+            f"{LIMIT_VARIABLE}={text!r} is not a positive number of seconds; use one such as 20"
+        )
+    return seconds
+
+
+def silence_limit_s(every_s: float = _EVERY_S) -> float:
+    """Seconds without a sign of life from another rank: at least five of its counts."""
+    return max(5 * every_s, stall_limit_s("cuda")) if os.environ.get(LIMIT_VARIABLE) else SILENT_S
 
 
 @dataclass(slots=True)
 class Position:
     """What this rank is doing, since when, and how long that may take [s]."""
 
-    text: str = "joining"
+    text: str = "starting"
     since: float = field(default_factory=time.monotonic)
     limit_s: float = math.inf
     _file: mmap.mmap | None = None
@@ -89,7 +102,7 @@ class Position:
         try:
             yield
         except BaseException:
-            self.text, self.limit_s = before  # the file still names where the error was raised
+            self.limit_s = before[1]  # the text still names where the error was raised
             raise
         self.move(before[0], limit_s=before[1])
 
@@ -111,6 +124,7 @@ def last_positions(folder: Path) -> str:
 
 
 HERE = Position()  # of this process
+known_places: Callable[[], str] = str  # positions of all ranks, as known here; "" if not watched
 _HOST = socket.gethostname()
 
 
@@ -133,14 +147,19 @@ class Watchdog:
     ) -> None:
         self.store, self.rank, self.ranks = store, rank, ranks
         self.position, self.report, self.end = position, report, end
-        self.positions = {other: "nothing heard" for other in range(ranks) if other != rank}
-        self._processes: set[int] = set()  # of other ranks on this host
+        self.peers = {other: _Peer() for other in range(ranks) if other != rank}
+        self._turn = _LEFT
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def start(self, every_s: float = _EVERY_S) -> None:
-        """Publish and watch in threads until stopped."""
-        for work in (self.run, self._talk):
+        """Publish and watch in threads until stopped.
+
+        From its first count, which is sent here, the other ranks expect more of this one.
+        """
+        with contextlib.suppress(RuntimeError):
+            self.exchange()
+        for work in (self.run, self.talk):
             thread = threading.Thread(target=work, args=(every_s,), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -151,59 +170,92 @@ class Watchdog:
             here = self.position
             waited = time.monotonic() - here.since
             if waited > here.limit_s:
-                self.report(self.message(waited))
-                self._continue_stopped()
-                self.end(1)
+                self._give_up(
+                    f"rank {self.rank} has waited {waited:.0f} s, more than the limit of "
+                    f"{here.limit_s:.0f} s ({LIMIT_VARIABLE} sets that of a round)"
+                )
                 return
 
-    def message(self, waited_s: float) -> str:
-        """One line: which rank waits, and the last known position of every rank."""
-        known = {**self.positions, self.rank: self.position.text}
-        places = "; ".join(f"rank {rank}: {known[rank]}" for rank in sorted(known))
-        return (
-            f"rank {self.rank} has waited {waited_s:.0f} s, more than the limit of "
-            f"{self.position.limit_s:.0f} s ({LIMIT_VARIABLE} sets that of a round); last "
-            f"positions: {places}"
-        )
+    def places(self) -> str:
+        """The last known position of every rank."""
+        known = {other: peer.text for other, peer in self.peers.items()}
+        known[self.rank] = self.position.text
+        return "; ".join(f"rank {rank}: {known[rank]}" for rank in sorted(known))
 
     def stop(self) -> None:
         """Stop watching and wait for the threads: one inside the store at exit would abort."""
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=2 * STORE_TIMEOUT.total_seconds())
+        if not any(thread.is_alive() for thread in self._threads):
+            with contextlib.suppress(RuntimeError):
+                self._publish(_LEFT)
 
     def exchange(self) -> None:
-        """Publish this rank's position and read those of the others."""
-        position = f"{_HOST} {os.getpid()} {self.position.text}"
-        self.store.set(f"position-{self.rank}", position)
-        for other in self.positions:
+        """Publish this rank's position and count, and read those of the others."""
+        self._turn += 1
+        self._publish(self._turn)
+        for other, peer in self.peers.items():
             key = f"position-{other}"
             if self.store.check([key]):
-                host, process, text = self.store.get(key).decode().split(" ", 2)
-                self.positions[other] = text
-                if host == _HOST:
-                    self._processes.add(int(process))
+                peer.hear(self.store.get(key).decode())
 
-    def _talk(self, every_s: float) -> None:
-        """Exchange positions; if the store fails or stalls, the last ones remain."""
+    def _publish(self, turn: int) -> None:
+        place = f"{_HOST} {os.getpid()} {turn} {self.position.text}"
+        self.store.set(f"position-{self.rank}", place)
+
+    def talk(self, every_s: float = _EVERY_S) -> None:
+        """Exchange positions until stopped, or until another rank has been silent for too long.
+
+        If the store fails or stalls, the last positions remain.
+        """
+        limit_s = silence_limit_s(every_s)
         while not self._stop.wait(every_s):
             try:
                 self.exchange()
             except RuntimeError:
-                return
+                continue
+            for other, peer in self.peers.items():
+                if peer.silent * every_s > limit_s:
+                    self._give_up(
+                        f"rank {other} has sent no sign of life for {limit_s:.0f} s, as after "
+                        f"SIGSTOP or SIGKILL"
+                    )
+                    return
 
-    def _continue_stopped(self) -> None:
-        """Let a stopped rank receive its launcher's SIGTERM; otherwise the launcher waits 30 s."""
-        for process in self._processes:
-            with contextlib.suppress(OSError):
-                os.kill(process, signal.SIGCONT)
+    def _give_up(self, reason: str) -> None:
+        """Report, let stopped ranks receive their launcher's SIGTERM, and end this process."""
+        self.report(f"{reason}; last positions: {self.places()}")
+        for peer in self.peers.values():
+            if peer.process is not None:  # otherwise the launcher waits 30 s for it
+                with contextlib.suppress(OSError):
+                    os.kill(peer.process, signal.SIGCONT)
+        self.end(1)
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What was last heard from another rank."""
+
+    text: str = "nothing heard"
+    turn: int = _LEFT
+    silent: int = 0  # exchanges of this rank since the last new count
+    process: int | None = None  # if it is on this host
+
+    def hear(self, place: str) -> None:
+        """Read what the rank has published."""
+        host, process, turn, self.text = place.split(" ", 3)
+        same = int(turn) == self.turn and self.turn != _LEFT
+        self.silent, self.turn = self.silent + 1 if same else 0, int(turn)
+        self.process = int(process) if host == _HOST else None
 
 
 @contextmanager
 def watched(store: PositionStore, rank: int, ranks: int) -> Iterator[None]:
-    """Within the body, end the run if this rank stays at one position for too long."""
-    HERE.move("joined")
+    """Within the body, end the run if this rank waits, or another one is silent, for too long."""
+    global known_places
     watchdog = Watchdog(store, rank, ranks)
+    known_places = watchdog.places
     watchdog.start()
     try:
         yield

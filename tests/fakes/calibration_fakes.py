@@ -77,7 +77,10 @@ class FakeRuntime:
     def case(self, case: Case) -> Any:
         return case
 
-    def exchange(self, word: str) -> list[str]:
+    def others_may_wait(self) -> bool:
+        return False
+
+    def exchange(self, word: str, *, failed: bool = False) -> list[str]:
         return [word]
 
     def clock(self) -> float:

@@ -118,12 +118,9 @@ def validate_run(
         bool, switch("--list", "List the model pairs and cases; needs no GPU.")
     ] = False,
 ) -> None:
-    """Time drawn cases on this GPU.
-
-    For several ranks, use `torchrun --no-python specroof validate run`.
-    """
+    """Time drawn cases on this machine's GPUs, with one process per rank."""
     from calibration.records import read_cases
-    from calibration.validate import pair_lines, ranks_of, time_cases
+    from calibration.validate import StepRuntime, pair_lines, ranks_of, time_cases
     from perfmodel import ConfigError
 
     file = read_cases(cases)
@@ -137,6 +134,7 @@ def validate_run(
     ranks = ranks_of(file)
     with engine_errors():
         if ranks > 1 and "RANK" not in os.environ:
+            StepRuntime().check_device(ranks)
             launch_ranks([sys.executable, "-m", "app.cli.main", *sys.argv[1:]], ranks)
             return
 

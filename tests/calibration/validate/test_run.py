@@ -15,7 +15,7 @@ from calibration_fakes import FakeRuntime
 import calibration
 from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog, read_lines
-from calibration.records.steps import CaseFile, case_scenario, read_cases, read_steps
+from calibration.records.steps import CaseFile, Pair, case_scenario, read_cases, read_steps
 from calibration.validate.run import (
     SAME_RUN,
     StepRuntime,
@@ -295,7 +295,7 @@ class TwoRanks(FakeRuntime):
         super().__init__()
         self.other, self.asked = other, 0
 
-    def exchange(self, word: str) -> list[str]:
+    def exchange(self, word: str, *, failed: bool = False) -> list[str]:
         self.asked += 1
         return [word, self.other(self.asked) if word == "" else word]
 
@@ -308,9 +308,48 @@ def test_a_case_that_fails_on_one_rank_only_ends_the_run(cases: CaseFile, tmp_pa
     assert runtime.open == 0
 
 
+def test_a_rank_that_fails_before_it_joins_ends_the_run(cases: CaseFile, tmp_path: Path) -> None:
+    """The others wait for it in the join, where they exchange no word."""
+
+    class Unjoined(FakeRuntime):
+        def others_may_wait(self) -> bool:
+            return True
+
+        def bench(self, pair: Pair) -> Any:
+            raise self.expected("no GPU 1")
+
+    runtime = Unjoined()
+    runtime.exchange = lambda word, failed=False: [word] if word else pytest.fail("waits")  # type: ignore[method-assign]
+    with pytest.raises(runtime.expected, match="no GPU 1"):
+        run(runtime, cases, tmp_path / "steps.jsonl")
+
+
+@pytest.mark.parametrize(("gpus", "reason"), [(0, "has none"), (1, "needs 2 GPUs, but this ma")])
+def test_too_few_gpus_for_the_ranks_are_refused_before_any_starts(
+    gpus: int,
+    reason: str,
+    cases: CaseFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr("runtime.launch_ranks", lambda *_: pytest.fail("a rank started"))
+    file, out = tmp_path / "cases.json", tmp_path / "out.jsonl"
+    two = tuple(replace(case, tp=2) for case in cases.cases)
+    file.write_text(replace(cases, cases=two).text())
+    assert specroof(["validate", "run", "--cases", str(file), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and reason in said
+    measure = ["calibrate", "measure", "--tp", "2", "--out", str(out)]
+    assert specroof(measure) == 2 and reason in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_clock_of_the_first_rank_decides_for_all(cases: CaseFile, tmp_path: Path) -> None:
     runtime = TwoRanks(lambda asked: "")
-    runtime.exchange = lambda word: ["False", word]  # type: ignore[method-assign]
+    runtime.exchange = lambda word, failed=False: ["False", word]  # type: ignore[method-assign]
     work, lines = run(runtime, cases, tmp_path / "steps.jsonl")
     assert work.done == 0 and lines == []
 

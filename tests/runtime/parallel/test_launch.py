@@ -58,6 +58,35 @@ def test_a_rank_that_fails_ends_all_with_its_message(
     assert not children(os.getpid())
 
 
+# Rank 1 ends with 143 when the agent stops it, as while `specroof` starts.
+LAST_TO_END = """
+import os, signal, sys, time
+from runtime.errors import InputError
+from runtime.parallel.launch import run_rank
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+ready = sys.argv[1]
+if os.environ["RANK"] == "1":
+    open(ready, "w").close()
+    time.sleep(300)
+def body():
+    while not os.path.exists(ready):
+        time.sleep(0.01)
+    raise InputError(f"{signal.getsignal(signal.SIGTERM)!r} handles SIGTERM")
+sys.exit(run_rank(body))
+"""
+
+
+def test_a_rank_that_the_agent_stops_does_not_hide_the_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(RankFailed) as caught:
+        launch_ranks([sys.executable, "-c", LAST_TO_END, str(tmp_path / "ready")], 2)
+    assert caught.value.exit_code == 2
+    # A handler in Python would not run while the rank waits for another inside C++.
+    assert str(caught.value) == f"rank 0: {signal.SIG_DFL!r} handles SIGTERM"
+
+
 @pytest.fixture
 def long_run(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
     """A run of two ranks that would take minutes, past its first rounds."""

@@ -15,6 +15,8 @@ import pytest
 from tiny_models import Case, run
 
 from runtime.errors import InputError
+from runtime.parallel.groups import connect
+from runtime.parallel.launch import run_rank
 from runtime.parallel.watchdog import HERE, Position, Watchdog, stall_limit_s
 
 pytestmark = pytest.mark.slow
@@ -48,7 +50,12 @@ sys.exit(run_rank(body))
 
 
 def spoiled_run(spoil: str, stall_s: str) -> subprocess.CompletedProcess[str]:
-    script = [sys.executable, "-c", ENGINE.replace("{spoil}", spoil)]
+    return launched(ENGINE.replace("{spoil}", spoil), stall_s)
+
+
+def launched(code: str, stall_s: str) -> subprocess.CompletedProcess[str]:
+    """Two ranks of this code."""
+    script = [sys.executable, "-c", code]
     code = (
         "import sys; from runtime import launch_ranks, EngineError\n"
         f"try: launch_ranks({script!r}, 2)\n"
@@ -87,6 +94,32 @@ def test_a_rank_that_fails_ends_the_run_with_every_position() -> None:
     assert line.endswith("; rank 1: round 4: draft")
 
 
+def test_torchrun_ends_a_rank_that_waits_with_every_position(tmp_path: Path) -> None:
+    """The wait is inside C++ and does not end with the peer, as in NCCL."""
+    script = tmp_path / "rank.py"
+    killed = "time.sleep(2.5); os.kill(os.getpid(), signal.SIGKILL)"
+    wait = "torch.distributed.distributed_c10d._get_default_store().wait(['never'])"
+    script.write_text(WAITS.format(failure=killed, wait=wait))
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            script,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 1
+    line = "error: rank 0: stopped by SIGTERM; last positions: rank 0: joined; rank 1: joined"
+    assert line in done.stderr.splitlines()
+
+
 class Store(dict[str, str]):
     """A store of one process."""
 
@@ -102,11 +135,11 @@ class Store(dict[str, str]):
 
 def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> None:
     said, codes = list[str](), list[int]()
-    store, here = Store({"position-1": "elsewhere 7 round 2: verify"}), Position()
+    store, here = Store({"position-1": "elsewhere 7 5 round 2: verify"}), Position()
     watchdog = Watchdog(store, 0, 3, position=here, report=said.append, end=codes.append)
     with here.at("round 3", limit_s=0.2):
         assert here.limit_s == 0.2
-    assert (here.text, here.limit_s) == ("joining", math.inf)
+    assert (here.text, here.limit_s) == ("starting", math.inf)
     with pytest.raises(ValueError, match="no"), here.at("round 3", limit_s=0.2):
         raise ValueError("no")
     assert here.limit_s == math.inf  # a run that goes on after an error is not given up
@@ -115,7 +148,71 @@ def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> Non
     watchdog.run(every_s=0.02)
     assert codes == [1] and len(said) == 1 and "rank 0 has waited" in said[0]
     assert said[0].endswith("rank 0: round 4; rank 1: round 2: verify; rank 2: nothing heard")
-    assert store["position-0"] == f"{socket.gethostname()} {os.getpid()} round 4"
+    assert store["position-0"] == f"{socket.gethostname()} {os.getpid()} 1 round 4"
+
+
+@pytest.mark.parametrize("text", ["starting", "joining", "joined"])  # without a limit
+def test_a_rank_whose_count_stays_ends_the_run_wherever_it_is(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, codes, here = list[str](), list[int](), Position()
+    here.move(text)
+
+    class Counting(Store):
+        """Ranks 1 to 3: one goes on, one has left its group, one stops after four counts."""
+
+        def get(self, key: str) -> bytes:  # type: ignore[override]
+            turn = int(self["position-0"].split()[2])
+            turns = {"position-1": turn, "position-2": 0, "position-3": min(turn, 4)}
+            return f"elsewhere 7 {turns[key]} {text}".encode()
+
+        def check(self, keys: list[str]) -> bool:
+            return True
+
+    monkeypatch.setenv("SPECROOF_STALL_S", "0.5")
+    store = Counting()
+    watchdog = Watchdog(store, 0, 4, position=here, report=said.append, end=codes.append)
+    watchdog.talk(every_s=0.01)
+    assert codes == [1] and len(said) == 1
+    assert said[0].startswith("rank 3 has sent no sign of life for 0 s")
+    assert said[0].endswith(f"rank 2: {text}; rank 3: {text}")
+    assert int(store["position-0"].split()[2]) == 4 + 51  # as long as it was heard, and 0.5 s
+    watchdog.stop()
+    assert store["position-0"].split()[2] == "0"  # the others expect no more of it
+
+
+WAITS = """
+import os, signal, sys, time, torch
+from runtime.parallel.groups import connect, exchange_words
+from runtime.parallel.launch import run_rank
+def body():
+    with connect(tp=2, draft_tp=2) as ranks:
+        ranks.target.all_reduce(torch.ones(1))
+        if not ranks.is_root:
+            {failure}
+        {wait}
+sys.exit(run_rank(body))
+"""
+ALL_REDUCE = "ranks.target.all_reduce(torch.ones(1))"
+
+
+@pytest.mark.parametrize(
+    ("failure", "line"),
+    [
+        (
+            "time.sleep(2.5); os.kill(os.getpid(), signal.SIGSTOP)",
+            "error: rank 1 has sent no sign of life for 5 s, as after SIGSTOP or SIGKILL; "
+            "last positions: rank 0: joined; rank 1: joined",
+        ),
+        ("exchange_words('no pages', failed=True)", "rank 1: no pages; other ranks have not"),
+    ],
+)
+def test_a_rank_that_stops_or_fails_alone_ends_the_run_in_any_phase(
+    failure: str, line: str
+) -> None:
+    done = launched(WAITS.format(failure=failure, wait=ALL_REDUCE), "5")
+    assert done.returncode == 1
+    assert any(said.startswith(line) for said in done.stderr.splitlines()), done.stderr
 
 
 def test_no_thread_is_left_inside_the_store() -> None:
@@ -124,10 +221,14 @@ def test_no_thread_is_left_inside_the_store() -> None:
 
     class Slow(Store):
         def check(self, keys: list[str]) -> bool:
+            if threading.current_thread() is threading.main_thread():
+                first.append(self["position-0"].split()[2])
+                return False
             inside.set()
             assert leave.wait(60)
             return False
 
+    first = list[str]()
     watchdog = Watchdog(Slow(), 0, 2, position=Position(), report=print, end=bool)
     before = set(threading.enumerate())
     watchdog.start(every_s=0.01)
@@ -135,6 +236,7 @@ def test_no_thread_is_left_inside_the_store() -> None:
     started = set(threading.enumerate()) - before
     assert len(started) == 2
     threading.Timer(0.2, leave.set).start()
+    assert first == ["1"]  # from its start, the others expect more
     watchdog.stop()
     assert not any(thread.is_alive() for thread in started)
 
@@ -147,7 +249,7 @@ def test_a_stopped_rank_of_this_host_is_continued_so_that_it_can_end() -> None:
         stopped.terminate()  # as a launcher does; a stopped process does not end by it
         with pytest.raises(subprocess.TimeoutExpired):
             stopped.wait(0.3)
-        store = Store({"position-1": f"{socket.gethostname()} {stopped.pid} round 2: verify"})
+        store = Store({"position-1": f"{socket.gethostname()} {stopped.pid} 5 round 2: verify"})
         here = Position()
         here.move("round 2", limit_s=0.2)
         watchdog = Watchdog(store, 0, 2, position=here, report=print, end=bool)
@@ -163,9 +265,20 @@ def test_the_limit_of_a_round_can_be_stated(monkeypatch: pytest.MonkeyPatch) -> 
     assert stall_limit_s("cuda") < 30 < stall_limit_s("cpu")
     monkeypatch.setenv("SPECROOF_STALL_S", "7.5")
     assert stall_limit_s("cpu") == 7.5
-    monkeypatch.setenv("SPECROOF_STALL_S", "soon")
-    with pytest.raises(InputError, match="number of seconds"):
-        stall_limit_s("cpu")
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "0", "-1"])
+def test_a_limit_that_is_no_positive_number_is_refused_before_anything_is_loaded(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SPECROOF_STALL_S", text)
+    with (
+        pytest.raises(InputError, match="not a positive number of seconds"),
+        connect(tp=1, draft_tp=1),
+    ):
+        pytest.fail("joined")
+    assert run_rank(lambda: pytest.fail("ran")) == 2
+    assert f"SPECROOF_STALL_S='{text}' is not" in capsys.readouterr().err
 
 
 def test_between_runs_a_rank_may_wait_as_long_as_it_likes() -> None:

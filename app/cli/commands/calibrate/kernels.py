@@ -69,8 +69,9 @@ def _measure_ranks(out: Path | None, seconds: float, tp: int) -> None:
     with engine_errors():
         from runtime import InputError, launch_ranks, provenance, require_gpu, run_rank
 
-        require_gpu("timing all-reduces")
-        if "RANK" not in os.environ:
+        launching = "RANK" not in os.environ
+        require_gpu("timing all-reduces", tp if launching else 1)
+        if launching:
             launch_ranks([sys.executable, "-m", "app.cli.main", *sys.argv[1:]], tp)
             return
 
