@@ -154,8 +154,8 @@ def _memory_line(prediction: Mapping[str, Any]) -> str:
         if value and name not in ("total_bytes", "capacity_bytes")
     )
     share = memory["total_bytes"] / memory["capacity_bytes"]
-    verdict = "fits" if prediction["feasible"] else "DOES NOT FIT"
+    verdict, digits = ("fits", 0) if prediction["feasible"] else ("DOES NOT FIT", 1)
     return (
         f"memory per GPU: {format_bytes(memory['total_bytes'])} of "
-        f"{format_bytes(memory['capacity_bytes'])} ({share:.0%}, {verdict}): {terms}"
+        f"{format_bytes(memory['capacity_bytes'])} ({share:.{digits}%}, {verdict}): {terms}"
     )

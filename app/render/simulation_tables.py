@@ -108,9 +108,9 @@ def gain_line(gain: Mapping[str, Any]) -> str:
     return f"{gain['label']} against no speculation: {', '.join(parts)}"
 
 
-def print_choice(choice: Mapping[str, Any], console: Console) -> None:
-    """Print the answer and the runs of `recommend --traffic`."""
-    console.print(f"On this traffic: {choice['sentence']}")
+def print_choice(choice: Mapping[str, Any], console: Console, with_draft: str) -> None:
+    """Print the answer and the runs of `recommend --traffic`; with the draft named, if any."""
+    console.print(f"On this traffic{with_draft}: {choice['sentence']}")
     header = ("run", "end to end", "p99", "TTFT", "TPOT", "within limits", "refused", "γ by time")
     print_table(rows_table(header, [_choice_row(run) for run in choice["runs"]]), console)
 

@@ -67,6 +67,8 @@ class MemoryEstimate:
             if float(getattr(self, name)) > 0
         )
         need, usable = format_bytes(float(self.total)), format_bytes(self.usable)
+        if need == usable:
+            need, usable = f"{float(self.total) / 1e9:.3f} GB", f"{self.usable / 1e9:.3f} GB"
         share = self.usable / self.capacity
         most = "" if share == 1.0 else f" (the engine starts with at most {share:.0%})"
         return f"it needs {need} per GPU, {usable} are available{most}: {terms}"

@@ -11,6 +11,7 @@ from perfmodel.display import number_range, one_line
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.draft_methods import MethodKind
+from perfmodel.specs.engine_support import MOST_MEMORY_SHARE
 from perfmodel.specs.workload import SLO
 from perfmodel.units import format_seconds
 
@@ -117,8 +118,10 @@ class Candidate:
         broken = self.violation(limits)
         name = max(broken, key=lambda limit: broken[limit])
         if name == "memory":
-            most = self.scenario.memory_share
-            of = "" if most == 1.0 else f", and the engine starts with at most {most:.0%}"
+            most = limits.memory_fraction or 1.0  # `find_plan` adds that of the engine to run on
+            most, of = min(most, self.scenario.memory_share), ""
+            if most == MOST_MEMORY_SHARE:
+                of = f", and the engine starts with at most {most:.0%}"
             return f"needs {self.memory_fraction:.1%} of the GPU memory{of}"
         value, limit, what = {
             "tpot": (self.tpot_s, limits.tpot_s, "per token"),

@@ -37,7 +37,7 @@ def nearest_miss(result: Search) -> str:
         nearest = min(plain, nearest, key=lambda c: miss(result, c))
     broken = nearest.violation(result.slo)
     value = {
-        "memory": f"memory {nearest.memory_fraction:.0%} of the GPU",
+        "memory": f"memory {nearest.memory_fraction:.1%} of the GPU",
         "tpot": f"tpot {format_seconds(nearest.tpot_s)}",
         "ttft": f"ttft {format_seconds(nearest.ttft_s)}",
     }

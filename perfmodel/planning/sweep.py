@@ -21,6 +21,7 @@ from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInp
 from perfmodel.specs.draft import MAX_GAMMA, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.model import dtype_bytes
+from perfmodel.specs.workload import check_decodes
 from perfmodel.units import format_seconds
 
 if TYPE_CHECKING:
@@ -227,6 +228,7 @@ def _block(
         values["prompt_tokens"] = max(axes["prompt_tokens"])
     try:
         scenario = parse_scenario(values).scenario()
+        check_decodes(scenario.workload.output_tokens)
     except ConfigError as error:
         known = stated.model_dump(include=set(ARRAY_AXES))
         known = {name: v if isinstance(v, int) else None for name, v in known.items()}  # not 5%

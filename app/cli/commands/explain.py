@@ -60,6 +60,7 @@ def explain(
     """
     import perfmodel
     from calibration.engines import observe, with_times
+    from perfmodel.specs import check_decodes
     from perfmodel.speculation import Measured, diagnose
 
     names = ("slo", *OF_PROMPTS)
@@ -67,6 +68,7 @@ def explain(
     values = parse_overrides(scenario, context.obj)
     values.setdefault("engine", "kernels")
     subject = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
+    check_decodes(subject.workload.output_tokens)
     measured = observe(reports, subject) if reports else Measured()
     times = {"plain_s": plain_ms, "verify_s": verify_ms, "draft_step_s": draft_ms}
     times |= {"host_s": host_ms}

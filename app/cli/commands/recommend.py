@@ -112,12 +112,15 @@ def recommend(
         notes = [*notes, *[arrivals] * bool(arrivals), *skipped_notes(result["traffic"]["skipped"])]
         notes = [*own_notes, *notes]
     result["notes"] = [*result["notes"], *notes]
+    with_draft = ""  # named if the recommended fleet has none
+    if traffic is not None and rate is not None and not result["speculate"]:
+        with_draft = f" with {result['traffic']['plan'].split(', γ')[0]}"
     if html is not None:
         from app.render.html_report import report_html
 
         page_notes = [*result["notes"]]
         if traffic is not None:
-            page_notes.append(f"on this traffic: {result['traffic']['sentence']}")
+            page_notes.append(f"on this traffic{with_draft}: {result['traffic']['sentence']}")
         write_text(html, report_html(answer, result | {"notes": page_notes}))
     if as_json:
         print_json(result)
@@ -129,7 +132,7 @@ def recommend(
             from app.render.simulation_tables import print_choice
 
             console().print(f"\n{service_line(answer, result['traffic'], own)}")
-            print_choice(result["traffic"], console())
+            print_choice(result["traffic"], console(), with_draft)
 
 
 def _enough(
