@@ -403,7 +403,7 @@ def test_if_nothing_fits_the_closest_plan_is_named() -> None:
     text = str(raised.value)
     assert raised.value.exit_code == 3
     assert "at batch 8 and 32,000 tokens; the closest is No speculation" in text
-    assert re.search(r"memory \d+% of the GPU \(\d\.\d\dx the limit\)", text)
+    assert re.search(r"memory \d+\.\d% of the GPU \(\d\.\d\dx the limit\)", text)
     assert "\n" not in text
 
 
