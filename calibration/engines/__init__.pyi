@@ -1,3 +1,8 @@
+from .drivers.server import Server as Server
+from .drivers.server import ServerAdapter as ServerAdapter
+from .drivers.server_checks import check_model as check_model
+from .drivers.vllm_process import engine_facts as engine_facts
+from .drivers.vllm_process import start as start
 from .fit import EngineFit as EngineFit
 from .fit import fit_profile as fit_profile
 from .observed import observe as observe
@@ -17,10 +22,5 @@ from .report import engine_report as engine_report
 from .report import report_dict as report_dict
 from .report import report_lines as report_lines
 from .run import run_plan as run_plan
-from .server import Server as Server
-from .server import ServerAdapter as ServerAdapter
-from .server_checks import check_model as check_model
 from .trtllm_bench import import_reports as import_reports
 from .trtllm_bench import read_report as read_report
-from .vllm_process import engine_facts as engine_facts
-from .vllm_process import start as start

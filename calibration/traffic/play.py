@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 
 from calibration.engines import Setup
+from calibration.engines.drivers.vllm_process import (
+    Process,
+    launch,
+    model_folder,
+    speculative_config,
+)
 from calibration.engines.run import POLL_S, SAME_RUN
-from calibration.engines.vllm_process import Process, launch, model_folder, speculative_config
 from calibration.records.jsonl import RecordLog
 from calibration.traffic.records import Request, RunRecord
 from perfmodel import ConfigError, Scenario, Traffic, scenario_dict, without_speculation

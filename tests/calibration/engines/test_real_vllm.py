@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from calibration.engines.drivers.vllm_process import eagle3_config, engine_arguments
 from calibration.engines.plan import PlanOptions, plan_run
 from calibration.engines.records import Point, Setup
-from calibration.engines.vllm_process import eagle3_config, engine_arguments
 from perfmodel import catalog
 from perfmodel.specs.draft_methods import eagle3_head
 from perfmodel.specs.engine_support import engine_version

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from fake_vllm import ROUND_MS, SEQUENCE_MS, write_fake_vllm
 
-from calibration.engines import vllm_offline
-from calibration.engines import vllm_process as vllm
+from calibration.engines.drivers import vllm_offline
+from calibration.engines.drivers import vllm_process as vllm
 from calibration.engines.plan import Plan, PlanOptions, plan_run
 from calibration.engines.records import EngineRecords, Point, Setup, read_engine_records
 from calibration.engines.run import run_plan
@@ -129,9 +129,8 @@ def test_an_engine_that_would_start_after_the_deadline_is_not_started(
 
 
 def test_only_the_adapter_script_imports_vllm() -> None:
-    script = (
-        "import calibration.engines.run, calibration.engines.vllm_process, sys; print(*sys.modules)"
-    )
+    modules = "calibration.engines.run, calibration.engines.drivers.vllm_process"
+    script = f"import {modules}, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from calibration.engines.drivers.server import Server, ServerAdapter
+from calibration.engines.drivers.server_checks import OtherServer, check_model
 from calibration.engines.plan import PlanOptions, plan_run
 from calibration.engines.records import Point, Setup, read_engine_records
 from calibration.engines.run import run_plan
-from calibration.engines.server import Server, ServerAdapter
-from calibration.engines.server_checks import OtherServer, check_model
 from perfmodel import ConfigError
 
 HEADER = {"engine": "vllm", "version": "0.26.0", "gpu": "h200", "gpu_name": "h200"}
@@ -156,7 +156,7 @@ def test_without_latencies_the_difference_in_duration_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = FakeServer(counts_latency=False)
-    monkeypatch.setattr("calibration.engines.server.time", server.clock)
+    monkeypatch.setattr("calibration.engines.drivers.server.time", server.clock)
     line = timed(server, a_point())
     server.shutdown()
     assert line["all_seconds"] == pytest.approx([0.004] * 3)
@@ -165,7 +165,7 @@ def test_without_latencies_the_difference_in_duration_is_used(
 
 def test_the_accept_length_of_sglang_yields_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     server = FakeServer(counts_latency=False, sglang=True)
-    monkeypatch.setattr("calibration.engines.server.time", server.clock)
+    monkeypatch.setattr("calibration.engines.drivers.server.time", server.clock)
     line = timed(server, a_point())
     server.shutdown()
     assert line["tokens_per_round"] == pytest.approx(3.0)

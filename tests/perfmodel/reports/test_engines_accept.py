@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from calibration.engines.vllm_process import eagle3_config
+from calibration.engines.drivers.vllm_process import eagle3_config
 from perfmodel.catalog import model_config
 from perfmodel.reports import ExportPlan, export_plan, exportability
 from perfmodel.scenario_input import parse_scenario

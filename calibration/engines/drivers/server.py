@@ -22,10 +22,15 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from statistics import median
 from typing import Any
 
+from calibration.engines.drivers.server_checks import (
+    OtherServer,
+    check_drafts,
+    check_queue,
+    check_time,
+)
+from calibration.engines.drivers.vllm_offline import Prompts
 from calibration.engines.plan import LONG_ROUNDS, PAGE, REPEATS, SHORT_ROUNDS
 from calibration.engines.records import Point, Setup
-from calibration.engines.server_checks import OtherServer, check_drafts, check_queue, check_time
-from calibration.engines.vllm_offline import Prompts
 from perfmodel import ConfigError
 
 REQUEST_S = 600.0  # timeout of a request
