@@ -35,6 +35,10 @@ PASS_END = {"pass_end": "tokens"}
 # them are no longer those of the engine; its passes are still comparable.
 OLDER_ROUNDS = frozenset({"872802a", "b2cc5ff", "230e9e0", "82430ba7e128"})
 
+# A pass is replayed for WARM_S, then REPEATS times (runtime.bench.steps). The power limit lowers
+# the clock after about FULL_CLOCK_S, which the median replay of a short pass does not reach.
+WARM_S, WARM_ROUNDS, REPEATS, FULL_CLOCK_S = 0.05, 3, 15, 0.1
+
 TIMED_ROUNDS = 23  # rounds that a timed batch has KV cache for; affects memory, not time
 
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
@@ -145,6 +149,12 @@ class CaseFile:
         """The text of the file, with one case per line so that diffs are readable."""
         cases = ",\n".join("  " + json.dumps(asdict(case)) for case in self.cases)
         return f'{{"drawn": {json.dumps(self.drawn)},\n "cases": [\n{cases}\n]}}\n'
+
+
+def at_full_clock(pass_s: float, *, is_round: bool = False) -> bool:
+    """Whether a pass of a benchmark, or a round, ends before the power limit lowers the clock."""
+    warm_s = WARM_ROUNDS * pass_s if is_round else WARM_S
+    return warm_s + REPEATS / 2 * pass_s < FULL_CLOCK_S
 
 
 def has_older_rounds(header: Mapping[str, object]) -> bool:

@@ -248,7 +248,7 @@ def _of_one_rank(engine: EngineProfile) -> EngineProfile:
     The GEMMs of a rank keep the times that were measured with the runtime's kernels.
     """
     ranks = {name: 0.0 for name in EngineProfile.__dataclass_fields__ if name.startswith("rank_")}
-    changed = engine.changed(**ranks, sum_gap_s=0.0)
+    changed = engine.changed(**ranks, sum_gap_s=0.0, sum_wait_s=0.0)
     return replace(changed, all_reduce="best", timed_tp=(1,))
 
 
