@@ -24,7 +24,9 @@ from calibration.records.jsonl import (
     read_text,
 )
 from calibration.records.kernels import gpu_of
-from perfmodel import Scenario, parse_scenario
+from perfmodel import Scenario, StepTime, parse_scenario
+from perfmodel.passes import prefill_pass
+from perfmodel.speculation import target_rank
 
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
 # Header entry: the stream on which a graph is tried before its capture (validate/memory.py).
@@ -39,6 +41,7 @@ OLDER_ROUNDS = frozenset({"872802a", "b2cc5ff", "230e9e0", "82430ba7e128"})
 # the clock after about FULL_CLOCK_S, which the median replay of a short pass does not reach.
 WARM_S, WARM_ROUNDS, REPEATS, FULL_CLOCK_S = 0.05, 3, 15, 0.1
 
+CHUNK_TOKENS = 2048  # of `EngineSetup`: room for a prompt in a standalone draft's ring
 TIMED_ROUNDS = 23  # rounds that a timed batch has KV cache for; affects memory, not time
 
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
@@ -257,6 +260,17 @@ def case_scenario(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario
             "engine": engine,
         }
     ).scenario()
+
+
+def prompt_passes(scenario: Scenario, tokens: int) -> list[StepTime]:
+    """The passes of one prompt in the bench's chunks, up to the last hidden state."""
+    rank, passes = target_rank(scenario), []
+    for start in range(0, tokens, CHUNK_TOKENS):
+        chunk = min(CHUNK_TOKENS, tokens - start)
+        step = prefill_pass(rank, batch=1, prompt_tokens=chunk, cached_tokens=start)
+        parts = (part for part in step.parts if part.name not in ("lm_head", "sampling"))
+        passes.append(StepTime(tuple(parts)))
+    return passes
 
 
 def _fault(record: StepRecord) -> str:

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibration.records.steps import Case, at_full_clock, case_scenario
-from calibration.validate.memory import CHUNK_TOKENS
+from calibration.records.steps import (
+    CHUNK_TOKENS,
+    Case,
+    at_full_clock,
+    case_scenario,
+    prompt_passes,
+)
 from perfmodel import EngineProfile, RoundEstimate, Scenario, StepTime, estimate
 from perfmodel.catalog.engines import engine_profile
-from perfmodel.passes import prefill_pass
-from perfmodel.speculation import target_rank
 
 
 def bench_scenario(
@@ -74,14 +77,7 @@ def predicted_times(
 
 def prefill_s(scenario: Scenario, tokens: int) -> float:
     """Seconds to prefill one prompt in the bench's chunks, up to the last hidden state."""
-    rank = target_rank(scenario)
-    total = 0.0
-    for start in range(0, tokens, CHUNK_TOKENS):
-        chunk = min(CHUNK_TOKENS, tokens - start)
-        step = prefill_pass(rank, batch=1, prompt_tokens=chunk, cached_tokens=start)
-        parts = (part for part in step.parts if part.name not in ("lm_head", "sampling"))
-        total += float(StepTime(tuple(parts)).total_s)
-    return total
+    return sum(float(step.total_s) for step in prompt_passes(scenario, tokens))
 
 
 def timed_pass(step: StepTime, to_tokens: bool) -> StepTime:

@@ -25,6 +25,7 @@ _LIMITS = {
     "sum_gap_us": (-10.0, 1e7),  # negative if it hides more of the next GEMM than it adds
     "_us": (0.0, 1e7),
     "_GB": (0.0, 1000.0),
+    "prefill_compute_factor": (0.01, 100.0),
     "compute_factor": (0.01, 1.0),  # a share of the peak
     "_factor": (0.01, 100.0),
     "_error": (0.0, 2.0),

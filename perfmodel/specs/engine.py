@@ -84,6 +84,7 @@ class EngineProfile:
     attention_tail_share: float = 0.0
     linear_factor: float = 1.0
     compute_factor: float = 1.0  # share of the peak FLOP/s at sustained clocks
+    prefill_compute_factor: float = 1.0  # FLOP/s in prompts over those at sustained clocks
     # Time at sustained clocks of attention that tensor cores slow down, over that in short runs.
     sustained_attention_factor: float = 1.0
     activation_factor: float = 1.0  # time of small kernels over that of their bytes at full rate

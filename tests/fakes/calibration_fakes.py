@@ -7,8 +7,8 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from calibration.records.steps import Case, Pair, case_scenario
-from calibration.validate.memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
+from calibration.records.steps import CHUNK_TOKENS, Case, Pair, case_scenario
+from calibration.validate.memory import WorkspaceCount, torch_peak_bytes
 from calibration.validate.predict import prefill_s, timed_pass
 from perfmodel import estimate
 from runtime import StepTimes

@@ -25,7 +25,7 @@ from calibration.fit.measured.engine import (
     speedup_error,
 )
 from calibration.fit.measured.gemm import fit_gemm, missing_gemm, split_by_rank
-from calibration.fit.measured.steps import sums_in_steps, sustained_attention
+from calibration.fit.measured.steps import prompts, sums_in_steps, sustained_attention
 from calibration.fit.report import FitReport
 from calibration.records.kernels import KernelRecords
 from calibration.records.steps import StepRecord
@@ -76,6 +76,7 @@ def fit_measured(
             values |= found
         longer = sustained_attention([*steps, *older], curves, values, gpu)
         values |= {} if longer is None else {"sustained_attention_factor": longer}
+        values |= prompts(steps or older, curves, values, gpu)
         _engine(engine, steps, older, records, gpu, report)
     return report
 

@@ -1,4 +1,8 @@
-"""Fit what kernels take longer within a step: all-reduces, and attention at sustained clocks."""
+"""Fit what timed steps and prompts show beyond single kernels.
+
+These are what all-reduces take longer in a step, attention at sustained clocks, and the launches
+of prompts.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
-from calibration.records.steps import Case, StepRecord, at_full_clock, case_scenario
+from calibration.records.steps import (
+    Case,
+    StepRecord,
+    at_full_clock,
+    case_scenario,
+    prompt_passes,
+)
 from perfmodel import GPU, RoundEstimate, Scenario, estimate
 from perfmodel.kernels import Efficiency
 from perfmodel.units import US
 
 HUBER = 0.02  # relative error of a pass beyond which it has less weight
+SHARES = np.linspace(0.8, 1.0, 21)  # of the peak FLOP/s in prompts
+LAUNCHES = US * np.geomspace(50.0, 5000.0, 231)  # host time per layer
 LEAST_SHARE = 0.5  # of attention in a pass that shows how much longer it takes
 
 
@@ -84,12 +97,53 @@ def sustained_attention(
     return max(1.0, float(np.median(ratios))) if ratios else None
 
 
+def prompts(
+    steps: Sequence[StepRecord], curves: Efficiency, values: Mapping[str, float], gpu: GPU
+) -> dict[str, float]:
+    """`prefill_compute_factor`, `eager_layer_s` and, of several ranks, `rank_eager_layer_s`.
+
+    Least absolute error of ln(time). A chunk takes the time of its kernels, or that of the host to
+    launch its layers. Empty without prompts.
+    """
+    timed = [step for step in steps if step.prefill_tokens]
+    best: dict[str, float] = {}
+    least = np.inf
+    for share in SHARES if timed else ():
+        faster = float(share) / values.get("compute_factor", 1.0)
+        found, loss = {"prefill_compute_factor": faster}, 0.0
+        for name, of_ranks in (("eager_layer_s", False), ("rank_eager_layer_s", True)):
+            some = [step for step in timed if (step.case.tp > 1) == of_ranks]
+            if some:
+                changed = {**values, "prefill_compute_factor": faster}
+                errors = sum(_launch_errors(step, curves, changed, gpu) for step in some)
+                found[name] = float(LAUNCHES[np.argmin(errors)])
+                loss += float(np.min(errors))
+        if loss < least:
+            best, least = found, loss
+    return best
+
+
+def _launch_errors(
+    step: StepRecord, curves: Efficiency, values: Mapping[str, float], gpu: GPU
+) -> NDArray[np.float64]:
+    """|ln(predicted / measured)| of a prompt for each of `LAUNCHES`."""
+    scenario = _scenario(step.case, curves, {**values, "eager_layer_s": 0.0}, gpu)
+    kernels = [float(chunk.total_s) for chunk in prompt_passes(scenario, step.prefill_tokens)]
+    launches = scenario.target.layers * LAUNCHES
+    seconds = np.sum([np.maximum(launches, each) for each in kernels], axis=0)
+    return np.asarray(np.abs(np.log(seconds / step.prefill_s)))
+
+
 def _point(case: Case, curves: Efficiency, values: Mapping[str, float], gpu: GPU) -> RoundEstimate:
-    """The estimate of a case by these curves and values of the profile."""
+    return estimate(_scenario(case, curves, values, gpu))
+
+
+def _scenario(case: Case, curves: Efficiency, values: Mapping[str, float], gpu: GPU) -> Scenario:
+    """A case with these curves and values of the profile."""
     found = case_scenario(case, gpu=gpu.name)
     given = {entry.name: getattr(found, entry.name) for entry in fields(found)}
     given["engine"] = found.engine.changed(**{"sustained_attention_factor": 1.0, **values})
-    return estimate(_OnCurves(**given, curves=curves))
+    return _OnCurves(**given, curves=curves)
 
 
 def _passes(point: RoundEstimate) -> dict[str, float]:
