@@ -109,7 +109,8 @@ def prompts(
     best: dict[str, float] = {}
     least = np.inf
     for share in SHARES if timed else ():
-        faster = float(share) / values.get("compute_factor", 1.0)
+        sustained = _scenario(timed[0].case, curves, values, gpu).engine.compute_factor
+        faster = float(share) / sustained
         found, loss = {"prefill_compute_factor": faster}, 0.0
         for name, of_ranks in (("eager_layer_s", False), ("rank_eager_layer_s", True)):
             some = [step for step in timed if (step.case.tp > 1) == of_ranks]

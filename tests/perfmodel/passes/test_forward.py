@@ -343,3 +343,29 @@ def test_verification_with_an_fp8_cache_is_never_slower_than_with_bf16_at_an_ass
         )
         times = fp8.target_step.total_s, fp8.verify.total_s, bf16.verify.total_s
         assert times == tuple(sorted(times))
+
+
+def test_a_prompt_takes_at_least_the_launches_of_its_layers() -> None:
+    """The head follows the layers; a profile with host costs has the launches there."""
+    rank = target_rank(a_scenario(gpu="h200", engine="specroof"))
+    assert rank.engine.eager_layer_s and not rank.engine.host
+    for tokens in (64, 8192):
+        kernels = replace(rank, engine=replace(rank.engine, eager_layer_s=0.0))
+        alone = prefill_pass(kernels, batch=1, prompt_tokens=tokens)
+        head_s = float(alone.part("lm_head").seconds + alone.part("sampling").seconds)
+        least = rank.spec.layers * rank.engine.eager_layer_s + head_s
+        found = float(prefill_pass(rank, batch=1, prompt_tokens=tokens).total_s)
+        assert found == pytest.approx(max(float(alone.total_s), least))
+    assert float(alone.total_s) > least
+
+
+def test_only_attention_with_tall_tiles_is_slower_at_sustained_clocks() -> None:
+    rank = target_rank(a_scenario(gpu="h200", engine="specroof", target="llama-3.1-8b"))
+    times = []
+    for factor in (1.0, 1.2):
+        engine = replace(rank.engine, sustained_attention_factor=factor)
+        step = forward_pass(
+            replace(rank, engine=engine), batch=32, context_tokens=16384, query_tokens=[1, 4, 5]
+        )
+        times.append(step.part("attention").seconds)
+    assert times[1] / times[0] == pytest.approx([1.0, 1.0, 1.2])  # 4, 16 and 20 rows per KV head

@@ -21,13 +21,19 @@ from calibration.fit.measured.collectives import (
 )
 from calibration.fit.measured.engine import latency_and_factor
 from calibration.fit.measured.gemm import split_by_rank
-from calibration.fit.measured.steps import sums_in_steps, sustained_attention
+from calibration.fit.measured.steps import prompts, sums_in_steps, sustained_attention
 from calibration.fit.tables.collective_fit import one_shot_error
 from calibration.measure.collectives import cells
 from calibration.records.cells import FIELDS, key
 from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
 from calibration.records.published import predict_row, row_error
-from calibration.records.steps import StepRecord, case_scenario, read_rows, read_steps
+from calibration.records.steps import (
+    StepRecord,
+    case_scenario,
+    prompt_passes,
+    read_rows,
+    read_steps,
+)
 from calibration.validate.errors import compare
 from perfmodel import catalog, estimate
 from perfmodel.catalog.kernels import efficiency
@@ -226,6 +232,26 @@ def test_long_verifications_give_the_attention_at_sustained_clocks() -> None:
     assert found == pytest.approx(1.2, rel=1e-6)
     brief = [replace(step, verify_s=1e-3) for step in made]
     assert sustained_attention(brief, scenario.kernels, {}, GPU) is None
+
+
+def test_prompts_give_the_clock_and_the_launches_of_the_host() -> None:
+    files = ("steps-h200-rounds-seed2920", "steps-h200-tp2-seed2921-even")
+    steps = [step for name in files for step in read_steps(MEASURED / f"{name}.jsonl")[1]]
+    scenario = case_scenario(steps[0].case, gpu=GPU.name)
+    curves, shipped = scenario.kernels, scenario.engine
+    names = ("prefill_compute_factor", "eager_layer_s", "rank_eager_layer_s")
+    truth = {name: getattr(shipped, name) for name in names}
+    assert prompts(steps, curves, {}, GPU) == pytest.approx(truth, rel=1e-4)
+    made = []
+    for step in (step for step in steps if step.prefill_tokens):
+        one = case_scenario(step.case, gpu=GPU.name)
+        engine = replace(one.engine, **dict.fromkeys(names[1:], 4.0e-4))
+        passes = prompt_passes(replace(one, engine=engine), step.prefill_tokens)
+        made.append(replace(step, prefill_s=sum(float(each.total_s) for each in passes)))
+    found = prompts(made, curves, {}, GPU)
+    for name, expected in (truth | dict.fromkeys(names[1:], 4.0e-4)).items():
+        assert found[name] == pytest.approx(expected, rel=0.03)
+    assert prompts([], curves, {}, GPU) == {}
 
 
 def test_the_catalog_has_the_fitted_exchange() -> None:
