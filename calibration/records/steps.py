@@ -262,15 +262,15 @@ def case_scenario(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario
     ).scenario()
 
 
-def prompt_passes(scenario: Scenario, tokens: int) -> list[StepTime]:
-    """The passes of one prompt in the bench's chunks, up to the last hidden state."""
-    rank, passes = target_rank(scenario), []
+def prompt_chunks(scenario: Scenario, tokens: int) -> list[float]:
+    """Seconds of the kernels of each chunk of one prompt, up to the last hidden state."""
+    rank, chunks = target_rank(scenario), []
     for start in range(0, tokens, CHUNK_TOKENS):
         chunk = min(CHUNK_TOKENS, tokens - start)
         step = prefill_pass(rank, batch=1, prompt_tokens=chunk, cached_tokens=start)
         parts = (part for part in step.parts if part.name not in ("lm_head", "sampling"))
-        passes.append(StepTime(tuple(parts)))
-    return passes
+        chunks.append(float(StepTime(tuple(parts)).total_s))
+    return chunks
 
 
 def _fault(record: StepRecord) -> str:

@@ -11,7 +11,7 @@ from calibration.records.steps import (
     Case,
     at_full_clock,
     case_scenario,
-    prompt_passes,
+    prompt_chunks,
 )
 from perfmodel import EngineProfile, RoundEstimate, Scenario, StepTime, estimate
 from perfmodel.catalog.engines import engine_profile
@@ -77,7 +77,8 @@ def predicted_times(
 
 def prefill_s(scenario: Scenario, tokens: int) -> float:
     """Seconds to prefill one prompt in the bench's chunks, up to the last hidden state."""
-    return sum(float(step.total_s) for step in prompt_passes(scenario, tokens))
+    launches = scenario.target.layers * scenario.engine.eager_launch_s(scenario.group_tp)
+    return sum(max(launches, seconds) for seconds in prompt_chunks(scenario, tokens))
 
 
 def timed_pass(step: StepTime, to_tokens: bool) -> StepTime:

@@ -23,7 +23,6 @@ from perfmodel.specs.workload import fullest_group
 _ZERO = np.zeros(())
 Pass = Callable[..., StepTime]
 LARGEST_KEPT = 512  # points
-AFTER_LAYERS = ("lm_head", "sampling")
 
 
 def _kept(function: Pass) -> Pass:
@@ -126,33 +125,14 @@ def _of_prompts(rank: Rank, whole: Floats, prompt: Floats, cached: Floats) -> St
         rank = replace(rank, engine=replace(engine, compute_factor=share))
     return _step(
         rank,
-        _with_launches(
-            rank,
-            (
-                *linear_parts(rank, rows, head_rows=batch),
-                *expert_parts(rank, all_rows),
-                *prefill_attention_parts(rank, batch, prompt, cached),
-                *_elementwise_parts(rank, rows, head_rows=batch),
-                *comm_parts(rank, rows, head_rows=batch, all_rows=all_rows),
-                *_overhead_parts(rank, batch),
-            ),
+        (
+            *linear_parts(rank, rows, head_rows=batch),
+            *expert_parts(rank, all_rows),
+            *prefill_attention_parts(rank, batch, prompt, cached),
+            *_elementwise_parts(rank, rows, head_rows=batch),
+            *comm_parts(rank, rows, head_rows=batch, all_rows=all_rows),
+            *_overhead_parts(rank, batch),
         ),
-    )
-
-
-def _with_launches(rank: Rank, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    """The parts of a prompt, of which the GPU finishes the layers no faster than a host launches.
-
-    Profiles with host costs have the launches there (`speculation.host.mixed_pass_host_s`).
-    """
-    engine = rank.engine
-    if engine.host or not engine.eager_layer_s:
-        return parts
-    busy = sum(part.seconds for part in parts if part.name not in AFTER_LAYERS)
-    wait = np.maximum(rank.spec.layers * engine.eager_launch_s(rank.tp) - busy, 0.0)
-    return tuple(
-        replace(part, seconds=part.seconds + wait) if part.name == "host" else part
-        for part in parts
     )
 
 

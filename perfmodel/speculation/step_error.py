@@ -35,8 +35,9 @@ ARCHITECTURE_ERROR = 0.175  # the GPU, predicted from one of another architectur
 TP_ERROR = 0.079  # two ranks, predicted from one; taken for each doubling
 # Rms of ln(predicted / measured time of a prompt) on timed GPUs, also where a pass takes less than
 # LAUNCH_LAYER_S per layer: such passes may wait for the launch of kernels, whose time differs
-# between hosts.
+# between hosts. UNFITTED ones are of a profile that was not fitted to prompts.
 PREFILL_ERROR, LAUNCH_ERROR = 0.047, 0.223
+UNFITTED_PREFILL_ERROR, UNFITTED_LAUNCH_ERROR = 0.123, 0.732
 LAUNCH_LAYER_S = 1.0e-3  # the runtime's host takes 0.3 ms with one rank, up to 1.05 ms with two
 # Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
 PART_ERRORS = {
@@ -184,7 +185,10 @@ def prefill_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) ->
     `prompt_tokens` defaults to that of the workload.
     """
     tokens = scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens
-    own = np.where(waits_for_launches(scenario, tokens), LAUNCH_ERROR, PREFILL_ERROR)
+    waiting, busy = LAUNCH_ERROR, PREFILL_ERROR
+    if scenario.engine.prefill_compute_factor == 1.0:
+        waiting, busy = UNFITTED_LAUNCH_ERROR, UNFITTED_PREFILL_ERROR
+    own = np.where(waits_for_launches(scenario, tokens), waiting, busy)
     return _total(own, relative_error(scenario), _ranks_error(scenario))
 
 

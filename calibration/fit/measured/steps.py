@@ -17,7 +17,7 @@ from calibration.records.steps import (
     StepRecord,
     at_full_clock,
     case_scenario,
-    prompt_passes,
+    prompt_chunks,
 )
 from perfmodel import GPU, RoundEstimate, Scenario, estimate
 from perfmodel.kernels import Efficiency
@@ -128,9 +128,11 @@ def _launch_errors(
     step: StepRecord, curves: Efficiency, values: Mapping[str, float], gpu: GPU
 ) -> NDArray[np.float64]:
     """|ln(predicted / measured)| of a prompt for each of `LAUNCHES`."""
-    scenario = _scenario(step.case, curves, {**values, "eager_layer_s": 0.0}, gpu)
-    kernels = [float(chunk.total_s) for chunk in prompt_passes(scenario, step.prefill_tokens)]
-    launches = scenario.target.layers * LAUNCHES
+    scenario = _scenario(step.case, curves, values, gpu)
+    kernels, launches = (
+        prompt_chunks(scenario, step.prefill_tokens),
+        scenario.target.layers * LAUNCHES,
+    )
     seconds = np.sum([np.maximum(launches, each) for each in kernels], axis=0)
     return np.asarray(np.abs(np.log(seconds / step.prefill_s)))
 

@@ -30,7 +30,7 @@ from calibration.records.published import predict_row, row_error
 from calibration.records.steps import (
     StepRecord,
     case_scenario,
-    prompt_passes,
+    prompt_chunks,
     read_rows,
     read_steps,
 )
@@ -242,14 +242,14 @@ def test_prompts_give_the_clock_and_the_launches_of_the_host() -> None:
     names = ("prefill_compute_factor", "eager_layer_s", "rank_eager_layer_s")
     truth = {name: getattr(shipped, name) for name in names}
     assert prompts(steps, curves, {}, GPU) == pytest.approx(truth, rel=1e-4)
-    made = []
+    made, launch_s = [], 4.0e-4
     for step in (step for step in steps if step.prefill_tokens):
         one = case_scenario(step.case, gpu=GPU.name)
-        engine = replace(one.engine, **dict.fromkeys(names[1:], 4.0e-4))
-        passes = prompt_passes(replace(one, engine=engine), step.prefill_tokens)
-        made.append(replace(step, prefill_s=sum(float(each.total_s) for each in passes)))
+        chunks = prompt_chunks(one, step.prefill_tokens)
+        seconds = sum(max(chunk, one.target.layers * launch_s) for chunk in chunks)
+        made.append(replace(step, prefill_s=seconds))
     found = prompts(made, curves, {}, GPU)
-    for name, expected in (truth | dict.fromkeys(names[1:], 4.0e-4)).items():
+    for name, expected in (truth | dict.fromkeys(names[1:], launch_s)).items():
         assert found[name] == pytest.approx(expected, rel=0.03)
     assert prompts([], curves, {}, GPU) == {}
 
