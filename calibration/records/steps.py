@@ -24,7 +24,9 @@ from calibration.records.jsonl import (
     read_text,
 )
 from calibration.records.kernels import gpu_of
-from perfmodel import Scenario, parse_scenario
+from perfmodel import Scenario, StepTime, parse_scenario
+from perfmodel.passes import prefill_pass
+from perfmodel.speculation import target_rank
 
 TIMES = ("target_step_s", "verify_s", "draft_step_s", "round_s", "host_s")
 # Header entry: the stream on which a graph is tried before its capture (validate/memory.py).
@@ -35,6 +37,11 @@ PASS_END = {"pass_end": "tokens"}
 # them are no longer those of the engine; its passes are still comparable.
 OLDER_ROUNDS = frozenset({"872802a", "b2cc5ff", "230e9e0", "82430ba7e128"})
 
+# A pass is replayed for WARM_S, then REPEATS times (runtime.bench.steps). The power limit lowers
+# the clock after about FULL_CLOCK_S, which the median replay of a short pass does not reach.
+WARM_S, WARM_ROUNDS, REPEATS, FULL_CLOCK_S = 0.05, 3, 15, 0.1
+
+CHUNK_TOKENS = 2048  # of `EngineSetup`: room for a prompt in a standalone draft's ring
 TIMED_ROUNDS = 23  # rounds that a timed batch has KV cache for; affects memory, not time
 
 Bytes = Annotated[float, Field(ge=0, le=1e15)]
@@ -147,6 +154,12 @@ class CaseFile:
         return f'{{"drawn": {json.dumps(self.drawn)},\n "cases": [\n{cases}\n]}}\n'
 
 
+def at_full_clock(pass_s: float, *, is_round: bool = False) -> bool:
+    """Whether a pass of a benchmark, or a round, ends before the power limit lowers the clock."""
+    warm_s = WARM_ROUNDS * pass_s if is_round else WARM_S
+    return warm_s + REPEATS / 2 * pass_s < FULL_CLOCK_S
+
+
 def has_older_rounds(header: Mapping[str, object]) -> bool:
     """Whether the rounds of a run with this header are those of an older engine."""
     return header.get("commit") in OLDER_ROUNDS
@@ -247,6 +260,17 @@ def case_scenario(case: Case, *, gpu: str, engine: str = "specroof") -> Scenario
             "engine": engine,
         }
     ).scenario()
+
+
+def prompt_chunks(scenario: Scenario, tokens: int) -> list[float]:
+    """Seconds of the kernels of each chunk of one prompt, up to the last hidden state."""
+    rank, chunks = target_rank(scenario), []
+    for start in range(0, tokens, CHUNK_TOKENS):
+        chunk = min(CHUNK_TOKENS, tokens - start)
+        step = prefill_pass(rank, batch=1, prompt_tokens=chunk, cached_tokens=start)
+        parts = (part for part in step.parts if part.name not in ("lm_head", "sampling"))
+        chunks.append(float(StepTime(tuple(parts)).total_s))
+    return chunks
 
 
 def _fault(record: StepRecord) -> str:

@@ -23,7 +23,6 @@ POOL_STREAMS = 32
 _PROCESS_STREAM = -1
 RUNTIME_PRODUCT_ROWS = 64  # largest row count for the runtime's own products (ops.split_parts)
 FILL_BYTES = float(2**27)  # random numbers that fill the KV cache before the first case runs
-CHUNK_TOKENS = 2048  # of `EngineSetup`: room for a prompt in a standalone draft's ring
 
 
 @dataclass(slots=True)

@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from calibration.records.steps import Case, case_scenario
-from calibration.validate.memory import CHUNK_TOKENS
-from perfmodel import RoundEstimate, Scenario, StepTime
+from calibration.records.steps import (
+    CHUNK_TOKENS,
+    Case,
+    at_full_clock,
+    case_scenario,
+    prompt_chunks,
+)
+from perfmodel import EngineProfile, RoundEstimate, Scenario, StepTime, estimate
 from perfmodel.catalog.engines import engine_profile
-from perfmodel.passes import prefill_pass
-from perfmodel.speculation import target_rank
 
 
 def bench_scenario(
@@ -26,8 +29,30 @@ def bench_scenario(
     return replace(scenario, engine=timed)
 
 
+def full_clock(engine: EngineProfile) -> EngineProfile:
+    """The profile before the power limit lowers the clock, as in short runs."""
+    return engine.changed(compute_factor=1.0, sustained_attention_factor=1.0)
+
+
 def phases_of(point: RoundEstimate, *, to_tokens: bool) -> dict[str, float]:
-    """Seconds of T_T, T_V and T_D; T_T and T_V end at the logits unless `to_tokens`."""
+    """Seconds of T_T, T_V and T_D as `StepBench` times them: short passes at the full clock.
+
+    T_T and T_V end at the logits unless `to_tokens`.
+    """
+    long, brief = _phases(point, to_tokens), _phases(_brief(point), to_tokens)
+    repeats = {"draft_step_s": float(point.scenario.plan.gamma)}  # drafts of a replay
+    return {
+        name: seconds if at_full_clock(seconds * repeats.get(name, 1.0)) else long[name]
+        for name, seconds in brief.items()
+    }
+
+
+def _brief(point: RoundEstimate) -> RoundEstimate:
+    scenario = point.scenario
+    return estimate(replace(scenario, engine=full_clock(scenario.engine)))
+
+
+def _phases(point: RoundEstimate, to_tokens: bool) -> dict[str, float]:
     draft = 0.0 if point.draft_step is None else float(point.draft_step.total_s)
     return {
         "target_step_s": float(timed_pass(point.target_step, to_tokens).total_s),
@@ -41,8 +66,10 @@ def predicted_times(
 ) -> dict[str, float]:
     """Every timed quantity of a record; the prefill only if there are `prompt_tokens`."""
     phases = phases_of(point, to_tokens=to_tokens)
-    speedup = phases["target_step_s"] / float(point.tpot_s)
-    times = phases | {"round_s": float(point.round_s), "speedup": speedup}
+    brief_s, round_s = float(_brief(point).round_s), float(point.round_s)
+    timed_s = brief_s if at_full_clock(brief_s, is_round=True) else round_s
+    speedup = phases["target_step_s"] / float(point.tpot_s) * round_s / timed_s
+    times = phases | {"round_s": timed_s, "speedup": speedup}
     if prompt_tokens:
         times["prefill_s"] = prefill_s(point.scenario, prompt_tokens)
     return times
@@ -50,14 +77,8 @@ def predicted_times(
 
 def prefill_s(scenario: Scenario, tokens: int) -> float:
     """Seconds to prefill one prompt in the bench's chunks, up to the last hidden state."""
-    rank = target_rank(scenario)
-    total = 0.0
-    for start in range(0, tokens, CHUNK_TOKENS):
-        chunk = min(CHUNK_TOKENS, tokens - start)
-        step = prefill_pass(rank, batch=1, prompt_tokens=chunk, cached_tokens=start)
-        parts = (part for part in step.parts if part.name not in ("lm_head", "sampling"))
-        total += float(StepTime(tuple(parts)).total_s)
-    return total
+    launches = scenario.target.layers * scenario.engine.eager_launch_s(scenario.group_tp)
+    return sum(max(launches, seconds) for seconds in prompt_chunks(scenario, tokens))
 
 
 def timed_pass(step: StepTime, to_tokens: bool) -> StepTime:

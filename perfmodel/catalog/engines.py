@@ -22,8 +22,10 @@ from perfmodel.units import GB, US
 _UNITS = {"_s": ("_us", US), "_bytes": ("_GB", GB)}
 # Least and most of the keys with these endings; the last one applies to all other numbers.
 _LIMITS = {
+    "sum_gap_us": (-10.0, 1e7),  # negative if it hides more of the next GEMM than it adds
     "_us": (0.0, 1e7),
     "_GB": (0.0, 1000.0),
+    "prefill_compute_factor": (0.01, 100.0),
     "compute_factor": (0.01, 1.0),  # a share of the peak
     "_factor": (0.01, 100.0),
     "_error": (0.0, 2.0),

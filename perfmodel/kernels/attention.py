@@ -127,6 +127,10 @@ class AttentionCurve(ABC):
         arrays = [np.asarray(x, float) for x in (batch, kv_tokens, query_tokens)]
         return self._in_range(Heads(query_heads, kv_heads, head_dim), *arrays)
 
+    def has_tall_tiles(self, rows: Floats) -> Bools:
+        """Whether passes of so many query rows per KV head keep the tensor cores busy."""
+        return np.zeros(rows.shape, bool)
+
     def without_steps(self) -> AttentionCurve:
         """The same curve for a GPU that was not measured."""
         return self

@@ -122,6 +122,10 @@ class ScheduledAttention(AttentionCurve):
 
     counts_new_tokens = True  # one more token may start a new tile
 
+    def has_tall_tiles(self, rows: Floats) -> Bools:
+        """Whether blocks have more rows than the smallest tile."""
+        return np.asarray(rows > TILE_ROWS[0])
+
     def _seconds(
         self, heads: Heads, rates: Rates, batch: Floats, tokens: Floats, queries: Floats
     ) -> Floats:

@@ -109,6 +109,9 @@ def _attention(
         )
     if engine.verify_attention_factor != 1.0:
         factor = factor * np.where(query > 1, engine.verify_attention_factor, 1.0)
+    if engine.sustained_attention_factor != 1.0:
+        tall = curve.has_tall_tiles(query * (heads / kv_heads))
+        factor = factor * np.where(tall, engine.sustained_attention_factor, 1.0)
     flops = 4.0 * batch * query * kv * heads * spec.head_dim
     share = layers / spec.cached_layers
     kv_bytes = batch * kv * spec.kv_bytes_per_token_per_rank(rank.tp, rank.kv_dtype) * share

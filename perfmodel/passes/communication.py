@@ -27,7 +27,8 @@ def comm_parts(rank: Rank, rows: Floats, *, head_rows: Floats, all_rows: Floats)
     if rank.spec.experts is not None and rank.ep > 1:
         passes -= rank.spec.experts.layers
     traffic = 2.0 * (rank.tp - 1) / rank.tp * message
-    seconds = passes * (_sum_seconds(rank, message) + rank.engine.sum_gap_s)
+    gap = rank.engine.sum_gap_s + rank.engine.sum_wait_s * np.log(np.maximum(rows, 1.0))
+    seconds = passes * np.maximum(_sum_seconds(rank, message) + gap, 0.0)
     parts = [_link_part(rank, "all_reduce", seconds, passes * traffic), *all_to_all(rank, all_rows)]
     if rank.engine.vocab_parallel:
         parts.append(_gather(rank, head_rows))

@@ -119,6 +119,10 @@ def _of_prompts(rank: Rank, whole: Floats, prompt: Floats, cached: Floats) -> St
     batch = fullest_group(whole, rank.dp)
     rows = batch * prompt
     all_rows = whole * prompt
+    engine = rank.engine
+    if engine.prefill_compute_factor != 1.0:
+        share = min(1.0, engine.compute_factor * engine.prefill_compute_factor)
+        rank = replace(rank, engine=replace(engine, compute_factor=share))
     return _step(
         rank,
         (

@@ -185,6 +185,9 @@ def _prefill_columns(
     """Tokens, and seconds for each count: dense layers of a pass, a prompt's rest, a selection."""
     # A pass may have rows of several prompts, so the grid extends beyond one context.
     tokens = np.unique(np.geomspace(1, 2 * max(longest, 65_536), PROMPT_KNOTS).round())
+    # Only a prompt alone waits for launches (`host.prompt_launch_s`).
+    launched = scenario.engine.changed(eager_layer_s=0.0, rank_eager_layer_s=0.0)
+    scenario = replace(scenario, engine=launched)
     step = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=tokens)
     attention = np.broadcast_to(step.group_s("attention"), tokens.shape)
     dense = np.broadcast_to(step.total_s, tokens.shape) - attention

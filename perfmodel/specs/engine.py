@@ -84,12 +84,16 @@ class EngineProfile:
     attention_tail_share: float = 0.0
     linear_factor: float = 1.0
     compute_factor: float = 1.0  # share of the peak FLOP/s at sustained clocks
+    prefill_compute_factor: float = 1.0  # FLOP/s in prompts over those at sustained clocks
+    # Time at sustained clocks of attention that tensor cores slow down, over that in short runs.
+    sustained_attention_factor: float = 1.0
     activation_factor: float = 1.0  # time of small kernels over that of their bytes at full rate
     sampling_s: float = 0.0  # of choosing tokens, beyond the logits' bytes; 0: as small kernels
     sampling_factor: float = 1.0  # time over that of the logits' bytes at full rate
     comm_factor: float = 1.0
     all_reduce: str = "best"  # "nccl", "custom", "best", or "exchange" (in the norm kernel)
     sum_gap_s: float = 0.0  # added per all-reduce in a layer, compared with one after a GEMM
+    sum_wait_s: float = 0.0  # the same per e-fold of rows: the last of them is waited for
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation
     kernel_gap_s: float = 0.0  # idle time between two kernels of a graph

@@ -58,6 +58,17 @@ def host_wait_s(
     return np.maximum(wait, _wait_s(plain, scheduling, np.zeros(()), passes_s))
 
 
+def prompt_launch_s(scenario: Scenario) -> float:
+    """Least seconds of a prompt alone, whose layers a host launches; 0 with host costs.
+
+    Such a profile has the launches there. Without one, passes that mix prompts and rounds have
+    none: they were not timed.
+    """
+    engine, draft = scenario.engine, scenario.draft
+    layers = scenario.target.layers + (draft.layers if draft else 0)
+    return 0.0 if engine.host else layers * engine.eager_launch_s(scenario.group_tp)
+
+
 def mixed_pass_host_s(
     scenario: Scenario, batch: ArrayLike, gamma: ArrayLike, tokens: ArrayLike
 ) -> Floats:

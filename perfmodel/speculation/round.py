@@ -30,7 +30,7 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.workload import fullest_group
 from perfmodel.speculation.drafting import draft_start_s, draft_step
-from perfmodel.speculation.host import host_wait_s, method_of
+from perfmodel.speculation.host import host_wait_s, method_of, prompt_launch_s
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -188,8 +188,11 @@ def estimate(
         draft_step=draft,
         overhead_s=np.where(g > 0, overhead, plain_overhead),
         plain_overhead_s=plain_overhead,
-        prefill_s=prefill_pass(target_rank(scenario), batch=1, prompt_tokens=prompt).total_s
-        + draft_start_s(scenario, prompt, budget),
+        prefill_s=np.maximum(
+            prefill_pass(target_rank(scenario), batch=1, prompt_tokens=prompt).total_s
+            + draft_start_s(scenario, prompt, budget),
+            prompt_launch_s(scenario),
+        ),
         tokens_per_round=tokens,
         alpha=alpha,
         memory=memory_estimate(

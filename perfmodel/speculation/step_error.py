@@ -34,9 +34,11 @@ SISTER_ERROR = 0.065  # the GPU, predicted from another one of its architecture
 ARCHITECTURE_ERROR = 0.175  # the GPU, predicted from one of another architecture
 TP_ERROR = 0.079  # two ranks, predicted from one; taken for each doubling
 # Rms of ln(predicted / measured time of a prompt) on timed GPUs, also where a pass takes less than
-# LAUNCH_LAYER_S per layer: such passes wait for the launch of kernels, which is not predicted.
-PREFILL_ERROR, LAUNCH_ERROR = 0.123, 0.732
-LAUNCH_LAYER_S = 0.8e-3  # the runtime's host takes 0.3 ms with one rank, up to 0.8 ms with two
+# LAUNCH_LAYER_S per layer: such passes may wait for the launch of kernels, whose time differs
+# between hosts. UNFITTED ones are of a profile that was not fitted to prompts.
+PREFILL_ERROR, LAUNCH_ERROR = 0.047, 0.223
+UNFITTED_PREFILL_ERROR, UNFITTED_LAUNCH_ERROR = 0.123, 0.732
+LAUNCH_LAYER_S = 1.0e-3  # the runtime's host takes 0.3 ms with one rank, up to 1.05 ms with two
 # Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
 PART_ERRORS = {
     # Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
@@ -52,7 +54,7 @@ PART_ERRORS = {
 OTHER_ATTENTION_ERROR = 0.27
 # Rms of ln(predicted / measured time) of a plain step, or of a round at a known acceptance, by what
 # was left out. On a timed GPU, the error of steps is taken to be that of speedups.
-SISTER_STEP_ERROR, TP_STEP_ERROR = 0.089, 0.12
+SISTER_STEP_ERROR, TP_STEP_ERROR = 0.087, 0.133
 ARCHITECTURE_STEP_ERROR, ARCHITECTURE_ROUND_ERROR = 0.142, 0.29
 # Of `ideal`, whose steps are lower bounds: of speedups, plain steps and rounds.
 BOUND_ERROR, BOUND_STEP_ERROR, BOUND_ROUND_ERROR = 0.243, 0.514, 0.684
@@ -183,7 +185,10 @@ def prefill_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) ->
     `prompt_tokens` defaults to that of the workload.
     """
     tokens = scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens
-    own = np.where(waits_for_launches(scenario, tokens), LAUNCH_ERROR, PREFILL_ERROR)
+    waiting, busy = LAUNCH_ERROR, PREFILL_ERROR
+    if scenario.engine.prefill_compute_factor == 1.0:
+        waiting, busy = UNFITTED_LAUNCH_ERROR, UNFITTED_PREFILL_ERROR
+    own = np.where(waits_for_launches(scenario, tokens), waiting, busy)
     return _total(own, relative_error(scenario), _ranks_error(scenario))
 
 

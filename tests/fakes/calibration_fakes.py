@@ -7,8 +7,10 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from calibration.records.steps import Case, Pair, case_scenario
-from calibration.validate.memory import CHUNK_TOKENS, WorkspaceCount, torch_peak_bytes
+from calibration.records.published import PHASES
+from calibration.records.steps import CHUNK_TOKENS, Case, Pair, case_scenario
+from calibration.validate import predict
+from calibration.validate.memory import WorkspaceCount, torch_peak_bytes
 from calibration.validate.predict import prefill_s, timed_pass
 from perfmodel import estimate
 from runtime import StepTimes
@@ -114,11 +116,10 @@ def predicted_times(
     scenario = case_scenario(case, gpu="h200")
     engine = scenario.engine.changed(prefill_chunk_tokens=CHUNK_TOKENS)
     point = estimate(replace(scenario, engine=engine))
-    target, verify = (
-        noisy(float(timed_pass(step, False).total_s)) for step in (point.target_step, point.verify)
-    )
-    draft = 0.0 if point.draft_step is None else noisy(float(point.draft_step.total_s))
-    host = float(point.overhead_s + point.verify.part("sampling").seconds)
+    times = predict.predicted_times(point, to_tokens=False)
+    target, verify, draft = (noisy(times[name]) for name in PHASES)
+    passes = case.plan.gamma * times["draft_step_s"] + times["verify_s"]
+    host = times["round_s"] - passes if case.plan.gamma else 0.0
     return StepTimes(
         target_step_s=target,
         verify_s=verify,

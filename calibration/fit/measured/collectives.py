@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
@@ -28,10 +28,9 @@ from calibration.fit.tables.collective_fit import (
     unspiked,
 )
 from calibration.records.kernels import KernelRecord, KernelRecords
-from calibration.records.steps import Case, StepRecord, case_scenario
 from calibration.records.toml_file import significant
-from perfmodel import GPU, Scenario, catalog, estimate
-from perfmodel.kernels import Efficiency, Exchange
+from perfmodel import GPU, catalog
+from perfmodel.kernels import Exchange
 from perfmodel.units import US
 
 CUSTOM_SHOTS = ("one_shot", "two_shot")
@@ -130,53 +129,6 @@ def rank_gap(
             fused = float(exchange.at(message, row_bytes, ranks, link))
             gaps.append((record.seconds - alone(record)) / 2 - fused)
     return max(0.0, float(np.median(gaps))) if gaps else None
-
-
-def gap_of_steps(
-    steps: Sequence[StepRecord], curves: Efficiency, values: Mapping[str, float], gpu: GPU
-) -> float | None:
-    """Seconds that an all-reduce takes longer in a step than after a GEMM; None without steps.
-
-    The median over T_T, T_V and T_D of the cases of several ranks, each beyond its prediction. The
-    next weights that are loaded during an all-reduce make it shorter.
-    """
-    gaps = []
-    for step in steps:
-        if step.case.tp == 1 or step.case.purpose != "scenario":
-            continue
-        without, longer = (
-            _passes(step.case, curves, {**values, "sum_gap_s": gap}, gpu) for gap in (0.0, US)
-        )
-        for name, seconds in without.items():
-            if longer[name] > seconds and step.times[name]:
-                gaps.append(US * (step.times[name] - seconds) / (longer[name] - seconds))
-    return max(0.0, float(np.median(gaps))) if gaps else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _OnCurves(Scenario):
-    """A scenario with kernel curves that the catalog does not have yet."""
-
-    curves: Efficiency
-
-    @property
-    def kernels(self) -> Efficiency:
-        return self.curves
-
-
-def _passes(
-    case: Case, curves: Efficiency, values: Mapping[str, float], gpu: GPU
-) -> dict[str, float]:
-    """Seconds of T_T, T_V and T_D by these curves and values of the profile."""
-    found = case_scenario(case, gpu=gpu.name)
-    given = {entry.name: getattr(found, entry.name) for entry in fields(found)}
-    given["engine"] = found.engine.changed(**values)
-    point = estimate(_OnCurves(**given, curves=curves))
-    return {
-        "target_step_s": float(point.target_step.total_s),
-        "verify_s": float(point.verify.total_s),
-        "draft_step_s": float(point.draft_step_s),
-    }
 
 
 def _fit_exchange(

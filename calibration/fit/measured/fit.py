@@ -10,7 +10,6 @@ from importlib import resources
 from calibration.fit.measured.attention import fit_attention, missing_attention
 from calibration.fit.measured.collectives import (
     fit_collectives,
-    gap_of_steps,
     missing_collectives,
     rank_gap,
 )
@@ -26,6 +25,7 @@ from calibration.fit.measured.engine import (
     speedup_error,
 )
 from calibration.fit.measured.gemm import fit_gemm, missing_gemm, split_by_rank
+from calibration.fit.measured.steps import prompts, sums_in_steps, sustained_attention
 from calibration.fit.report import FitReport
 from calibration.records.kernels import KernelRecords
 from calibration.records.steps import StepRecord
@@ -59,24 +59,24 @@ def fit_measured(
         report.missing.append("engine: needs attention measured on this GPU")
     else:
         engine = fit_engine(records, gemm, attention, gpu)
+        of_ranks = gemm
+        if gemm.measured is not None and gemm_of_ranks and gemm_of_ranks.measured is not None:
+            joined = gemm.measured.joined(gemm_of_ranks.measured)
+            of_ranks = replace(gemm, measured=joined)
+        values, kernels = engine.values, efficiency(gpu.efficiency, "specroof", "specroof")
+        curves = replace(kernels, gemm=gemm, gemm_of_ranks=of_ranks, attention=attention)
         if exchange is not None:
-            of_ranks = gemm
-            if gemm.measured is not None and gemm_of_ranks and gemm_of_ranks.measured is not None:
-                joined = gemm.measured.joined(gemm_of_ranks.measured)
-                of_ranks = replace(gemm, measured=joined)
-            values, kernels = engine.values, efficiency(gpu.efficiency, "specroof", "specroof")
-            curves = replace(
-                kernels,
-                gemm=gemm,
-                gemm_of_ranks=of_ranks,
-                attention=attention,
-                collectives=replace(kernels.collectives, exchange=exchange),
-            )
-            gap = gap_of_steps(steps, curves, values, gpu)
-            if gap is None:
+            sums = replace(kernels.collectives, exchange=exchange)
+            curves = replace(curves, collectives=sums)
+            found = sums_in_steps(steps, curves, values, gpu)
+            if not found:
                 alone = partial(layer_seconds, values=values, gemm=of_ranks, attention=attention)
                 gap = rank_gap(records, exchange, gpu, partial(alone, gpu=gpu))
-            values |= {} if gap is None else {"sum_gap_s": gap}
+                found = {} if gap is None else {"sum_gap_s": gap}
+            values |= found
+        longer = sustained_attention([*steps, *older], curves, values, gpu)
+        values |= {} if longer is None else {"sustained_attention_factor": longer}
+        values |= prompts(steps or older, curves, values, gpu)
         _engine(engine, steps, older, records, gpu, report)
     return report
 

@@ -203,7 +203,7 @@ def test_a_fleet_for_a_trace_meets_the_limits_in_its_own_simulation(
     rows = [f"{500 + 97 * (i * i % 101)},{20 + 7 * (i * 37 % 61)}" for i in range(200)]
     path.write_text("\n".join(["prompt_tokens,output_tokens", *rows]))
     plan = ["--target", "llama-3.1-8b", "--draft", "eagle3", "--gpu", "h200", "--tp", "1"]
-    plan += ["--rate", "30", "--price", "2", "--slo", "ttft<3s; tpot<25ms"]
+    plan += ["--rate", "33", "--price", "2", "--slo", "ttft<3s; tpot<25ms"]
     lengths = ["--prompt-tokens", "5294", "--output-tokens", "229"]
     equal = result_of(capsys, "recommend", *plan, *lengths)
     played = result_of(capsys, "recommend", *plan, "--traffic", str(path), *lengths)
@@ -213,7 +213,7 @@ def test_a_fleet_for_a_trace_meets_the_limits_in_its_own_simulation(
         cost = answer["fleet"]["cost_per_million_tokens"]
         assert answer["best"]["cost_per_million_tokens"] == pytest.approx(cost)
     gpus = equal["fleet"]["gpus"]
-    rate = ["--slo", "ttft<3s; tpot<25ms", "--traffic", str(path), "--rate", str(30 / gpus)]
+    rate = ["--slo", "ttft<3s; tpot<25ms", "--traffic", str(path), "--rate", str(33 / gpus)]
     used = equal["fleet"]["scenario"]
     fixed = ["--gamma", str(used["gamma"]), "--batch", str(used["batch"]), *plan[:8], *lengths]
     short = result_of(capsys, "simulate", *fixed, *rate)["runs"][1]["good_share"]

@@ -343,3 +343,28 @@ def test_verification_with_an_fp8_cache_is_never_slower_than_with_bf16_at_an_ass
         )
         times = fp8.target_step.total_s, fp8.verify.total_s, bf16.verify.total_s
         assert times == tuple(sorted(times))
+
+
+def test_a_prompt_takes_at_least_the_launches_of_its_layers() -> None:
+    for draft, layers in ((None, 32), ("llama-3.2-1b", 48)):
+        values = {"gpu": "h200", "engine": "specroof", "target": "llama-3.1-8b", "draft": draft}
+        scenario = a_scenario(**{k: v for k, v in values.items() if v})
+        bare = replace(scenario, engine=replace(scenario.engine, eager_layer_s=0.0))
+        for tokens in (64, 4096):
+            kernels_s = float(estimate(bare, prompt_tokens=tokens).prefill_s)
+            least_s = layers * scenario.engine.eager_layer_s
+            found_s = float(estimate(scenario, prompt_tokens=tokens).prefill_s)
+            assert found_s == pytest.approx(max(kernels_s, least_s))
+            assert (kernels_s < least_s) == (tokens == 64)
+
+
+def test_only_attention_with_tall_tiles_is_slower_at_sustained_clocks() -> None:
+    rank = target_rank(a_scenario(gpu="h200", engine="specroof", target="llama-3.1-8b"))
+    times = []
+    for factor in (1.0, 1.2):
+        engine = replace(rank.engine, sustained_attention_factor=factor)
+        step = forward_pass(
+            replace(rank, engine=engine), batch=32, context_tokens=16384, query_tokens=[1, 4, 5]
+        )
+        times.append(step.part("attention").seconds)
+    assert times[1] / times[0] == pytest.approx([1.0, 1.0, 1.2])  # 4, 16 and 20 rows per KV head

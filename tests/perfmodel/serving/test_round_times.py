@@ -11,6 +11,7 @@ from strategies import SPECULATING, a_scenario, scenarios
 from perfmodel import DoesNotFit, Scenario, estimate
 from perfmodel.serving import RoundTimes
 from perfmodel.serving.round_times import BOUNDS, estimate_rounds, round_bounds
+from perfmodel.speculation.host import prompt_launch_s
 
 # Tiles and splits of KV are steps over context: a point beside a step is off by part of it. Over
 # 280 drawn scenarios the mean error was 0.02 %, in the worst of them 0.12 %.
@@ -43,7 +44,7 @@ def test_a_prompt_alone_in_a_pass_costs_its_prefill(draft: dict[str, object], pr
     table = RoundTimes(scenario, max_batch=4)
     whole = float(estimate_rounds(scenario, 1, prompt, 0).prefill_s)
     seconds = table.prefill_seconds(0, 0, prompt) + table.selection_seconds(prompt)
-    assert seconds == pytest.approx(whole, rel=2e-3)
+    assert max(seconds, prompt_launch_s(scenario)) == pytest.approx(whole, rel=2e-3)
 
 
 def test_chunks_add_their_rows_and_share_the_attention_of_the_prompt() -> None:

@@ -17,17 +17,23 @@ from calibration.fit.measured.collectives import (
     BUFFER_BYTES,
     EXCHANGE_BYTES,
     fit_collectives,
-    gap_of_steps,
     rank_gap,
 )
 from calibration.fit.measured.engine import latency_and_factor
 from calibration.fit.measured.gemm import split_by_rank
+from calibration.fit.measured.steps import prompts, sums_in_steps, sustained_attention
 from calibration.fit.tables.collective_fit import one_shot_error
 from calibration.measure.collectives import cells
 from calibration.records.cells import FIELDS, key
 from calibration.records.kernels import KernelRecord, KernelRecords, read_kernel_records
 from calibration.records.published import predict_row, row_error
-from calibration.records.steps import StepRecord, case_scenario, read_rows, read_steps
+from calibration.records.steps import (
+    StepRecord,
+    case_scenario,
+    prompt_chunks,
+    read_rows,
+    read_steps,
+)
 from calibration.validate.errors import compare
 from perfmodel import catalog, estimate
 from perfmodel.catalog.kernels import efficiency
@@ -166,11 +172,10 @@ def test_the_ring_of_the_l40_machine_is_the_fit_to_one_published_row() -> None:
 
 # Medians in percent: T_T, T_V, T_D and, of the present engine, the speedup.
 ERRORS = {
-    "steps-h200-seed31": (1.7, 1.6, 3.0),
-    "steps-h200-tp2-seed2118": (1.8, 3.1, 3.7),
-    "steps-h200-seed2914": (1.1, 1.7, 1.3, 1.0),
-    "steps-h200-seed2922": (1.5, 2.5, 2.6, 1.9),
-    "steps-h200-tp2-seed2921-odd": (2.0, 2.1, 2.5, 1.2),
+    "steps-h200-seed31": (1.2, 1.3, 2.2),
+    "steps-h200-seed2914": (1.0, 1.6, 1.2, 0.9),
+    "steps-h200-seed2922": (1.0, 1.7, 1.9, 1.9),
+    "steps-h200-tp2-seed2921-odd": (1.9, 2.3, 1.4, 1.1),
 }
 
 
@@ -188,10 +193,10 @@ def test_errors_of_held_out_steps_are_those_in_the_documents(name: str) -> None:
         assert found.coverage > 0.9
 
 
-def with_gap(step: StepRecord, gap_s: float) -> StepRecord:
-    """The case with the times that are predicted for all-reduces this much longer."""
+def with_sums(step: StepRecord, **terms: float) -> StepRecord:
+    """The case with the times that are predicted with these terms of the profile."""
     scenario = case_scenario(step.case, gpu=GPU.name)
-    point = estimate(replace(scenario, engine=scenario.engine.changed(sum_gap_s=gap_s)))
+    point = estimate(replace(scenario, engine=scenario.engine.changed(**terms)))
     passes = (point.target_step.total_s, point.verify.total_s, point.draft_step_s)
     times = dict(
         zip(("target_step_s", "verify_s", "draft_step_s"), map(float, passes), strict=True)
@@ -205,12 +210,48 @@ def test_steps_give_the_gap_of_an_all_reduce_and_the_profile_has_that_of_the_rec
     assert header["commit"] == "585b43fe2e78" and len(rows) == 5
     assert {row.case.tp for row in rows} == {2} and rows[0].round_s == 0.020411
     scenario = case_scenario(rows[0].case, gpu=GPU.name)
-    curves, shipped = scenario.kernels, scenario.engine.sum_gap_s
-    made = [with_gap(step, GAP) for step in rows]
-    assert gap_of_steps(made, curves, {}, GPU) == pytest.approx(GAP, rel=1e-6)
+    curves, shipped = scenario.kernels, scenario.engine
+    truth = {"sum_gap_s": -GAP, "sum_wait_s": 2 * GAP}
+    made = [with_sums(step, **truth) for step in rows]
+    assert sums_in_steps(made, curves, {}, GPU) == pytest.approx(truth, rel=1e-3)
     alone = [replace(step, case=replace(step.case, tp=1)) for step in made]
-    assert gap_of_steps(alone, curves, {}, GPU) is None
-    assert gap_of_steps([*even, *rows], curves, {}, GPU) == pytest.approx(shipped, rel=0.02)
+    assert not sums_in_steps(alone, curves, {}, GPU)
+    found = sums_in_steps([*even, *rows], curves, {}, GPU)
+    for name in truth:
+        assert found[name] == pytest.approx(getattr(shipped, name), rel=0.02)
+
+
+def test_long_verifications_give_the_attention_at_sustained_clocks() -> None:
+    names = [f"seed{seed}" for seed in ("2114", "2115", "2118", "2921-even")]
+    steps = [s for n in names for s in read_steps(MEASURED / f"steps-h200-tp2-{n}.jsonl")[1]]
+    scenario = case_scenario(steps[0].case, gpu=GPU.name)
+    shipped = scenario.engine.sustained_attention_factor
+    assert sustained_attention(steps, scenario.kernels, {}, GPU) == pytest.approx(shipped, rel=1e-3)
+    made = [with_sums(step, sustained_attention_factor=1.2) for step in steps]
+    found = sustained_attention(made, scenario.kernels, {}, GPU)
+    assert found == pytest.approx(1.2, rel=1e-6)
+    brief = [replace(step, verify_s=1e-3) for step in made]
+    assert sustained_attention(brief, scenario.kernels, {}, GPU) is None
+
+
+def test_prompts_give_the_clock_and_the_launches_of_the_host() -> None:
+    files = ("steps-h200-rounds-seed2920", "steps-h200-tp2-seed2921-even")
+    steps = [step for name in files for step in read_steps(MEASURED / f"{name}.jsonl")[1]]
+    scenario = case_scenario(steps[0].case, gpu=GPU.name)
+    curves, shipped = scenario.kernels, scenario.engine
+    names = ("prefill_compute_factor", "eager_layer_s", "rank_eager_layer_s")
+    truth = {name: getattr(shipped, name) for name in names}
+    assert prompts(steps, curves, {}, GPU) == pytest.approx(truth, rel=1e-4)
+    made, launch_s = [], 4.0e-4
+    for step in (step for step in steps if step.prefill_tokens):
+        one = case_scenario(step.case, gpu=GPU.name)
+        chunks = prompt_chunks(one, step.prefill_tokens)
+        seconds = sum(max(chunk, one.target.layers * launch_s) for chunk in chunks)
+        made.append(replace(step, prefill_s=seconds))
+    found = prompts(made, curves, {}, GPU)
+    for name, expected in (truth | dict.fromkeys(names[1:], launch_s)).items():
+        assert found[name] == pytest.approx(expected, rel=0.03)
+    assert prompts([], curves, {}, GPU) == {}
 
 
 def test_the_catalog_has_the_fitted_exchange() -> None:
