@@ -55,13 +55,13 @@ def observe(paths: Sequence[Path], scenario: Scenario) -> Measured:
 
     Raises `ConfigError` if a report cannot be read or used, or describes another workload.
     """
-    measured = Measured()
+    measured, records = Measured(), list[Path]()
     for text, name in _reports(paths):
         if '"engine-point"' in text:
-            measured = _with_records(measured, Path(name), scenario)
+            records.append(Path(name))
         else:
             measured = _with_report(measured, text, name, scenario)
-    return measured
+    return _with_records(measured, records, scenario) if records else measured
 
 
 def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -> Measured:
@@ -127,8 +127,13 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
             f"result of vLLM or SGLang, or records of `specroof calibrate engine`"
         )
     engine = "sglang" if "sglang" in text or "Decode batch" in text else "vllm"
-    started = _VLLM_VERSION.search(text) if engine == "vllm" else None
-    version = started[1] if started else measured.version
+    started = _VLLM_VERSION.findall(text) if engine == "vllm" else []
+    versions = list(dict.fromkeys(filter(None, [measured.version, *started])))
+    if len(versions) > 1:
+        raise ConfigError(
+            f"{name}: the engine started as version {' and '.join(versions)}; give the log of one"
+        )
+    version = versions[0] if versions else ""
     measured = replace(measured, engine=measured.engine or engine, version=version)
     if seconds is None:
         return measured
@@ -223,24 +228,33 @@ def _bench_seconds(text: str, name: str, batch: int, tokens: float) -> float | N
     return 1e-3 * milliseconds * tokens
 
 
-def _with_records(measured: Measured, path: Path, scenario: Scenario) -> Measured:
-    """The measurement with the records of the scenario's target, batch and prompt length."""
-    records, work, plan = read_engine_records([path]), scenario.workload, scenario.plan
+def _with_records(measured: Measured, paths: Sequence[Path], scenario: Scenario) -> Measured:
+    """The measurement with the records of the scenario's target, batch and prompt length.
+
+    Where rounds of its γ were timed with both kinds of CUDA graphs, those that `export` lists
+    count, as in predictions; rounds of other γ count if they have the same kind.
+    """
+    records, work, plan = read_engine_records(paths), scenario.workload, scenario.plan
     method = plan.draft if plan.draft in METHODS else "draft"
     workload = (scenario.target.name, scenario.tp, work.batch, work.prompt_tokens)
     points = [r for r in records.points if r.point.workload == workload]
-    rounds = {
-        r.point.setup.gamma: r.seconds
+    timed = [
+        r
         for r in points
         if r.point.setup.method == method
         and (method != "draft" or r.point.setup.draft == plan.draft)
+    ]
+    of_gamma = [r for r in timed if r.point.setup.gamma == plan.gamma] or timed
+    exported = any(r.point.setup.exported_graphs for r in of_gamma)
+    rounds = {
+        r.point.setup.gamma: r.seconds for r in timed if r.point.setup.exported_graphs == exported
     }
     plain = next((r.seconds for r in points if r.point.setup.method == "plain"), None)
     if not rounds and plain is None:
         known = sorted({(r.point.batch, r.point.prompt_tokens) for r in records.points})
         shown = ", ".join(f"{batch} x {tokens:,}" for batch, tokens in known[:8])
         raise ConfigError(
-            f"{path}: no record has this target, TP, draft, batch {work.batch} and "
+            f"{paths[0]}: no record has this target, TP, draft, batch {work.batch} and "
             f"{work.prompt_tokens:,} prompt tokens; its batches and prompts are {shown}"
         )
     return replace(
@@ -249,5 +263,6 @@ def _with_records(measured: Measured, path: Path, scenario: Scenario) -> Measure
         rounds_s={**measured.rounds_s, **rounds},
         engine=records.engine,
         version=records.version,
-        graph_tokens=int(records.facts(method).get("graph_tokens", 0)),
+        graph_tokens=int(records.facts(method, exported=exported).get("graph_tokens", 0)),
+        exported_graphs=exported,
     )

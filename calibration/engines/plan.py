@@ -226,18 +226,8 @@ def _setups(options: PlanOptions, starts: int, rng: random.Random) -> list[Setup
     """Plain decoding of each target, then methods in turn."""
     if options.served:
         method, gamma = options.methods[0], options.gammas[0]
-        gamma = 0 if method == "plain" else gamma
-        return [_setup(options, options.targets[0], method, gamma)]
-    plain = [
-        Setup(
-            target=target,
-            method="plain",
-            gamma=0,
-            tp=options.tp,
-            exported_graphs=options.exported_graphs,
-        )
-        for target in options.targets
-    ]
+        return [_setup(options, options.targets[0], method, 0 if method == "plain" else gamma)]
+    plain = [_setup(options, target, "plain", 0) for target in options.targets]
     chosen = plain + list(islice(_drafting(options, rng), max(1, starts - len(plain))))
     return sorted(chosen, key=lambda s: (options.targets.index(s.target), s.method != "plain"))
 
@@ -327,7 +317,8 @@ def _shrunk(
     """The workload with the largest batch that fits every setup; None if no batch fits."""
     prompt = max(PAGE, prompt // PAGE * PAGE)
     while batch >= options.batch[0]:
-        if all(_fits(setup, options, batch, prompt) for setup in setups):
+        needed = max(_cost(setup, options.gpu, batch, prompt)[0] for setup in setups)
+        if needed <= options.memory_share:
             return batch, prompt
         batch = int(batch * 0.8)
     return None
@@ -338,16 +329,8 @@ def _held_back(count: int, share: float, rng: random.Random) -> set[int]:
     if not share:
         return set()
     block = max(2, round(1.0 / share))
-    return {
-        index
-        for start in range(2, count, block)
-        for index in [start + rng.randrange(block)]
-        if index < count
-    }
-
-
-def _fits(setup: Setup, options: PlanOptions, batch: int, prompt: int) -> bool:
-    return _cost(setup, options.gpu, batch, prompt)[0] <= options.memory_share
+    chosen = [start + rng.randrange(block) for start in range(2, count, block)]
+    return {index for index in chosen if index < count}
 
 
 @cache

@@ -31,6 +31,7 @@ MOST_BATCH = 1 << 16  # sequences that an engine decodes together
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,79}", re.ASCII)
 # Tokens per round are at most γ + 1, plus what the counters miss: a part of one round in 48.
 ROUNDING = 0.03
+APART = 1.02  # records contradict each other if all repeats of one are so many times another's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,9 +181,13 @@ class EngineRecords:
         """Records that are used only for validation."""
         return [r for r in self.points if r.point.held_back]
 
-    def facts(self, method: str) -> dict[str, Any]:
-        """Settings that the engine reported at its first start with a method; {} if unknown."""
-        return next((dict(s.facts) for s in self.starts if s.setup.method == method), {})
+    def facts(self, method: str, *, exported: bool | None = None) -> dict[str, Any]:
+        """Settings that the engine reported at its first start with a method; {} if unknown.
+
+        `exported` says with which CUDA graphs: those that `export` lists, or its own; None: either.
+        """
+        starts = [s for s in self.starts if exported in (None, s.setup.exported_graphs)]
+        return next((dict(s.facts) for s in starts if s.setup.method == method), {})
 
 
 def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) -> EngineRecords:
@@ -251,7 +256,7 @@ def _merged(records: Sequence[tuple[PointRecord, bool]]) -> tuple[list[PointReco
     by_point: dict[str, list[tuple[PointRecord, bool]]] = {}
     for record, is_check in records:
         by_point.setdefault(record.point.id, []).append((record, is_check))
-    merged, mixed, fitted = [], list[str](), list[str]()
+    merged, mixed, fitted, apart = [], list[str](), list[str](), dict[str, list[float]]()
     for name, rows in by_point.items():
         own = [record for record, is_check in rows if not is_check]
         held = {record.point.held_back for record in own} or {True}
@@ -260,7 +265,15 @@ def _merged(records: Sequence[tuple[PointRecord, bool]]) -> tuple[list[PointReco
             fitted.append(name)
         used = own if held == {False} else [record for record, _ in rows]
         merged.append(_pooled(used, held_back=True in held))
+        if max(min(r.all_seconds) for r in used) > APART * min(max(r.all_seconds) for r in used):
+            apart[name] = sorted(r.seconds for r in used)
+    worst = max(apart.values(), key=lambda seconds: seconds[-1] / seconds[0], default=[0.0])
+    ends = f"{1e3 * worst[0]:.3g} to {1e3 * worst[-1]:.3g} ms at worst"
+    different = (
+        f"timed differently by several records ({ends}), so the median of all repeats counts"
+    )
     notes = {
+        different: list(apart),
         "held back in some records and not in others, and are held back in all": mixed,
         "fitted, so those in --check are left out": fitted,
     }

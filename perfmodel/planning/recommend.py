@@ -81,9 +81,9 @@ def recommend(
         raise NoFeasiblePlan(nearest_miss(result))
     drafts, plain = _split(ranked)
     best = _choose(result, drafts, plain)
-    studied = best if best.scenario.plan.speculates else (drafts[0] if drafts else None)
     # If no plain plan meets the limits, the same one without its draft.
     reference = plain or evaluated(without_speculation(best.scenario), result.objective)
+    studied = best if best.parts else _nearest_to_clear(result, drafts, reference)
     sized = fleets(result, rate) if rate else []
     fleet = fewest(sized, result.slo)
     rule = Rule(objective=result.objective, limits=result.slo)
@@ -205,6 +205,23 @@ def _choose(result: Search, drafts: list[Candidate], plain: Candidate | None) ->
     )
     assert best is not None  # without plain decoding, it is a draft
     return best
+
+
+def _nearest_to_clear(
+    result: Search, drafts: list[Candidate], plain: Candidate
+) -> Candidate | None:
+    """Of drafts without a clear gain, the fastest, or the MTP layers that it does not clearly beat.
+
+    The layers come with the target's checkpoint, and another head may not exist for this target.
+    """
+    shipped = next((c for c in drafts if c.ships_draft), None)
+    if (
+        shipped
+        and drafts[0].parts == shipped.parts + 1
+        and result.cost(shipped) < result.cost(plain)
+    ):
+        return drafts[0] if _lead(result, drafts[0], shipped).low > 1.0 else shipped
+    return drafts[0] if drafts else None
 
 
 def _surer(result: Search, candidate: Candidate) -> Candidate | None:

@@ -221,7 +221,9 @@ class Recommendation:
             ends = f"{over_plain.low:.2f}-{over_plain.high:.2f}x"
             reason = f"but its gain over plain decoding is not clear ({ends})"
         else:
-            reason = f"which is within the error, and {self.saturated.label} is simpler"
+            label, ships = self.saturated.label, self.saturated.ships_draft
+            what = "comes with the target's checkpoint" if ships else "is simpler"
+            reason = f"which is within the error, and {label} {what}"
         return f"{start}, {reason}{self.faster.measure}"
 
     @property

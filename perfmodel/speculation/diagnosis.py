@@ -42,8 +42,9 @@ class Measured:
     """What was measured, in seconds; None if it was not.
 
     `rounds_s` has the time of a round by γ. `engine` and `version` may be empty. `graph_tokens` is
-    the size of the engine's largest CUDA graph; 0 if unknown. Raises `ConfigError` if the time of a
-    plain step, a verification or a round is not positive.
+    the size of the engine's largest CUDA graph; 0 if unknown. `exported_graphs` is whether its
+    graphs are those that `export` lists, which hold every round. Raises `ConfigError` if the time
+    of a plain step, a verification or a round is not positive.
     """
 
     plain_s: float | None = None
@@ -55,6 +56,7 @@ class Measured:
     engine: str = ""
     version: str = ""
     graph_tokens: int = 0
+    exported_graphs: bool = False
 
     def __post_init__(self) -> None:
         positive = {"plain step": self.plain_s, "verification": self.verify_s}

@@ -107,7 +107,7 @@ def _graph_sentence(
 ) -> str | None:
     """What is wrong if the engine's graphs, of default size unless known, do not hold the round."""
     version, gamma = _known_version(scenario, measured), scenario.plan.gamma
-    if version is None or version.engine != "vllm":
+    if version is None or version.engine != "vllm" or measured.exported_graphs:
         return None
     tokens = scenario.workload.batch * (gamma + 1)
     most = measured.graph_tokens or DEFAULT_GRAPH_TOKENS

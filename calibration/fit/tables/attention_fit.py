@@ -95,13 +95,16 @@ def _plateau(table: PrefillTable) -> float:
     return float(np.median(large))
 
 
-def physical_form(gpu: MeasuredGpu, **given: Any) -> LibraryAttention:
+def physical_form(gpu: MeasuredGpu, *, source: str, **given: Any) -> LibraryAttention:
     """The curve without decode tables: geometry of GPU and kernel, and assumptions.
 
-    The row tiles are the block heights of FlashInfer and flash-attn. The factor 1.2 above 16 rows
-    was measured on one H200 (FlashInfer fa2, 32 packed rows compared with 16) and is assumed for
-    other GPUs.
+    FlashAttention 3 packs up to 128 rows into one tile, so rows of several tokens take as long as
+    those of one: 20 and 24 rows in rounds of vLLM 0.26 on an H200 (engine-vllm-0.26-h200*.jsonl)
+    take as long as 16. The tiles of other kernels are the block heights of FlashInfer and
+    FlashAttention 2; their factor 1.2 above 16 rows was measured on one H200 (FlashInfer fa2, 32
+    packed rows compared with 16) and is assumed for other GPUs.
     """
+    one_tile = "flash_attn_fa3" in source
     return LibraryAttention(
         sm_count=gpu.sheet.sm_count,
         blocks_per_sm=gpu.blocks_per_sm,
@@ -110,12 +113,13 @@ def physical_form(gpu: MeasuredGpu, **given: Any) -> LibraryAttention:
         split_min_tokens=128,
         regroup_latency_us=0.0,
         row_tiles=np.array([16.0, 32.0, 64.0, 128.0]),
-        row_tile_factor=np.array([1.0, 1.2, 1.2, 1.2]),
+        row_tile_factor=np.array([1.0, *[1.0 if one_tile else 1.2] * 3]),
+        source=source,
         decode=(),
         origin={
             "decode": "fitted",
             "prefill": "fitted",
-            "row_tile_factor": "assumed",
+            "row_tile_factor": "one tile of 128 rows" if one_tile else "assumed",
             "tensor_core_efficiency": "the plateau of prefill, assumed for decode",
         },
         **given,

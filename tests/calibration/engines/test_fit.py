@@ -190,9 +190,9 @@ def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
         method = record.point.setup.method
         errors.setdefault(method, []).append(100.0 * (each / record.seconds - 1.0))
     medians = {method: float(np.median(np.abs(found))) for method, found in errors.items()}
-    published = {"plain": 2.8, "eagle3": 4.6, "ngram": 4.2, "draft": 5.6}
+    published = {"plain": 3.0, "eagle3": 3.2, "ngram": 4.5, "draft": 5.9}
     assert medians == pytest.approx(published, abs=0.06)
-    assert max(errors["draft"]) == pytest.approx(48.7, abs=0.06)
+    assert max(errors["draft"]) == pytest.approx(48.4, abs=0.06)
 
 
 def test_the_published_spread_of_rounds_whose_layers_the_host_launches() -> None:
@@ -253,7 +253,7 @@ def test_steps_of_a_mixture_have_their_published_errors() -> None:
             medians[group.method] = float(np.median(np.abs(errors)))
             one = group.batch == 1
             assert np.max(np.abs(errors)) < 9.0 and np.abs(errors[one]).item() < 1.0
-    assert medians == pytest.approx({"plain": 3.5, "ngram": 2.5}, abs=0.06)
+    assert medians == pytest.approx({"plain": 4.5, "ngram": 2.4}, abs=0.06)
 
 
 def test_hidden_host_time_is_reported_as_unresolved(fit: EngineFit) -> None:

@@ -141,6 +141,33 @@ def test_no_record_of_the_project_is_refused() -> None:
         assert term.measured is not None and not term.derived
 
 
+def test_records_with_exported_graphs_are_not_said_to_miss_a_graph() -> None:
+    """EAGLE-3 with γ 4 and 9 sequences: 14.5 ms with default graphs, 8.2 with exported ones."""
+    default, exported = (
+        RECORDS / f"engine-vllm-0.26-h200{n}.jsonl" for n in ("", "-exported-graphs")
+    )
+    stated = {"draft": "eagle3", "draft_policy": "full", "gamma": 4, "engine": "vllm-0.26"}
+    scenario = ran(**stated, batch=9, prompt_tokens=1424)
+    rounds = {}
+    for paths in ((default,), (exported,), (default, exported), (exported, default)):
+        measured = observe(paths, scenario)
+        rounds[paths] = measured.rounds_s[4]
+        assert measured.exported_graphs == (exported in paths)
+        assert ("in pieces" in diagnose(scenario, measured).sentence) == (exported not in paths)
+    assert rounds[default,] > 1.5 * rounds[exported,] == 1.5 * rounds[default, exported]
+    assert rounds[default, exported] == rounds[exported, default]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_logs_of_two_versions_are_refused(together: bool, tmp_path: Path) -> None:
+    steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
+    logs = [f"vLLM API server version {v}\n{steady}\n" for v in ("0.23.0", "0.26.0")]
+    with pytest.raises(ConfigError, match="give the log of one"):
+        read(tmp_path, *(["".join(logs)] if together else logs), draft="none", gamma=0)
+    restarted = read(tmp_path, logs[0] * 2, draft="none", gamma=0)
+    assert restarted.version == "0.23.0" and restarted.plain_s == pytest.approx(8e-3)
+
+
 def test_a_report_without_figures_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="neither times nor acceptance found"):
         read(tmp_path, "all is well\n")

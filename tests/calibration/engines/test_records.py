@@ -57,6 +57,15 @@ def test_the_repeats_of_a_point_that_was_timed_several_times_are_pooled(
         assert len(read.points) == (1 if paths == [two] else len(known.points))
 
 
+def test_records_that_contradict_each_other_are_noted(known: EngineRecords, tmp_path: Path) -> None:
+    """All repeats of one are longer than all of the other."""
+    first = replace(known.points[0], all_seconds=(0.010, 0.011), seconds=0.0105)
+    again = replace(first, all_seconds=(0.014, 0.015), seconds=0.0145)
+    write_records(tmp_path / "a.jsonl", HEADER, [first, *known.points[1:], again])
+    (note,) = read_engine_records([tmp_path / "a.jsonl"]).notes
+    assert note.startswith(first.point.id) and "10.5 to 14.5 ms" in note
+
+
 def test_a_file_given_twice_changes_nothing(known: EngineRecords, tmp_path: Path) -> None:
     path = written(tmp_path / "a.jsonl", known)
     assert read_engine_records([path, path]).points == known.points

@@ -316,7 +316,7 @@ NGRAM = ("ngram", "full")
 def test_no_measurement_of_alpha_is_asked_for_where_any_alpha_breaks_even() -> None:
     """With one decoded token per request, every round finishes it, whatever is accepted."""
     values = {"target": "llama-3.1-8b", "gpu": "h200", "tp": 1, "engine": "vllm-0.26"}
-    values |= {"batch": 16, "prompt_tokens": 1, "output_tokens": 2, "draft": "eagle3"}
+    values |= {"batch": 8, "prompt_tokens": 1, "output_tokens": 2, "draft": "eagle3"}
     answer = find_plan(values)
     assert answer.faster is not None and answer.faster.alpha_to_break_even == 0.0
     assert answer.faster.measure == "" and "measure" not in answer.why_not_fastest
