@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from runtime.execution.sampling import Sampler, SamplingParams, sampler_for
 from runtime.model.decoder import Decoder
 from runtime.model.weights import RandomWeights, SafetensorsFolder, WeightSource, load_weights
 from runtime.parallel.groups import Group, Ranks
+from runtime.parallel.watchdog import HERE
 
 CPU = torch.device("cpu")
 
@@ -44,7 +46,8 @@ class Model:
             source = SafetensorsFolder(self.folder, dtype, device)
         else:
             source = RandomWeights(self.seed, dtype, device)
-        return Decoder(self.config, load_weights(self.config, source, group), group)
+        with HERE.at(f"loading {self.config.name}", limit_s=math.inf):
+            return Decoder(self.config, load_weights(self.config, source, group), group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
