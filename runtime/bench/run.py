@@ -21,6 +21,7 @@ from runtime.bench.progress import show_status
 from runtime.config import read_model_config
 from runtime.errors import EngineError, InputError, os_reason
 from runtime.parallel.launch import launch_ranks, run_rank
+from runtime.parallel.processes import EXEMPT
 from runtime.parallel.watchdog import HERE
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the launcher does not need it
@@ -82,7 +83,7 @@ def run(plan: RunPlan) -> None:
         if ranks.is_root:
             for note in report["notes"]:
                 print(f"note: {note}", file=sys.stderr)
-            with HERE.waiting():  # for the reader of a pipe
+            with HERE.waiting(EXEMPT):  # for the reader of a pipe
                 _print(plan, {**origin, **report})
 
 

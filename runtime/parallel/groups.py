@@ -30,6 +30,7 @@ from runtime.parallel.all_reduce import (
     limits_from_environment,
     shared_workspace,
 )
+from runtime.parallel.processes import EXEMPT, WAITS
 from runtime.parallel.watchdog import HERE
 
 # A rank that dies closes its connections at once; this only bounds legitimate waiting, such as for
@@ -147,7 +148,7 @@ def connect(*, tp: int, draft_tp: int, device: str = "cpu") -> Iterator[Ranks]:
     HERE.move("joining", limit_s=watchdog.JOIN_S)
     with _watched():
         try:
-            with HERE.waiting():
+            with HERE.waiting(EXEMPT):  # NCCL works in threads of its own
                 target, draft = _join(tp, draft_tp, local, limits)
             HERE.move("joined")
             yield Ranks(target=target, draft=draft, device=local)
@@ -159,7 +160,7 @@ def connect(*, tp: int, draft_tp: int, device: str = "cpu") -> Iterator[Ranks]:
         if local.type == "cuda":
             torch.cuda.synchronize()
             gc.collect()  # NCCL waits for graphs that contain its operations
-        with HERE.waiting():
+        with HERE.waiting(EXEMPT):
             dist.destroy_process_group()
 
 
@@ -227,9 +228,10 @@ def exchange_words(word: str, *, failed: bool = False) -> list[str]:
     key = f"specroof-word-{next(_exchanges)}"
     store.set(f"{key}-{rank}", word)
     keys = [f"{key}-{other}" for other in range(world)]
-    limit_s = min(watchdog.silence_limit_s() if failed else math.inf, watchdog.START_S)
+    limit_s = min(watchdog.idle_limit_s() if failed else math.inf, watchdog.START_S)
     doing = f"failed: {word}" if failed else "waiting for other ranks"
-    with _watched(), HERE.at(doing, limit_s=2 * limit_s), HERE.waiting():
+    mark = EXEMPT if failed else WAITS
+    with _watched(), HERE.at(doing, limit_s=2 * limit_s), HERE.waiting(mark):
         try:
             store.wait(keys, timedelta(seconds=limit_s))
         except RuntimeError:

@@ -23,7 +23,7 @@ from typing import Any
 from runtime.errors import EngineError, RankFailed, Terminated
 from runtime.parallel import watchdog
 from runtime.parallel.processes import FAILURE_FILE, POSITION_FILE, RankMonitor, last_positions
-from runtime.parallel.watchdog import HERE, IDLE_SHARE, stall_limit_s
+from runtime.parallel.watchdog import HERE, idle_limit_s, stall_limit_s
 
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a rank that the agent stops
@@ -59,8 +59,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     before = signal.getsignal(signal.SIGTERM)
-    idle_s = IDLE_SHARE * stall_limit_s("cuda")
-    monitor = RankMonitor(looks=LOOKS, every_s=idle_s / LOOKS)
+    monitor = RankMonitor(looks=LOOKS, every_s=idle_limit_s() / LOOKS)
     with tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -83,8 +82,8 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
             failed = _failure(error.failures, ranks)
             if monitor.verdict:
                 failed = RankFailed(f"{monitor.verdict}; all ranks were stopped")
-            positions = last_positions(Path(folder))
-            if failed.exit_code == 1 and positions:  # otherwise the input is at fault
+            if failed.exit_code == 1:  # otherwise the input is at fault
+                positions = last_positions(Path(folder), ranks)
                 failed.args = (f"{failed}; last positions: {positions}",)
             raise failed from None
         except SignalException:

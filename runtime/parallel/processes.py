@@ -1,10 +1,10 @@
 """Watches the processes of the ranks from their launcher, through /proc.
 
 A rank is at fault if it is suspended, or if its main thread, outside a wait for other ranks, has
-used no CPU time and read nothing for a stated time. Loading, prefilling, compiling and capturing
-use CPU time or read, a wait for the GPU spins, and a rank whose compiler, or a peer's, runs in
-another process is not judged. So no phase needs a time limit, and a rank need not have joined.
-Systems without /proc are not watched.
+used no CPU time and read nothing for a stated time; and so are all if all of them wait. Loading,
+prefilling, compiling and capturing use CPU time or read, a wait for the GPU spins, and a rank whose
+compiler, or a peer's, runs in another process is not judged. So no phase needs a time limit, and a
+rank need not have joined. Systems without /proc are not watched.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 PROC = Path("/proc")
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 POSITION_FILE = "position"  # beside it: what the rank is doing
-WAITS = "~"  # first character of a position in which the rank waits for others
+WAITS, EXEMPT = "~", "!"  # first character of a position: waits for other ranks; is not judged
 _SUSPENDED = "T"
 _READY = "R"
 _STATE, _SESSION, _FAULTS, _USER, _SYSTEM = 0, 3, 9, 11, 12  # in `stat`, after the name
@@ -32,13 +32,12 @@ def is_suspended(process: int) -> bool | None:
     return fields[_STATE] == _SUSPENDED if fields else None
 
 
-def last_positions(folder: Path) -> str:
-    """What each rank was doing, from the files in one folder per rank; empty if there are none."""
-    texts = {
-        int(path.parent.name): path.read_text("utf-8", errors="replace")[1:].strip()
-        for path in folder.rglob(POSITION_FILE)
-    }
-    return "; ".join(f"rank {rank}: {texts[rank]}" for rank in sorted(texts))
+def last_positions(folder: Path, ranks: int) -> str:
+    """What each rank was doing, from the files in one folder per rank."""
+    texts = dict.fromkeys(range(ranks), "starting")
+    for path in folder.rglob(POSITION_FILE):
+        texts[int(path.parent.name)] = _text(path)[1:].strip()
+    return "; ".join(f"rank {rank}: {text}" for rank, text in texts.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,8 @@ def rank_processes() -> dict[int, RankProcess]:
 class RankMonitor:
     """Kills a rank that is suspended or makes no progress for `looks` looks, one per `every_s`.
 
-    `verdict` then says which; until then it is empty.
+    All are killed if all of them wait for a third longer. `verdict` then says which ranks were at
+    fault; until then it is empty.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class RankMonitor:
                 process.continue_to_end()
                 same = before.get(rank, "")[:1] == (state,)
             else:
-                same = signs == before.get(rank) and state != _READY and position[:1] != WAITS
+                same = signs == before.get(rank) and state != _READY and position[:1] != EXEMPT
             self._same[rank] = counts.get(rank, 0) + 1 if same else 0
         if 2 * max(self._same.values(), default=0) >= self.looks:
             self._judge(ranks)
@@ -146,17 +146,21 @@ class RankMonitor:
 
     def _judge(self, ranks: Mapping[int, RankProcess]) -> None:
         """Kill the ranks at fault; those that are suspended if there are any."""
-        suspended = {rank for rank, signs in self._last.items() if signs[0] == _SUSPENDED}
+        seen, late = self._last, {rank for rank, n in self._same.items() if n >= self.looks}
+        suspended = {rank for rank, signs in seen.items() if signs[0] == _SUSPENDED}
+        waiting = {rank for rank, signs in seen.items() if signs[1].startswith(WAITS)} - suspended
         if self._helpers_work({process.process for process in ranks.values()}):
             self._same |= dict.fromkeys(self._same.keys() - suspended, 0)
-        late = {rank for rank, looks in self._same.items() if looks >= self.looks}
-        at_fault = sorted(late & suspended or late)
+            late &= suspended
+        looks, fault = self.looks, "suspended (SIGSTOP)"
+        if not (at_fault := late & suspended):
+            fault, at_fault = "hung, without computing or reading,", late - waiting
+        if not at_fault and waiting == seen.keys() and 3 * min(self._same.values()) >= 4 * looks:
+            looks, fault, at_fault = 4 * looks // 3, "waiting for others in vain", waiting
         if at_fault and not self.verdict:
-            who = ", ".join(f"rank {rank}" for rank in at_fault)
-            how = (
-                "suspended (SIGSTOP)" if late & suspended else "hung: it neither computed nor read"
-            )
-            self.verdict = f"{who} was {how} for {self.looks * self.every_s:.0f} s"
+            who = " and ".join(f"rank {rank}" for rank in sorted(at_fault))
+            was = "were" if len(at_fault) > 1 else "was"
+            self.verdict = f"{who} {was} {fault} for {looks * self.every_s:.0f} s"
             for rank in at_fault:
                 _send(ranks[rank].process, signal.SIGKILL)
 

@@ -29,7 +29,7 @@ from runtime.errors import InputError
 from runtime.parallel.processes import WAITS, is_suspended
 
 LIMIT_VARIABLE = "SPECROOF_STALL_S"
-STALL_S = 20.0  # longest round of a run that is under way
+STALL_S = 20.0  # longest round of a run that is under way, or time without another rank's count
 SILENT_S = 20.0  # longest time without a count from another rank
 IDLE_SHARE = (
     0.75  # of `STALL_S` that a process may be idle: its rank is named before others give up
@@ -75,11 +75,12 @@ def stall_limit_s(device_type: str) -> float:
 
 def silence_limit_s(every_s: float = _EVERY_S) -> float:
     """Seconds without a sign of life from another rank: at least five of its counts."""
-    return (
-        max(_MISSED * every_s, stall_limit_s("cuda"))
-        if os.environ.get(LIMIT_VARIABLE)
-        else SILENT_S
-    )
+    return max(_MISSED * every_s, stall_limit_s("cuda"))
+
+
+def idle_limit_s() -> float:
+    """Seconds for which a rank may be idle; shorter, so that it is named before others give up."""
+    return 0.75 * stall_limit_s("cuda")
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class Position:
     text: str = "starting"
     since: float = field(default_factory=time.monotonic)
     limit_s: float = math.inf
-    _waits: bool = False
+    _mark: str = " "
     _file: mmap.mmap | None = None
 
     def move(self, text: str, *, limit_s: float = math.inf) -> None:
@@ -104,19 +105,19 @@ class Position:
             self._file[1:] = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Within the body, this rank may be idle: it waits for others, or for who reads it."""
-        outer, self._waits = self._waits, True
-        self._mark()
+    def waiting(self, mark: str = WAITS) -> Iterator[None]:
+        """Within the body, this rank may be idle, since it waits for others."""
+        outer = self._mark
+        self._set_mark(mark)
         try:
             yield
         finally:
-            self._waits = outer
-            self._mark()
+            self._set_mark(outer)
 
-    def _mark(self) -> None:
+    def _set_mark(self, mark: str) -> None:
+        self._mark = mark
         if self._file is not None:
-            self._file[:1] = WAITS.encode() if self._waits else b" "
+            self._file[:1] = mark.encode()
 
     @contextmanager
     def at(self, text: str, *, limit_s: float) -> Iterator[None]:

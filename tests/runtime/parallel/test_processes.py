@@ -15,7 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from runtime.parallel.processes import POSITION_FILE, RankMonitor, RankProcess, is_suspended
+from runtime.parallel.processes import (
+    EXEMPT,
+    POSITION_FILE,
+    RankMonitor,
+    RankProcess,
+    is_suspended,
+)
 from runtime.parallel.watchdog import Position
 
 LOOKS = 6
@@ -92,24 +98,52 @@ def test_a_rank_whose_main_thread_hangs_is_killed_and_named(start: Start, tmp_pa
     watch = monitor(tmp_path, hangs, works)
     while not watch.verdict:
         watch.look()
-    assert watch.verdict == "rank 0 was hung: it neither computed nor read for 3 s"
+    assert watch.verdict == "rank 0 was hung, without computing or reading, for 3 s"
     assert hangs.wait(300) == -signal.SIGKILL
 
 
-def test_a_rank_that_waits_for_others_is_not_judged(start: Start, tmp_path: Path) -> None:
-    idle = start(HANG)
-    assert ready(idle)
-    (tmp_path / "0").mkdir()
-    here = Position("joined")
-    here.write_to(tmp_path / "0" / POSITION_FILE)
-    watch = monitor(tmp_path, idle)
-    with here.waiting(), here.waiting():
+def test_a_rank_that_waits_for_one_that_works_is_not_at_fault(start: Start, tmp_path: Path) -> None:
+    waits, works = start(HANG), start(WORK)
+    assert ready(waits) and ready(works)
+    here = written(tmp_path, 0)
+    watch = monitor(tmp_path, waits, works)
+    with here.waiting():
         for _ in range(10 * LOOKS):
             watch.look()
-    assert watch.verdict == ""
-    while not watch.verdict:
-        here.note("loading")  # the same text is no progress
-        watch.look()
+        assert watch.verdict == ""
+        works.kill()
+        works.wait()
+        while not watch.verdict:
+            watch.look()
+    assert watch.verdict == "rank 0 was waiting for others in vain for 4 s"
+
+
+def test_ranks_that_all_wait_are_killed_unless_what_they_do_is_exempt(
+    start: Start, tmp_path: Path
+) -> None:
+    ranks = [start(HANG), start(HANG)]
+    assert all(ready(rank) for rank in ranks)
+    first, second = (written(tmp_path, rank) for rank in range(2))
+    watch = monitor(tmp_path, *ranks)
+    with first.waiting():
+        with second.waiting(EXEMPT), second.waiting(EXEMPT):
+            for _ in range(10 * LOOKS):
+                watch.look()
+            assert watch.verdict == ""
+        with second.waiting():
+            while not watch.verdict:
+                second.note("loading")  # the same text is no progress
+                watch.look()
+    assert watch.verdict == "rank 0 and rank 1 were waiting for others in vain for 4 s"
+    assert [rank.wait(300) for rank in ranks] == [-signal.SIGKILL] * 2
+
+
+def written(folder: Path, rank: int) -> Position:
+    """The position of a rank, in its file."""
+    (folder / f"{rank}").mkdir()
+    here = Position("loading")
+    here.write_to(folder / f"{rank}" / POSITION_FILE)
+    return here
 
 
 def test_a_rank_whose_peer_compiles_in_another_process_is_not_judged(
@@ -153,7 +187,7 @@ AGENT = """
 import sys
 from runtime.errors import EngineError
 from runtime.parallel import launch
-launch.IDLE_SHARE = 0.1
+launch.idle_limit_s = lambda: 2.0
 try: launch.launch_ranks([sys.executable, "-c", {rank!r}], 2)
 except EngineError as error: sys.exit(str(error))
 """
@@ -181,10 +215,14 @@ os.kill(os.getpid(), signal.SIGSTOP)
 @pytest.mark.parametrize(
     ("rank", "line"),
     [
-        (STARTS, "rank 1 was suspended (SIGSTOP) for 2 s; all ranks were stopped"),
+        (
+            STARTS,
+            "rank 1 was suspended (SIGSTOP) for 2 s; all ranks were stopped; "
+            "last positions: rank 0: starting; rank 1: starting",
+        ),
         (
             LOADS,
-            "rank 1 was hung: it neither computed nor read for 2 s; all ranks were stopped; "
+            "rank 1 was hung, without computing or reading, for 2 s; all ranks were stopped; "
             "last positions: rank 0: waiting for other ranks; rank 1: loading tiny",
         ),
     ],

@@ -58,7 +58,7 @@ def launched(code: str, stall_s: str) -> subprocess.CompletedProcess[str]:
     script = [sys.executable, "-c", code]
     code = (
         "import sys; from runtime import EngineError; from runtime.parallel import launch\n"
-        "launch.IDLE_SHARE = 0.1\n"
+        "launch.idle_limit_s = lambda: 2.0\n"
         f"try: launch.launch_ranks({script!r}, 2)\n"
         "except EngineError as error: sys.exit(str(error))"
     )
