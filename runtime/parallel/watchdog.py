@@ -30,10 +30,6 @@ from runtime.parallel.processes import WAITS, is_suspended
 
 LIMIT_VARIABLE = "SPECROOF_STALL_S"
 STALL_S = 20.0  # longest round of a run that is under way, or time without another rank's count
-SILENT_S = 20.0  # longest time without a count from another rank
-IDLE_SHARE = (
-    0.75  # of `STALL_S` that a process may be idle: its rank is named before others give up
-)
 JOIN_S = 300.0  # longest wait for another rank to start Python and join
 START_S = 1800.0  # longest first round, which compiles, chunk of a prompt, or round on a CPU
 _TEXT_BYTES = 80
