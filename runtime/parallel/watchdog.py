@@ -3,8 +3,8 @@
 A rank that dies closes its connections, but one that stalls leaves the others inside a collective
 forever. Each rank records its position as it goes. A thread publishes it through the ranks' store
 and keeps the last position of every other rank, so that nothing is lost if the store stalls too.
-It also counts its turns: a process that is stopped sends no new count, whatever it was doing, while
-one that compiles or loads for long does.
+It also counts its turns: a process that is suspended sends no new count. `launch_ranks` sees that
+and more from outside (`processes`); this is for ranks that torchrun started, also on other hosts.
 """
 
 from __future__ import annotations
