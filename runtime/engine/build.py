@@ -165,8 +165,6 @@ def _drafter(
         return NoDraft(setup.device)
     if setup.plan.draft == "self":
         return SelfDrafter(target, cache, passes, _view(setup, cache), sampler)
-    if decoder is None:
-        return AbsentDrafter(setup.device, ranks.target)
     page, ring, chunk = setup.page_tokens, None, setup.chunk_tokens
     pages = batch.pages(page, setup.gamma + 1, 0)
     if setup.plan.policy == "streamingllm":
@@ -174,6 +172,8 @@ def _drafter(
         ring = Ring(budget, whole_sink_pages(budget, setup.plan.sink_tokens, page))
         longest = budget + max(min(chunk, budget), setup.gamma + 1)
         pages = min(pages, len(batch.prompt_tokens) * (pages_for(longest, page) + 1))
+    if decoder is None:  # only now, so that all ranks refuse the same budgets
+        return AbsentDrafter(setup.device, ranks.target)
     draft_cache = _cache(setup, decoder, pages)
     return StandaloneDrafter(
         decoder,
