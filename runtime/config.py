@@ -15,15 +15,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from runtime.config_fields import (
-    FAMILIES,
-    check_fields,
-    is_token_list,
-    one_line,
-    read_json_object,
-)
+from runtime.config_fields import FAMILIES, check_fields, is_token_list, read_json_object
 from runtime.contracts import ModelShape
-from runtime.errors import InputError
+from runtime.errors import InputError, one_line
 
 MOST = 10**9  # of any size
 SCALING_FIELDS = {  # of a config.json and of `RopeScaling`, in addition to the factor

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runtime.errors import InputError, os_reason
+from runtime.errors import InputError, one_line, os_reason
 
 
 class Rule(NamedTuple):
@@ -84,14 +84,13 @@ HARMLESS_FIELDS = frozenset((
     "id2label", "initializer_range", "is_composition", "is_decoder", "is_llama_config", "label2id",
     "language", "length_penalty", "library_name", "max_length", "max_new_tokens",
     "max_sequence_length", "min_length", "model_max_length", "model_type", "name_or_path",
-    "neftune_noise_alpha",
-    "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels", "num_return_sequences",
-    "output_attentions", "output_hidden_states", "output_router_logits", "output_scores", "prefix",
-    "pretraining_tp", "remove_invalid_values", "repetition_penalty", "return_dict",
-    "return_dict_in_generate", "router_jitter_noise", "seed", "seq_aux", "suppress_tokens",
-    "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
-    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version",
-    "typical_p", "use_bfloat16", "use_cache",
+    "neftune_noise_alpha", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_labels",
+    "num_return_sequences", "output_attentions", "output_hidden_states", "output_router_logits",
+    "output_scores", "prefix", "pretraining_tp", "remove_invalid_values", "repetition_penalty",
+    "return_dict", "return_dict_in_generate", "router_jitter_noise", "seed", "seq_aux",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss",
+    "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers_version", "typical_p", "use_bfloat16", "use_cache",
 ))  # fmt: skip
 HARMLESS_STARTS = ("_", "unsloth_")
 HARMLESS_ENDS = ("_dropout", "_pdrop", "_loss_coef", "_token_id", "_token_ids", "_token_index")
@@ -252,12 +251,8 @@ def check_fields(fields: Mapping[str, Any], file: Path, name: str) -> None:
     """
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise _refusal(
-            name,
-            "model_type",
-            kind,
-            f"no step of it was measured; use one of {', '.join(FAMILIES)}",
-        )
+        why = f"no step of it was measured; use one of {', '.join(FAMILIES)}"
+        raise _refusal(name, "model_type", kind, why)
     if fields.get("architectures") not in (None, [FAMILIES[kind]]):
         raise _refusal(name, "architectures", fields["architectures"], f"use {FAMILIES[kind]}")
     for field in fields:
@@ -352,9 +347,3 @@ def _refusal(name: str, field: str, value: Any, why: str) -> InputError:
 
 def _printable(value: Any) -> str:
     return "".join(c if c.isprintable() else "?" for c in f"{value!r:.60}")
-
-
-def one_line(text: object) -> str:
-    """An exception or text from outside, on one line of at most 300 printable characters."""
-    words = f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else str(text)
-    return "".join(c if c.isprintable() else " " for c in " ".join(words.split()))[:300]

@@ -1,4 +1,4 @@
-"""Expected failures of a run, reported as one line with an exit code."""
+"""Expected failures of a run, reported as one line with an exit code, and texts for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ def os_reason(error: OSError) -> str:
     """Why a file cannot be used, as the end of a sentence: "no such file or directory"."""
     text = error.strerror or str(error)
     return text[:1].lower() + text[1:]
+
+
+def one_line(text: object) -> str:
+    """An exception or text from outside, on one line of at most 300 printable characters."""
+    words = f"{type(text).__name__}: {text}" if isinstance(text, BaseException) else str(text)
+    return "".join(c if c.isprintable() else " " for c in " ".join(words.split()))[:300]
 
 
 class EngineError(Exception):

@@ -247,26 +247,24 @@ class RequestLoop:
         if not self.prefilling:
             return
         rows = running * (gamma + 1)
-        left, extra_s, context = self.serving.token_budget - rows, 0.0, 0.0
+        left, seconds, context = self.serving.token_budget - rows, 0.0, 0.0
         ready: list[Request] = []
         if running:
             context = self.batch.cached_tokens / running
         while self.prefilling and left > 0:
             request = self.prefilling[0]
             take = min(left, math.ceil(request.cached) - request.prefilled)
-            extra_s += self.times.prefill_seconds(rows, request.prefilled, take)
+            seconds += self.times.prefill_seconds(rows, request.prefilled, take)
             request.prefilled += take
             rows, left = rows + take, left - take
             if request.prefilled < request.cached:
                 break
-            extra_s += self.times.selection_seconds(request.prefilled)
+            seconds += self.times.selection_seconds(request.prefilled)
             ready.append(self.prefilling.popleft())
-        seconds = extra_s
         if running:
             seconds += self.times.round_seconds(gamma, running, context)
         host_s = mixed_pass_host_s(self.times.scenario, running, gamma, rows)
-        seconds = max(seconds, float(host_s))
-        self._pass_time(gamma, running, context, 1, seconds)
+        self._pass_time(gamma, running, context, 1, max(seconds, float(host_s)))
         if running:
             self._finish(self.batch.advance(gamma, 1))
         self._start(ready)

@@ -21,6 +21,8 @@ from runtime.bench.progress import show_status
 from runtime.config import read_model_config
 from runtime.errors import EngineError, InputError, os_reason
 from runtime.parallel.launch import launch_ranks, run_rank
+from runtime.parallel.processes import EXEMPT
+from runtime.parallel.watchdog import HERE
 
 if TYPE_CHECKING:  # importing torch takes seconds, and the launcher does not need it
     from runtime.config import DecoderConfig
@@ -81,7 +83,8 @@ def run(plan: RunPlan) -> None:
         if ranks.is_root:
             for note in report["notes"]:
                 print(f"note: {note}", file=sys.stderr)
-            _print(plan, {**origin, **report})
+            with HERE.waiting(EXEMPT):  # for the reader of a pipe
+                _print(plan, {**origin, **report})
 
 
 class _Run:
@@ -165,8 +168,8 @@ class _Run:
             start_without_prefill(engine, self.prompts, new)
             result = engine.run_to_end(ttft_s=0.0, on_round=on_round)
         else:
-            progress = _show_progress if self.ranks.is_root else _hide_progress
-            result = engine.generate(self.prompts, new, progress=progress, on_round=on_round)
+            show = {"progress": _show_progress} if self.ranks.is_root else {}
+            result = engine.generate(self.prompts, new, on_round=on_round, **show)
         return result, engine, startup
 
     def _utilization(self, result: GenerationResult, engine: Engine) -> dict[str, Any]:
@@ -244,10 +247,6 @@ def context_notes(
 
 def _show_progress(done: int, total: int) -> None:
     show_status("" if done == total else f"prefill: {done:,} of {total:,} tokens")
-
-
-def _hide_progress(done: int, total: int) -> None:
-    """Only rank 0 shows progress."""
 
 
 def open_log(path: Path) -> TextIO:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from runtime.execution.sampling import Sampler, SamplingParams, sampler_for
 from runtime.model.decoder import Decoder
 from runtime.model.weights import RandomWeights, SafetensorsFolder, WeightSource, load_weights
 from runtime.parallel.groups import Group, Ranks
+from runtime.parallel.watchdog import HERE
 
 CPU = torch.device("cpu")
 
@@ -44,7 +46,8 @@ class Model:
             source = SafetensorsFolder(self.folder, dtype, device)
         else:
             source = RandomWeights(self.seed, dtype, device)
-        return Decoder(self.config, load_weights(self.config, source, group), group)
+        with HERE.at(f"loading {self.config.name}", limit_s=math.inf):
+            return Decoder(self.config, load_weights(self.config, source, group), group)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +165,6 @@ def _drafter(
         return NoDraft(setup.device)
     if setup.plan.draft == "self":
         return SelfDrafter(target, cache, passes, _view(setup, cache), sampler)
-    if decoder is None:
-        return AbsentDrafter(setup.device, ranks.target)
     page, ring, chunk = setup.page_tokens, None, setup.chunk_tokens
     pages = batch.pages(page, setup.gamma + 1, 0)
     if setup.plan.policy == "streamingllm":
@@ -171,6 +172,8 @@ def _drafter(
         ring = Ring(budget, whole_sink_pages(budget, setup.plan.sink_tokens, page))
         longest = budget + max(min(chunk, budget), setup.gamma + 1)
         pages = min(pages, len(batch.prompt_tokens) * (pages_for(longest, page) + 1))
+    if decoder is None:  # only now, so that all ranks refuse the same budgets
+        return AbsentDrafter(setup.device, ranks.target)
     draft_cache = _cache(setup, decoder, pages)
     return StandaloneDrafter(
         decoder,

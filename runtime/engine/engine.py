@@ -30,21 +30,17 @@ from runtime.drafting.base import Drafter
 from runtime.engine.clock import HostClock, PhaseClock
 from runtime.engine.results import FinishedSequence, GenerationResult, RoundRecord
 from runtime.engine.verdict import Launched, Verdict, to_device
-from runtime.errors import EngineError, InputError, OutOfPages
+from runtime.errors import EngineError, OutOfPages
 from runtime.execution.draft_steps import PreparedDraft, Proposal
 from runtime.execution.eager import Passes, output_rows
 from runtime.execution.prefill import Progress, PromptJob, prefill
 from runtime.execution.sampling import Sampler
-from runtime.execution.sequence import SequenceState
+from runtime.execution.sequence import SequenceState, new_sequences
 from runtime.model.decoder import Decoder
 from runtime.parallel.groups import Group
 from runtime.parallel.watchdog import HERE, START_S, stall_limit_s
 
 _FIRST_ROUNDS = 2  # compile and capture
-
-
-def _silent(done: int, total: int) -> None:
-    """Show nothing."""
 
 
 class Engine:
@@ -90,7 +86,7 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: Sequence[int],
         *,
-        progress: Progress = _silent,
+        progress: Progress = lambda done, total: None,
         on_round: Callable[[RoundRecord], None] = lambda record: None,
     ) -> GenerationResult:
         """Run a batch to its end.
@@ -147,42 +143,37 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: Sequence[int],
         *,
-        progress: Progress = _silent,
+        progress: Progress = lambda done, total: None,
     ) -> None:
         """Prefill the target, choose every sequence's first token, prefill the draft."""
-        self._check(prompts, max_new_tokens)
+        sequences = new_sequences(prompts, max_new_tokens, self.target.config.vocab)
 
         def chunk_done(done: int, total: int) -> None:
             HERE.move(f"prefill: {done} of {total} tokens", limit_s=START_S)
             progress(done, total)
 
         with HERE.at("prefill", limit_s=START_S):
-            self._start(prompts, max_new_tokens, chunk_done)
+            self._start(sequences, chunk_done)
 
-    def _start(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], progress: Progress
-    ) -> None:
+    def _start(self, sequences: list[SequenceState], progress: Progress) -> None:
         self.rounds, self._ahead, self._drafted = [], None, None
-        self.sequences = [
-            SequenceState(index, list(prompt), len(prompt), most)
-            for index, (prompt, most) in enumerate(zip(prompts, max_new_tokens, strict=True))
-        ]
+        self.sequences = sequences
         with self.clock.phase("prefill"):
             hidden = prefill(
                 self.target,
                 self.cache,
                 self.backend,
-                [PromptJob(sequence.tokens, sequence.table) for sequence in self.sequences],
+                [PromptJob(sequence.tokens, sequence.table) for sequence in sequences],
                 chunk_tokens=self.chunk_tokens,
-                observer=self.drafter.observer([len(prompt) for prompt in prompts]),
+                observer=self.drafter.observer([sequence.prompt_tokens for sequence in sequences]),
                 progress=progress,
             )
-            nothing = Proposal(hidden.new_empty((len(prompts), 0), dtype=torch.long))
+            nothing = Proposal(hidden.new_empty((len(sequences), 0), dtype=torch.long))
             rows = output_rows(self.target, hidden, self.sampler.greedy)
             verdict = self._read(self._judge(nothing, rows[:, None])).tolist()
         with self.clock.phase("draft_prefill"):
-            self.drafter.admit(self.sequences, progress)
-        for sequence, row in zip(self.sequences, verdict, strict=True):
+            self.drafter.admit(sequences, progress)
+        for sequence, row in zip(sequences, verdict, strict=True):
             sequence.append(row[1:2], self.eos_tokens)
             if sequence.finish is not None:
                 self._free(sequence)
@@ -356,15 +347,3 @@ class Engine:
     def _free(self, sequence: SequenceState) -> None:
         self.cache.release(sequence.table)
         self.drafter.release(sequence)
-
-    def _check(self, prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int]) -> None:
-        vocab = self.target.config.vocab
-        for index, prompt in enumerate(prompts):
-            if not prompt:
-                raise InputError(f"prompt {index} is empty; give every sequence at least one token")
-            if min(prompt) < 0 or max(prompt) >= vocab:
-                raise InputError(f"prompt {index} has tokens outside the vocabulary of {vocab}")
-        if not prompts or min(max_new_tokens) < 1:
-            raise InputError(
-                "nothing to generate; give a prompt and at least one new token for each"
-            )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from runtime.attention.paged_cache import PageTable
+from runtime.errors import InputError
 
 
 @dataclass(slots=True)
@@ -42,3 +44,26 @@ class SequenceState:
         self.tokens += taken
         if not self.finish and self.room <= 0:
             self.finish = "length"
+
+
+def new_sequences(
+    prompts: Sequence[Sequence[int]], max_new_tokens: Sequence[int], vocab: int
+) -> list[SequenceState]:
+    """One sequence per prompt, before its prefill.
+
+    Raises
+    ------
+    InputError
+        If a prompt is empty or has a token outside the vocabulary, or there is nothing to generate.
+    """
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise InputError(f"prompt {index} is empty; give every sequence at least one token")
+        if min(prompt) < 0 or max(prompt) >= vocab:
+            raise InputError(f"prompt {index} has tokens outside the vocabulary of {vocab}")
+    if not prompts or min(max_new_tokens) < 1:
+        raise InputError("nothing to generate; give a prompt and at least one new token for each")
+    return [
+        SequenceState(index, list(prompt), len(prompt), most)
+        for index, (prompt, most) in enumerate(zip(prompts, max_new_tokens, strict=True))
+    ]

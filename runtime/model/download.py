@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 from runtime.config import read_config
-from runtime.config_fields import one_line
-from runtime.errors import InputError
+from runtime.errors import InputError, one_line
 
 CONFIG = ["config.json", "generation_config.json"]
 FILES = [*CONFIG, "*.safetensors", "model.safetensors.index.json", "tokenizer*",

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.config_fields import one_line
-from runtime.errors import InputError, os_reason
+from runtime.errors import InputError, one_line, os_reason
 
 Messages = Sequence[dict[str, Any]]
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.config import DecoderConfig
-from runtime.config_fields import one_line
-from runtime.errors import InputError, OutOfMemory
+from runtime.errors import InputError, OutOfMemory, one_line
 from runtime.model.layers import DecoderWeights, LayerWeights
 from runtime.parallel.groups import Group
 

@@ -30,6 +30,7 @@ from runtime.parallel.all_reduce import (
     limits_from_environment,
     shared_workspace,
 )
+from runtime.parallel.processes import EXEMPT, WAITS
 from runtime.parallel.watchdog import HERE
 
 # A rank that dies closes its connections at once; this only bounds legitimate waiting, such as for
@@ -64,7 +65,8 @@ class Group:
             algorithm = self.workspace.choose(message_bytes, partial.dtype)
             if algorithm != "nccl":
                 return self.workspace.all_reduce(partial, algorithm)
-        dist.all_reduce(partial, group=self.handle)
+        with HERE.waiting():
+            dist.all_reduce(partial, group=self.handle)
         return partial
 
     def partial_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor | None:
@@ -80,7 +82,8 @@ class Group:
             return part
         if not part.is_cuda:
             parts = [torch.empty_like(part) for _ in range(self.size)]
-            dist.all_gather(parts, part.contiguous(), group=self.handle)
+            with HERE.waiting():
+                dist.all_gather(parts, part.contiguous(), group=self.handle)
             return torch.cat(parts, dim=-1)
         stacked = part.new_empty((self.size, *part.shape))
         dist.all_gather_into_tensor(stacked, part.contiguous(), group=self.handle)
@@ -89,7 +92,8 @@ class Group:
     def broadcast(self, value: Tensor) -> Tensor:
         """Rank 0's `value`, in place on every rank."""
         if self.size > 1:
-            dist.broadcast(value, src=0, group=self.handle)
+            with HERE.waiting():
+                dist.broadcast(value, src=0, group=self.handle)
         return value
 
 
@@ -130,7 +134,7 @@ def connect(*, tp: int, draft_tp: int, device: str = "cpu") -> Iterator[Ranks]:
     InputError
         If the number of processes is not `tp`, `draft_tp` exceeds it, or a GPU is missing.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != tp:
         raise InputError(f"tp={tp} needs {tp} processes, not {world}; use torchrun or --tp")
     if not 1 <= draft_tp <= tp:
@@ -143,26 +147,21 @@ def connect(*, tp: int, draft_tp: int, device: str = "cpu") -> Iterator[Ranks]:
         return
     HERE.move("joining", limit_s=watchdog.JOIN_S)
     with _watched():
-        _join(local)
         try:
-            HERE.move("joining", limit_s=watchdog.START_S)  # may compile
-            target = _group(rank, world, dist.group.WORLD, local, limits)
-            draft: Group | None = target
-            if draft_tp < tp:
-                # Every rank takes part in making a group, also those that are not in it.
-                handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
-                draft = _group(rank, draft_tp, handle, local, limits) if rank < draft_tp else None
+            with HERE.waiting(EXEMPT):  # NCCL works in threads of its own
+                target, draft = _join(tp, draft_tp, local, limits)
             HERE.move("joined")
             yield Ranks(target=target, draft=draft, device=local)
         except BaseException:
             # NCCL would wait here for peers that wait for this rank; gloo just closes connections.
-            if local.type == "cpu":
+            if local.type == "cpu" and dist.is_initialized():
                 dist.destroy_process_group()
             raise
         if local.type == "cuda":
             torch.cuda.synchronize()
             gc.collect()  # NCCL waits for graphs that contain its operations
-        dist.destroy_process_group()
+        with HERE.waiting(EXEMPT):
+            dist.destroy_process_group()
 
 
 def _local_device(device: str) -> torch.device:
@@ -183,18 +182,28 @@ def _local_device(device: str) -> torch.device:
     return local
 
 
-def _join(device: torch.device) -> None:
-    """Create the process group, under store keys that no earlier group of this process used."""
+def _join(
+    tp: int, draft_tp: int, device: torch.device, limits: AllReduceLimits
+) -> tuple[Group, Group | None]:
+    """Create the process group and, in it, the target's and the draft's."""
     os.environ.update(NO_MULTICAST)
     store, rank, world = _store()
     dist.init_process_group(
         "gloo" if device.type == "cpu" else "nccl",
+        # Keys that no earlier group of this process used.
         store=_STORES.PrefixStore(f"specroof-{next(_joinings)}", store),
         rank=rank,
         world_size=world,
         timeout=COLLECTIVE_TIMEOUT,
         device_id=None if device.type == "cpu" else device,
     )
+    HERE.move("joining", limit_s=watchdog.START_S)  # may compile
+    target = _group(rank, tp, dist.group.WORLD, device, limits)
+    if draft_tp == tp:
+        return target, target
+    # Every rank takes part in making a group, also those that are not in it.
+    handle = dist.new_group(list(range(draft_tp))) if draft_tp > 1 else None
+    return target, _group(rank, draft_tp, handle, device, limits) if rank < draft_tp else None
 
 
 _STORES: Any = dist  # PrefixStore and TCPStore, which torch's stubs leave out
@@ -219,9 +228,10 @@ def exchange_words(word: str, *, failed: bool = False) -> list[str]:
     key = f"specroof-word-{next(_exchanges)}"
     store.set(f"{key}-{rank}", word)
     keys = [f"{key}-{other}" for other in range(world)]
-    limit_s = min(watchdog.silence_limit_s() if failed else math.inf, watchdog.START_S)
+    limit_s = min(watchdog.idle_limit_s() if failed else math.inf, watchdog.START_S)
     doing = f"failed: {word}" if failed else "waiting for other ranks"
-    with _watched(), HERE.at(doing, limit_s=2 * limit_s):
+    mark = EXEMPT if failed else WAITS
+    with _watched(), HERE.at(doing, limit_s=2 * limit_s), HERE.waiting(mark):
         try:
             store.wait(keys, timedelta(seconds=limit_s))
         except RuntimeError:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime.parallel.groups import Group
+from runtime.parallel.watchdog import HERE
 
 TURNS = 3  # slots that a row alternates between
 
@@ -49,8 +50,10 @@ class Inbox:
         self.words.fill_(empty)
         self.turns = torch.zeros(rows, dtype=torch.int32, device=device)
         name: Any = group.workspace.group_name
-        self._shared: Any = symmetric.rendezvous(self.words, name)
+        with HERE.waiting():
+            self._shared: Any = symmetric.rendezvous(self.words, name)
         pointers = [int(pointer) for pointer in self._shared.buffer_ptrs]
         self.peers = torch.tensor(pointers, dtype=torch.int64, device=device)
         torch.cuda.synchronize(device)
-        dist.barrier(group.handle, device_ids=[device.index])  # all are empty before any writes
+        with HERE.waiting():
+            dist.barrier(group.handle, device_ids=[device.index])  # all are empty before any writes

@@ -22,11 +22,12 @@ from typing import Any
 
 from runtime.errors import EngineError, RankFailed, Terminated
 from runtime.parallel import watchdog
-from runtime.parallel.watchdog import HERE, POSITION_FILE, last_positions, stall_limit_s
+from runtime.parallel.processes import FAILURE_FILE, POSITION_FILE, RankMonitor, last_positions
+from runtime.parallel.watchdog import HERE, idle_limit_s, stall_limit_s
 
-FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a rank that the agent stops
+LOOKS = 15  # at each rank, within the time that it may be idle
 PATIENCE_S = 5  # a rank that dies silently within this time of the first failure is its cause
 
 
@@ -43,9 +44,9 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
     Raises
     ------
     RankFailed
-        When a rank fails, after all others were stopped; has its message and, for bad input, its
-        exit code. Unless the input is at fault, the message ends with the last position of every
-        rank.
+        When a rank fails, is suspended or hangs, after all others were stopped; has its message
+        and, for bad input, its exit code. Unless the input is at fault, the message ends with the
+        last position of every rank.
     Terminated
         On SIGTERM, after all ranks were stopped.
     """
@@ -58,6 +59,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     before = signal.getsignal(signal.SIGTERM)
+    monitor = RankMonitor(looks=LOOKS, every_s=idle_limit_s() / LOOKS)
     with tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -74,11 +76,14 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         )
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
-            elastic_launch(config, command[0])(*command[1:])
+            with monitor.watching():
+                elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             failed = _failure(error.failures, ranks)
-            positions = last_positions(Path(folder))
-            if failed.exit_code == 1 and positions:  # otherwise the input is at fault
+            if monitor.verdict:
+                failed = RankFailed(f"{monitor.verdict}; all ranks were stopped")
+            if failed.exit_code == 1:  # otherwise the input is at fault
+                positions = last_positions(Path(folder), ranks)
                 failed.args = (f"{failed}; last positions: {positions}",)
             raise failed from None
         except SignalException:

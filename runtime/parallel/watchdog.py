@@ -3,8 +3,8 @@
 A rank that dies closes its connections, but one that stalls leaves the others inside a collective
 forever. Each rank records its position as it goes. A thread publishes it through the ranks' store
 and keeps the last position of every other rank, so that nothing is lost if the store stalls too.
-It also counts its turns: a process that is stopped sends no new count, whatever it was doing, while
-one that compiles or loads for long does.
+It also counts its turns: a process that is suspended sends no new count. `launch_ranks` sees that
+and more from outside (`processes`); this is for ranks that torchrun started, also on other hosts.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Protocol
 
 from runtime.errors import InputError
+from runtime.parallel.processes import WAITS, is_suspended
 
 LIMIT_VARIABLE = "SPECROOF_STALL_S"
-STALL_S = 20.0  # longest round of a run that is under way
-SILENT_S = 20.0  # longest time without a count from another rank
+STALL_S = 20.0  # longest round of a run that is under way, or time without another rank's count
 JOIN_S = 300.0  # longest wait for another rank to start Python and join
 START_S = 1800.0  # longest first round, which compiles, chunk of a prompt, or round on a CPU
-POSITION_FILE = "position"
-_FILE_BYTES = 80
+_TEXT_BYTES = 80
 _EVERY_S = 1.0
 STORE_TIMEOUT = timedelta(seconds=10)  # of one call of the store
+_MISSED = 5  # counts after which a rank is named
 _LEFT = 0  # the count of a rank that has left its group
 
 
@@ -71,7 +71,12 @@ def stall_limit_s(device_type: str) -> float:
 
 def silence_limit_s(every_s: float = _EVERY_S) -> float:
     """Seconds without a sign of life from another rank: at least five of its counts."""
-    return max(5 * every_s, stall_limit_s("cuda")) if os.environ.get(LIMIT_VARIABLE) else SILENT_S
+    return max(_MISSED * every_s, stall_limit_s("cuda"))
+
+
+def idle_limit_s() -> float:
+    """Seconds for which a rank may be idle; shorter, so that it is named before others give up."""
+    return 0.75 * stall_limit_s("cuda")
 
 
 @dataclass(slots=True)
@@ -81,6 +86,7 @@ class Position:
     text: str = "starting"
     since: float = field(default_factory=time.monotonic)
     limit_s: float = math.inf
+    _mark: str = " "
     _file: mmap.mmap | None = None
 
     def move(self, text: str, *, limit_s: float = math.inf) -> None:
@@ -92,7 +98,22 @@ class Position:
         """Name the next part of the current position."""
         self.text = text
         if self._file is not None:
-            self._file[:] = text.encode()[:_FILE_BYTES].ljust(_FILE_BYTES)
+            self._file[1:] = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES)
+
+    @contextmanager
+    def waiting(self, mark: str = WAITS) -> Iterator[None]:
+        """Within the body, this rank may be idle, since it waits for others."""
+        outer = self._mark
+        self._set_mark(mark)
+        try:
+            yield
+        finally:
+            self._set_mark(outer)
+
+    def _set_mark(self, mark: str) -> None:
+        self._mark = mark
+        if self._file is not None:
+            self._file[:1] = mark.encode()
 
     @contextmanager
     def at(self, text: str, *, limit_s: float) -> Iterator[None]:
@@ -108,19 +129,10 @@ class Position:
 
     def write_to(self, path: Path) -> None:
         """From now on, also write to this file, which remains if the process is killed."""
-        path.write_bytes(b" " * _FILE_BYTES)
+        path.write_bytes(b" " * (1 + _TEXT_BYTES))
         with path.open("r+b") as file:
-            self._file = mmap.mmap(file.fileno(), _FILE_BYTES)
+            self._file = mmap.mmap(file.fileno(), 1 + _TEXT_BYTES)
         self.note(self.text)
-
-
-def last_positions(folder: Path) -> str:
-    """What each rank was doing, from the files in one folder per rank; empty if there are none."""
-    texts = {
-        int(path.parent.name): path.read_text("utf-8", errors="replace").strip()
-        for path in folder.rglob(POSITION_FILE)
-    }
-    return "; ".join(f"rank {rank}: {texts[rank]}" for rank in sorted(texts))
 
 
 HERE = Position()  # of this process
@@ -170,8 +182,12 @@ class Watchdog:
             here = self.position
             waited = time.monotonic() - here.since
             if waited > here.limit_s:
+                silent = ", ".join(
+                    f"rank {other}" for other, peer in self.peers.items() if peer.silent > _MISSED
+                )
+                blame = f"{silent} sent no sign of life, and " if silent else ""
                 self._give_up(
-                    f"rank {self.rank} has waited {waited:.0f} s, more than the limit of "
+                    f"{blame}rank {self.rank} has waited {waited:.0f} s, more than the limit of "
                     f"{here.limit_s:.0f} s ({LIMIT_VARIABLE} sets that of a round)"
                 )
                 return
@@ -216,7 +232,7 @@ class Watchdog:
             except RuntimeError:
                 continue
             for other, peer in self.peers.items():
-                if peer.silent * every_s > limit_s:
+                if peer.silent * every_s > limit_s and not peer.only_busy():
                     self._give_up(
                         f"rank {other} has sent no sign of life for {limit_s:.0f} s, as after "
                         f"SIGSTOP or SIGKILL"
@@ -248,6 +264,10 @@ class _Peer:
         same = int(turn) == self.turn and self.turn != _LEFT
         self.silent, self.turn = self.silent + 1 if same else 0, int(turn)
         self.process = int(process) if host == _HOST else None
+
+    def only_busy(self) -> bool:
+        """Whether it runs nevertheless, as in a long call that keeps its threads from counting."""
+        return self.process is not None and is_suspended(self.process) is False
 
 
 @contextmanager

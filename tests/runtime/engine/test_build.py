@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import FAMILIES, Case, build, random_prompts
+from tiny_models import FAMILIES, SMALL, Case, DraftPlan, build, random_prompts
 
 from runtime.config import DecoderConfig
-from runtime.engine.build import memory_message
+from runtime.engine.build import BatchShape, EngineSetup, Model, build_engine, memory_message
 from runtime.errors import InputError, OutOfPages
+from runtime.parallel.groups import ALONE, Group, Ranks
 
 SEQUENCE = 131_072 * 32_768  # Llama-3.1-8B: 131,072 bytes per token in bf16, 32,768 tokens
 
@@ -57,3 +58,21 @@ def test_a_tp_that_does_not_divide_the_heads_is_refused(config: DecoderConfig) -
         else:
             with pytest.raises(InputError, match=f"cannot be split over {tp} ranks"):
                 config.check_tp(tp)
+
+
+@pytest.mark.parametrize("draft_group", [ALONE, None])
+def test_ranks_that_draft_and_those_that_do_not_refuse_the_same_budget(
+    draft_group: Group | None,
+) -> None:
+    plan = DraftPlan(
+        draft="small",
+        policy="streamingllm",
+        gamma=2,
+        kv_budget_tokens=12,
+        sink_tokens=4,
+        draft_tp=1,
+    )
+    models = (Model(config=config) for config in (FAMILIES["llama-2"], SMALL))
+    setup = EngineSetup(target=next(models), draft=next(models), plan=plan, page_tokens=8)
+    with pytest.raises(InputError, match="kv_budget=12 is too small"):
+        build_engine(setup, Ranks(ALONE, draft_group), BatchShape([9], [4]))

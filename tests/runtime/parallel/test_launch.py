@@ -80,6 +80,7 @@ def test_a_rank_that_the_agent_stops_does_not_hide_the_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("SPECROOF_STALL_S", "900")  # with a rank that only sleeps
     with pytest.raises(RankFailed) as caught:
         launch_ranks([sys.executable, "-c", LAST_TO_END, str(tmp_path / "ready")], 2)
     assert caught.value.exit_code == 2
@@ -160,7 +161,8 @@ def test_a_launcher_that_is_stopped_leaves_no_rank(
     plan = tmp_path / "plan.json"
     RunPlan(mode="baseline", model=tmp_path, random_weights=True, tp=2).write(plan)
     command = [sys.executable, "-c", LAUNCHER, str(plan)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as launcher:
+    patient = {**os.environ, "SPECROOF_STALL_S": "900"}  # with ranks that only sleep
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=patient) as launcher:
         wait_for(lambda: len([*tmp_path.glob("plan.json.*")]) == 2)
         ranks = children(launcher.pid)
         assert len(ranks) == 2
