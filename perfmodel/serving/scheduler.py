@@ -264,8 +264,8 @@ class RequestLoop:
             ready.append(self.prefilling.popleft())
         round_s = self.times.round_seconds(gamma, running, context) if running else 0.0
         # All passes with more tokens than the graphs have are launched alike.
-        rows = min(rows, self.times.scenario.engine.graph_tokens + 1)
-        seconds = max(round_s + extra_s, float(self._host_s(running, gamma, rows)))
+        launched = min(float(rows), self.times.scenario.engine.graph_tokens + 1.0)
+        seconds = max(round_s + extra_s, float(self._host_s(running, gamma, launched)))
         self._pass_time(gamma, running, context, 1, seconds)
         if running:
             self._finish(self.batch.advance(gamma, 1))
