@@ -162,7 +162,7 @@ def sweep(target: Base = "llama-3.1-8b", **values: Any) -> Sweep:
     target, **values
         As for `predict`. Possible axes are `batch`, `prompt_tokens`, `gamma`, `kv_budget`, `gpu`,
         `engine`, `tp`, `ep`, `draft` (also as "self:snapkv"), `draft_policy`, `draft_tp`,
-        `weight_dtype` and `kv_dtype`.
+        `weight_dtype`, `kv_dtype`, `draft_dtype` and `draft_kv_dtype`.
 
     Raises
     ------
@@ -187,6 +187,7 @@ def recommend(
     rate: float | None = None,
     price_per_hour: float | None = None,
     acceptance_budget: int | str | None = None,
+    runs_on: str = "",
     **values: Any,
 ) -> Recommendation:
     """Search drafts, TP, KV budget and γ for the best plan; `.sentence` is the answer.
@@ -201,6 +202,8 @@ def recommend(
     rate, price_per_hour, acceptance_budget
         Requests per second to serve, price of a GPU hour, and the KV budget at which a given
         acceptance was measured.
+    runs_on : str
+        A serving engine or its version, such as "vllm-0.26", that must run the plan.
 
     Raises
     ------
@@ -215,6 +218,7 @@ def recommend(
         rate=rate,
         price_per_hour=price_per_hour,
         acceptance_budget=acceptance_budget,
+        runs_on=runs_on,
     )
 
 
@@ -222,7 +226,7 @@ def simulate(
     target: Base = "llama-3.1-8b",
     *,
     schedule: bool = False,
-    token_budget: int = 8192,
+    token_budget: int | None = None,
     seed: int = 0,
     exact: bool = False,
     **values: Any,
@@ -236,8 +240,8 @@ def simulate(
         `arrivals`, `prompt_cv`, `output_cv` and `eos`, or `path` of a recorded trace.
     schedule : bool
         Choose γ from 0 to 8 for each round, by batch and context, instead of the plan's γ.
-    token_budget : int
-        Most tokens per pass, for prompts and decoding together. [tokens]
+    token_budget : int, optional
+        Most tokens per pass, for prompts and decoding together; by default the engine's. [tokens]
     seed : int
         Random seed of arrivals, lengths and acceptance.
     exact : bool
@@ -252,18 +256,19 @@ def simulate(
     """
     drawn = {name: values.pop(name) for name in TRAFFIC_FIELDS if name in values}
     numbers = {k: v for k, v in drawn.items() if k not in ("arrivals", "path") and v is not None}
-    check_numbers(
-        numbers | {"token_budget": token_budget, "seed": seed},
-        whole=("requests", "token_budget", "seed"),
-    )
     stated = parse_scenario(override(values_of(target, {}), values))
     scenario = stated.scenario()
+    budget = scenario.engine.prefill_chunk_tokens if token_budget is None else token_budget
+    check_numbers(
+        numbers | {"token_budget": budget, "seed": seed},
+        whole=("requests", "token_budget", "seed"),
+    )
     work = scenario.workload
     shared = ("prompt_tokens", "output_tokens", "prefix_hit_rate")
     lengths = {k: getattr(work, k) for k in shared}
     simulation = Simulation(
         traffic=Traffic(**lengths, **drawn),
-        serving=Serving(max_batch=work.batch, token_budget=token_budget, prefill=work.prefill),
+        serving=Serving(max_batch=work.batch, token_budget=budget, prefill=work.prefill),
         process=scenario_acceptance(scenario),
         slo=parse_slo(stated.slo),
         seed=seed,

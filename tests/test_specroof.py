@@ -93,6 +93,16 @@ def test_recommend_searches_what_is_given_as_a_list() -> None:
     answer = specroof.recommend("llama-3.1-8b", **values, tp=[2, 4])
     expected = find_plan({"target": "llama-3.1-8b", **values, "tp": "2,4"})
     assert answer.sentence == expected.sentence
+    assert specroof.recommend("llama-3.1-8b", **values, runs_on="vllm").not_run
+
+
+def test_simulate_takes_the_token_budget_of_the_engine() -> None:
+    values = {"gpu": "h200", "batch": 60, "requests": 60, "arrivals": "at-once"}
+    own, stated, other = (
+        specroof.simulate("llama-3.1-8b", **values, engine="vllm", token_budget=budget)
+        for budget in (None, 16_384, 8192)
+    )
+    assert repr(own) == repr(stated) != repr(other)
 
 
 def test_simulate_without_waiting_decodes_at_the_predicted_rate(point: RoundEstimate) -> None:

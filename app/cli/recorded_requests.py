@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -114,9 +113,9 @@ def _prefix_hits(path: str, requests: int, plans: list[Scenario]) -> tuple[float
 
 
 def _records_prefixes(path: str, requests: int) -> bool:
-    from perfmodel.serving import trace_rows
+    from perfmodel.serving import first_rows
 
-    return any(row.blocks for row in itertools.islice(trace_rows(path), requests))
+    return any(row.blocks for row in first_rows(path, requests))
 
 
 def simulation_of(

@@ -156,11 +156,13 @@ def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
         start with a header; with the line number.
     """
     *ended, last = read_text(path).split("\n")
-    lines = [_line(text, f"{path}, line {n}") for n, text in enumerate(ended, 1) if text.strip()]
+    lines = [
+        json_object(text, f"{path}, line {n}") for n, text in enumerate(ended, 1) if text.strip()
+    ]
     if last.strip() and not drop_cut_off:
         place = f"{path}, line {len(ended) + 1}"
         try:
-            lines.append(_line(last, place))
+            lines.append(json_object(last, place))
         except RecordError as error:
             raise RecordError(f"{place}: the file is cut off; remove this line") from error
     if not lines or lines[0].header is None:
@@ -268,7 +270,8 @@ def _refuse_compressed(path: Path) -> None:
         raise RecordError(f"{path}: a .gz file cannot be appended to; use another suffix")
 
 
-def _line(text: str, place: str) -> Line:
+def json_object(text: str, place: str) -> Line:
+    """A JSON object; `RecordError` if it is none, or has a repeated key or an infinite number."""
     try:
         value = json.loads(
             text, object_pairs_hook=distinct, parse_float=_finite, parse_constant=_finite

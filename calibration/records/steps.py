@@ -20,6 +20,7 @@ from calibration.records.jsonl import (
     Positive,
     RecordError,
     decode,
+    json_object,
     read_lines,
     read_text,
 )
@@ -171,9 +172,11 @@ def read_cases(path: Path) -> CaseFile:
     Raises
     ------
     RecordError
-        If it cannot be read, a case is invalid, or two cases have the same id.
+        If it cannot be read, has no cases, a case is invalid, or two cases have the same id.
     """
-    file = decode(CaseFile, read_text(path), str(path))
+    file = json_object(read_text(path), str(path)).decode(CaseFile)
+    if not file.cases:
+        raise RecordError(f"{path}: it has no cases; draw some with `specroof validate draw`")
     if len({case.id for case in file.cases}) != len(file.cases):
         raise RecordError(f"{path}: two cases have the same id")
     return replace(file, models={})

@@ -33,9 +33,11 @@ def scenario_values(name_or_path: str) -> dict[str, Any]:
 def read_scenario(path: str | Path) -> dict[str, Any]:
     """Flat values of a scenario file.
 
-    Raises `ConfigError` if the file is missing, too large, not UTF-8 or not a flat TOML table.
+    Raises `ConfigError` if the file is missing, empty, too large, not UTF-8 or not a flat table.
     """
     values = user_table(path, "a scenario")
+    if not values:
+        raise ConfigError(f'{path} states no value; write lines such as target = "llama-3.1-8b"')
     nested = [key for key, value in values.items() if isinstance(value, dict)]
     if nested:
         raise ConfigError(

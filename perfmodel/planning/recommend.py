@@ -15,6 +15,7 @@ are recommended, and the plan that would be best without this restriction is sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -49,6 +50,7 @@ from perfmodel.speculation import (
     gain_value,
     gamma_schedule,
     interval_probability,
+    least_width,
     relative_gain,
     sensitivities,
     service_gain,
@@ -250,7 +252,8 @@ def _faster(result: Search, best: Candidate, fastest: Candidate, plain: Candidat
 
 def _is_clear(result: Search, candidate: Candidate, plain: Candidate) -> bool:
     """Whether the whole interval of the gain over a plain plan is above 1."""
-    return result.cost(candidate) < result.cost(plain) and (
+    least = math.exp(least_width(candidate.scenario))  # spares most intervals
+    return result.cost(candidate) * least < result.cost(plain) and (
         _advantage(result, candidate, plain).low > 1.0
     )
 

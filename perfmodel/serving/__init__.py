@@ -12,7 +12,13 @@ from perfmodel.serving.simulate import (
     compared_gammas,
     simulate_requests,
 )
-from perfmodel.serving.traces import assumed_unit, mean_lengths, recorded_acceptance, trace_rows
+from perfmodel.serving.traces import (
+    assumed_unit,
+    first_rows,
+    mean_lengths,
+    recorded_acceptance,
+    trace_rows,
+)
 from perfmodel.serving.traffic import RequestChunk, Traffic, TrafficShape, lengths
 
 __all__ = [
@@ -30,6 +36,7 @@ __all__ = [
     "choose_for_traffic",
     "compared_gammas",
     "enough_in_simulation",
+    "first_rows",
     "lengths",
     "mean_lengths",
     "recorded_acceptance",

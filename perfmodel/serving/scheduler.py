@@ -10,6 +10,7 @@ prompts, the leading blocks that are in the prefix cache at admission are not co
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -146,6 +147,7 @@ class RequestLoop:
         self._tokens = {gamma: process.mean_tokens(gamma) for gamma in gammas}
         self.now, self.prefill_tokens, self.finished = 0.0, 0.0, 0
         self._ahead = schedules_ahead(times.scenario)
+        self._host_s = functools.cache(functools.partial(mixed_pass_host_s, times.scenario))
         self._scheduled_s = 0.0  # when the next pass was scheduled
         self.prefilling: deque[Request] = deque()
         self.preempted: deque[Request] = deque()
@@ -249,8 +251,6 @@ class RequestLoop:
         rows = running * (gamma + 1)
         left, seconds, context = self.serving.token_budget - rows, 0.0, 0.0
         ready: list[Request] = []
-        if running:
-            context = self.batch.cached_tokens / running
         while self.prefilling and left > 0:
             request = self.prefilling[0]
             take = min(left, math.ceil(request.cached) - request.prefilled)
@@ -263,8 +263,10 @@ class RequestLoop:
             ready.append(self.prefilling.popleft())
         if running:
             seconds += self.times.round_seconds(gamma, running, context)
-        host_s = mixed_pass_host_s(self.times.scenario, running, gamma, rows)
-        self._pass_time(gamma, running, context, 1, max(seconds, float(host_s)))
+        # All passes with more tokens than the graphs have are launched alike.
+        launched = min(float(rows), self.times.scenario.engine.graph_tokens + 1.0)
+        seconds = max(seconds, float(self._host_s(running, gamma, launched)))
+        self._pass_time(gamma, running, context, 1, seconds)
         if running:
             self._finish(self.batch.advance(gamma, 1))
         self._start(ready)

@@ -13,7 +13,7 @@ import numpy as np
 
 from perfmodel._typing import Counts, Floats
 from perfmodel.errors import ConfigError, either
-from perfmodel.serving.traces import trace_rows
+from perfmodel.serving.traces import first_rows
 
 CHUNK = 8192
 MOST_REQUESTS = 10_000_000
@@ -136,18 +136,12 @@ class Traffic:
 
     def _recorded(self, skipped: Counter[str]) -> Iterator[_Source]:
         assert self.path is not None
-        rows = itertools.islice(trace_rows(self.path, skipped), self.requests)
+        rows = first_rows(self.path, self.requests, skipped)
         empty = True
         while block := list(itertools.islice(rows, CHUNK)):
             empty = False
             arrivals, prompts, outputs, blocks, sizes = zip(*block, strict=True)
-            timed = [arrival is not None for arrival in arrivals]
-            if any(timed) and not all(timed):
-                raise ConfigError(
-                    f"{self.path}: only some requests have an arrival time; give it for all "
-                    f"of them or for none"
-                )
-            times = np.array(arrivals, float) if all(timed) else None
+            times = None if arrivals[0] is None else np.array(arrivals, float)
             lengths = np.array(prompts, np.int64), np.array(outputs, np.int64)
             if not any(blocks):
                 yield times, *lengths, None, 0

@@ -99,6 +99,11 @@ def service_gain(
     return Gain(low=value * np.exp(-down), value=value, high=high)
 
 
+def least_width(scenario: Scenario) -> float:
+    """The least ln of a gain over the low end of its interval: the error of the closed form."""
+    return Z90 * CLOSED_FORM_ERROR if scenario.workload.prefill is Prefill.SHARED else 0.0
+
+
 def gain_value(scenario: Scenario, objective: str = "throughput") -> float:
     """The gain of a scenario's draft without its interval, in a fifth of the time."""
     return float(_At(scenario, objective, None, None, None, None).gain())
@@ -180,7 +185,7 @@ class _At:
             return [], 0.0
         slower = np.exp(Z90 * prefill_error(self.scenario, self.prompt_tokens))
         gains = (self.gain(prompts=factor) for factor in (slower, 1.0 / slower))
-        return [np.log(value / gain) for gain in gains], Z90 * CLOSED_FORM_ERROR
+        return [np.log(value / gain) for gain in gains], least_width(self.scenario)
 
     @cached_property
     def _draft(self) -> ServiceEstimate:

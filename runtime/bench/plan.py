@@ -7,19 +7,17 @@ here.
 
 from __future__ import annotations
 
-import json
-import os
 import typing
-from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any
 
 from typer import Option
 
+from runtime.bench.plan_file import JsonPlan
 from runtime.config import DecoderConfig
-from runtime.errors import InputError, os_reason
+from runtime.errors import InputError
 
 MODES = ("baseline", "standalone", "selfspec")
 POLICIES = ("full", "streamingllm", "snapkv")
@@ -38,68 +36,6 @@ _DEFAULT = f"Default: {DEFAULT_BUDGET['streamingllm']}, or {DEFAULT_BUDGET['snap
 DEVICES = ("auto", "cpu", "cuda")
 # Types that the engine computes in, by their names in scenarios.
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp64": "float64"}
-
-
-class JsonPlan:
-    """Base class of dataclasses that are passed to the ranks in a JSON file."""
-
-    __slots__ = ()
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields as JSON types."""
-        from pydantic import TypeAdapter
-
-        values: dict[str, Any] = TypeAdapter(type(self)).dump_python(self, mode="json")
-        return values
-
-    def write(self, file: Path) -> None:
-        """Write the plan to a file, atomically.
-
-        Raises
-        ------
-        InputError
-            If the file cannot be written.
-        """
-        partial = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            partial.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
-            partial.replace(file)
-        except OSError as error:
-            raise InputError(f"{file} cannot be written: {os_reason(error)}") from error
-
-    @classmethod
-    def read(cls, file: Path) -> Self:
-        """Read a plan from a file.
-
-        Raises
-        ------
-        InputError
-            If it cannot be read, is not JSON, or a field is unknown, missing or of the wrong type.
-        """
-        from pydantic import TypeAdapter, ValidationError
-
-        try:
-            return TypeAdapter(cls).validate_json(file.read_bytes(), strict=True)
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {os_reason(error)}") from error
-        except ValidationError as error:
-            raise InputError(
-                f"{file} is not a valid plan: {_fault(error.errors()[0])}; write one with "
-                f"`specroof run MODE ... --write-plan FILE`"
-            ) from error
-
-
-def _fault(fault: Mapping[str, Any]) -> str:
-    """What is wrong with a field, such as "gamma should be a valid integer"."""
-    name, text = ".".join(str(part) for part in fault["loc"]), str(fault["msg"])
-    if fault["type"] == "json_invalid":
-        return "it is not JSON"
-    if fault["type"].startswith("missing"):
-        return f"{name} is missing"
-    if text.startswith("Input should "):
-        return f"{name} {text.removeprefix('Input ')}"
-    return f"{name} is not a field"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

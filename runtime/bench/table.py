@@ -17,7 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from runtime.bench.plan import DraftPlan, JsonPlan
+from runtime.bench.plan import DraftPlan
+from runtime.bench.plan_file import JsonPlan
 from runtime.bench.progress import show_status
 from runtime.bench.run import open_log, write_line
 from runtime.config import DecoderConfig, read_model_config

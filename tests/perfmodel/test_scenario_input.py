@@ -226,12 +226,13 @@ def test_a_scenario_file_is_flat_key_value_lines(tmp_path: Path) -> None:
         (b"batch 64", "not valid TOML"),
         (b"batch = 1\nbatch = 2", "not valid TOML"),
         (b"[draft]\nkind = 'self'", "'draft' is a table; a scenario file has only flat"),
+        (b"# tp = 8", "states no value"),
         (b"\xff\xfe\x00", "byte 0 is not UTF-8"),
         (b"a = " + b"[" * 100_000, "nested too deeply"),
         (b"batch = " + b"9" * 5000, "a number has too many digits"),
         (b"# " + b"x" * 1_000_001, "larger than 1,000,000 bytes"),
     ],
-    ids=["cut", "bare", "twice", "nested", "binary", "deep", "digits", "large"],
+    ids=["cut", "bare", "twice", "nested", "empty", "binary", "deep", "digits", "large"],
 )
 def test_a_hostile_file_is_refused_in_one_line(
     tmp_path: Path, content: bytes, message: str

@@ -14,6 +14,7 @@ from app.explorer.scenario_text import command_text, toml_text
 from app.explorer.show import plain, show_error
 from app.explorer.state import UPLOADED, Values, widget_state
 from perfmodel import ConfigError
+from perfmodel.input_file import distinct
 
 UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
 
@@ -82,10 +83,10 @@ def open_model() -> None:
 
 
 def _minified(data: bytes) -> str:
-    """JSON without white space, or the text as it is if it is not JSON."""
+    """JSON without white space, or the text as it is if it is not JSON or repeats a key."""
     text = data[: MAX_UPLOAD_BYTES + 1].decode(errors="replace")
     try:
-        return json.dumps(json.loads(text), separators=(",", ":"))
+        return json.dumps(json.loads(text, object_pairs_hook=distinct), separators=(",", ":"))
     except (ValueError, RecursionError):
         return text
 

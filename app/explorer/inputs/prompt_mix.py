@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from perfmodel import ConfigError
+from perfmodel.units import ambiguous, parse_number
 
 MAX_TERMS = 50
 
@@ -33,13 +34,13 @@ def mean_prompt(mix: Iterable[tuple[int, float]]) -> int:
 
 
 def _term(text: str) -> tuple[int, float]:
-    tokens, _, weight = text.partition(":")
+    tokens, colon, weight = text.partition(":")
     try:
-        count, share = int(float(tokens)), float(weight or "1")
-    except (ValueError, OverflowError):
-        count, share = 0, 0.0
-    if not (1 <= count <= 1 << 40 and 0.0 <= share < float("inf")):
+        count, share = parse_number(tokens), parse_number(weight) if colon else 1.0
+    except ValueError:
+        count, share = 0.0, 0.0
+    if not (1 <= count <= 1 << 40 and count.is_integer() and share >= 0.0) or ambiguous(tokens):
         raise ConfigError(
-            f"distribution term {text.strip()[:40]!r} is not valid; write tokens:weight"
+            f"distribution term {text.strip()[:40]!r} is not valid; write tokens:weight, as 4000:50"
         )
-    return count, share
+    return int(count), share

@@ -4,6 +4,7 @@ from perfmodel.serving.traces.arrivals import assumed_unit
 from perfmodel.serving.traces.reader import (
     FAILED,
     NO_ANSWER,
+    first_rows,
     mean_lengths,
     recorded_acceptance,
     trace_rows,
@@ -13,6 +14,7 @@ __all__ = [
     "FAILED",
     "NO_ANSWER",
     "assumed_unit",
+    "first_rows",
     "mean_lengths",
     "recorded_acceptance",
     "trace_rows",

@@ -19,6 +19,7 @@ Any column of arrivals, such as `created_at`, may have dates and times.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -51,6 +52,7 @@ MOONCAKE_BLOCK, BAILIAN_BLOCK = 512, 16  # prompt tokens of one entry of `hash_i
 NO_ANSWER = "no question with an answer"
 FAILED = "0 response tokens"  # of requests that failed, in BurstGPT
 MAX_TOKENS = 100_000_000
+MOST_KEPT = 100_000
 
 
 class Row(NamedTuple):
@@ -73,13 +75,40 @@ def mean_lengths(path: str | Path, requests: int) -> tuple[int, int]:
     Raises `ConfigError` as `trace_rows` does, or if there are no requests.
     """
     sums, count = [0, 0], 0
-    for row in itertools.islice(trace_rows(path), requests):
+    for row in first_rows(path, requests):
         sums = [sums[0] + row.prompt_tokens, sums[1] + row.output_tokens]
         count += 1
     if not count:
         raise ConfigError(f"{path} contains no requests")
     prompt, output = (max(1, round(total / count)) for total in sums)
     return prompt, output
+
+
+def first_rows(
+    path: str | Path, requests: int | None, skipped: Counter[str] | None = None
+) -> Iterator[Row]:
+    """`trace_rows` up to a number of requests, or all; up to 100,000 of an unchanged file are kept.
+
+    A recommendation simulates the same requests dozens of times.
+    """
+    if requests is None or requests > MOST_KEPT:
+        return itertools.islice(trace_rows(path, skipped), requests)
+    changed = 0, 0, 0
+    with contextlib.suppress(OSError, ValueError):  # `trace_rows` reports these
+        status = Path(path).stat()
+        changed = status.st_ino, status.st_size, status.st_mtime_ns
+    rows, left_out = _kept_rows(str(path), requests, changed)
+    if skipped is not None:
+        skipped.update(left_out)
+    return iter(rows)
+
+
+@functools.lru_cache(maxsize=2)
+def _kept_rows(
+    path: str, requests: int, changed: tuple[int, int, int]
+) -> tuple[tuple[Row, ...], Counter[str]]:
+    skipped: Counter[str] = Counter()
+    return tuple(itertools.islice(trace_rows(path, skipped), requests)), skipped
 
 
 def trace_rows(path: str | Path, skipped: Counter[str] | None = None) -> Iterator[Row]:

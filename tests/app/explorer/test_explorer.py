@@ -105,6 +105,7 @@ HOSTILE_MODEL = (
     b"{}",
     b'{"model_type": "llama", "hidden_size": NaN}',
     b"\xff",
+    json.dumps(CONFIG).replace("{", '{"vocab_size": 99, ', 1).encode(),  # a key is repeated
     b"{" * 9999,
 )
 

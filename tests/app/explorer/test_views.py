@@ -602,7 +602,9 @@ def test_a_distribution_shows_every_length() -> None:
     assert mean_prompt(prompt_mix("1000:1;3000:3")) == 2500
 
 
-@pytest.mark.parametrize("text", ["x:1", "0:1", "100:-1", "100:nan", "1e999:1", "100:0", ","])
+@pytest.mark.parametrize(
+    "text", ["x:1", "0:1", "100:-1", "100:nan", "1e999:1", "100:0", ",", "9:", "32.000:1", "9.5:1"]
+)
 def test_an_invalid_distribution_is_one_message(text: str) -> None:
     with pytest.raises(ConfigError):
         prompt_mix(text)

@@ -177,6 +177,12 @@ def test_a_bad_case_file_is_refused(
     path.write_text(json.dumps(value))
     with pytest.raises(RecordError, match=message):
         read_cases(path)
+    path.write_text(cases.text().replace("{", '{"cases": [], ', 1))
+    with pytest.raises(RecordError, match="'cases' appears twice"):
+        read_cases(path)
+    path.write_text('{"drawn": {}, "cases": []}')
+    with pytest.raises(RecordError, match="has no cases"):
+        read_cases(path)
 
 
 def test_each_pair_is_loaded_once_and_every_case_is_timed(cases: CaseFile, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
 from collections import Counter
@@ -19,7 +20,7 @@ from perfmodel import ConfigError, Traffic
 from perfmodel.serving import assumed_unit, lengths, recorded_acceptance
 from perfmodel.serving.stats import Durations
 from perfmodel.serving.timeline import Timeline
-from perfmodel.serving.traces import FAILED, NO_ANSWER, trace_rows
+from perfmodel.serving.traces import FAILED, NO_ANSWER, first_rows, trace_rows
 
 AZURE = (
     "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -418,3 +419,18 @@ def test_a_timeline_keeps_its_size_and_its_sums() -> None:
     assert sum(row["busy_share"] for row in rows) * timeline.span_s == pytest.approx(spent)
     assert sum(row["tokens_per_s"] for row in rows) * timeline.span_s == pytest.approx(5000)
     assert {round(row["batch"], 9) for row in rows} == {4.0}
+
+
+def test_the_first_requests_are_those_of_the_file_also_after_it_changed(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("Timestamp,Request tokens,Response tokens\n0,5,0\n1,9,2\n2,7,0\n3,8,4\n")
+    for requests in (1, 2, 2, 3, 200_000):
+        counted, kept = Counter[str](), Counter[str]()
+        read = list(itertools.islice(trace_rows(path, counted), requests))
+        assert list(first_rows(path, requests, kept)) == read
+        assert kept == counted
+    path.write_text("prompt_tokens,output_tokens\n5,6\n")
+    assert [row[:3] for row in first_rows(path, 2)] == [(None, 5, 6)]
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"t\.csv"):
+        first_rows(path, 2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import a_scenario
+from strategies import a_scenario, scenarios
 
 from perfmodel import (
     Acceptance,
@@ -28,6 +28,8 @@ from perfmodel.catalog.acceptance import acceptance_curve
 from perfmodel.catalog.engines import engine_names, engine_profile
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation import (
+    OBJECTIVES,
+    least_width,
     probability_of_gain,
     sensitivities,
     service_gain,
@@ -420,3 +422,18 @@ def test_two_drafts_share_the_kernel_that_does_not_split_latents() -> None:
     assert pair_error(head, own) == pytest.approx(pair_error(own, head))
     assert pair_error(head, longer) < pair_error(head, own)
     assert pair_error(head, own) < math.hypot(ratio_error(head), ratio_error(own))
+
+
+@settings(max_examples=25)
+@given(
+    scenario=scenarios(), prefill=st.sampled_from(Prefill), objective=st.sampled_from(OBJECTIVES)
+)
+def test_no_gain_has_a_narrower_interval_than_the_least_one(
+    scenario: Scenario, prefill: Prefill, objective: str
+) -> None:
+    work = replace(scenario.workload, prefill=prefill)
+    scenario = replace(scenario, workload=work, acceptance=Acceptance.from_alpha(0.8))
+    gain = service_gain(scenario, objective=objective)
+    least = least_width(scenario)
+    assert (least > 0.0) == (prefill is Prefill.SHARED)
+    assert math.log(float(gain.value / gain.low)) >= least - 1e-9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -135,6 +136,28 @@ def test_an_invalid_plan_is_refused_in_one_line(
     with pytest.raises(InputError) as caught:
         RunPlan.read(file)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (('"seed": 0', '"seed": 0, "sink": 16'), "sink is given twice"),
+        (('"seed": 0,', ""), "seed is missing"),
+        (('"rope_theta": 10000.0,', ""), "configs.m.rope_theta is missing"),
+        (('"beta_fast": 32.0,', ""), "configs.m.rope_scaling.beta_fast is missing"),
+        (('"beta_fast": 32.0', '"truncate": true'), "configs.m.rope_scaling.beta_fast is missing"),
+        (('"kv_heads"', '"tied_embeddings": true, "kv_heads"'), "m.tied_embeddings is given twice"),
+    ],
+)
+def test_a_plan_file_states_every_field_once(
+    edit: tuple[str, str], message: str, tmp_path: Path
+) -> None:
+    plan, file = replace(PLAN, seed=0, configs={"m": FAMILIES["llama-2"]}), tmp_path / "p.json"
+    text = json.dumps(plan.as_dict())
+    assert text.count(edit[0]) == 1
+    file.write_text(text.replace(*edit))
+    with pytest.raises(InputError, match=re.escape(message)):
+        RunPlan.read(file)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"mode": "baseline"}'])
