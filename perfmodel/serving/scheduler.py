@@ -67,28 +67,15 @@ class Serving:
 class Simulation:
     """The settings of a simulation, apart from the scenario and γ.
 
-    Attributes
-    ----------
-    traffic : Traffic
-        Arrivals and lengths of requests.
-    serving : Serving
-        Batch limit and token budget.
-    process : AcceptanceProcess
-        Accepted drafts; not used at γ = 0.
-    slo : SLO
-        Limits for goodput.
-    seed : int
-        Seed of arrivals, lengths and acceptance.
-    exact : bool
-        Draw every round of every sequence (`ExactBatch`), or advance several rounds at once
-        (`PooledBatch`; see `serving.batch` for its approximations).
+    If `exact`, every round of every sequence is drawn (`ExactBatch`); otherwise several rounds are
+    advanced at once (`PooledBatch`; see `serving.batch` for its approximations).
     """
 
     traffic: Traffic
     serving: Serving
-    process: AcceptanceProcess
-    slo: SLO = field(default_factory=SLO)
-    seed: int = 0
+    process: AcceptanceProcess  # not used at γ = 0
+    slo: SLO = field(default_factory=SLO)  # limits for goodput
+    seed: int = 0  # of arrivals, lengths and acceptance
     exact: bool = False
 
 
