@@ -227,7 +227,8 @@ class CollectiveCurve:
             raise ConfigError(f"ranks={ranks!r} must be a positive whole number")
         if ranks == 1:
             return np.zeros_like(size)
-        tables = _by_ranks(self, operation, algorithm)
+        wanted = (operation, algorithm)
+        tables = {m.ranks: m for m in self.measured if (m.operation, m.algorithm) == wanted}
         ratio = self.link_bandwidth / link_bandwidth
         if tables and min(tables) <= ranks <= max(tables):
             low = max(n for n in tables if n <= ranks)
@@ -250,9 +251,3 @@ def ring_seconds(message_bytes: ArrayLike, ranks: int, *, hop_s: float, rate: fl
     """
     steps = 2.0 * (ranks - 1)
     return np.asarray(steps * hop_s + steps / ranks * np.asarray(message_bytes, float) / rate)
-
-
-def _by_ranks(curve: CollectiveCurve, operation: str, algorithm: str) -> dict[int, MeasuredTimes]:
-    return {
-        m.ranks: m for m in curve.measured if (m.operation, m.algorithm) == (operation, algorithm)
-    }

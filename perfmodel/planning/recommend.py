@@ -15,9 +15,8 @@ are recommended, and the plan that would be best without this restriction is sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -87,6 +86,7 @@ def recommend(
     sized = fleets(result, rate) if rate else []
     fleet = fewest(sized, result.slo)
     rule = Rule(objective=result.objective, limits=result.slo)
+    gain_of = partial(gain_value, objective=result.objective)
     at, advantage, interval, gammas = None, None, None, None
     if studied is not None:
         at = studied.scenario
@@ -119,7 +119,7 @@ def recommend(
         schedule=gamma_schedule(at, rule) if at else None,
         fastest_gamma=gammas[2] if gammas else None,
         plateau_gamma=gammas[1] if gammas else None,
-        sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
+        sensitivities=tuple(sensitivities(at, gain_of)) if at else (),
         evidence=_evidence(at or best.scenario, result.version),
         binding=_binding(result, ranked[0]),
         runs_on=result.version,
@@ -137,10 +137,6 @@ def _evidence(scenario: Scenario, version: EngineVersion | None) -> Evidence:
     if version is None or version == profile_version(scenario.engine.name):
         return found
     return replace(found, engine=f"{found.engine}, whose times are not those of {version.label}")
-
-
-def _gain_of(result: Search) -> Callable[[Scenario], float]:
-    return lambda scenario: gain_value(scenario, result.objective)
 
 
 @lru_cache(maxsize=64)  # each is needed up to three times

@@ -166,12 +166,8 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
         _block(stated, dict(zip(loops, values, strict=True)), axes)
         for values in itertools.product(*loops.values())
     ]
-    return Sweep(_union(blocks), tuple(blocks))
-
-
-def _union(blocks: list[Block]) -> dict[str, Floats]:
-    """The values that were swept on each array axis: the longest of all blocks."""
-    return {name: max((block.axes[name] for block in blocks), key=len) for name in ARRAY_AXES}
+    swept = {name: max((block.axes[name] for block in blocks), key=len) for name in ARRAY_AXES}
+    return Sweep(swept, tuple(blocks))
 
 
 def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:

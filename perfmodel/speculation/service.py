@@ -138,7 +138,10 @@ def service(
     rounds = np.where(known, drawn, float(work.output_tokens))
     computed = prompt - np.floor(work.prefix_hit_rate * prompt)
     shared = work.prefill is Prefill.SHARED
-    queue = _queue(scenario, whole, drafts, rounds, computed) if shared else _no_queue(whole)
+    zero = np.zeros(())
+    queue = _Queue(zero, whole, zero, zero)
+    if shared:
+        queue = _queue(scenario, whole, drafts, rounds, computed)
     running = whole * rounds / (rounds + queue.passes)
     round_s = round_seconds(
         scenario,
@@ -200,10 +203,6 @@ class _Queue:
 
 def _fields_of(queue: _Queue) -> tuple[Floats, Floats, Floats, Floats]:
     return queue.passes, queue.beside, queue.rate, queue.load
-
-
-def _no_queue(batch: Floats) -> _Queue:
-    return _Queue(np.zeros(()), batch, np.zeros(()), np.zeros(()))
 
 
 def _queue(
