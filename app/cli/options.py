@@ -232,10 +232,7 @@ def refuse_flags(flags: Mapping[str, Any], names: Iterable[str], why: str) -> No
 def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:
     """Values of a scenario file or catalog scenario, overridden by the flags.
 
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or there is no such scenario.
+    Raises `ConfigError` if the file cannot be read, or there is no such scenario.
     """
     from perfmodel.catalog.scenarios import scenario_values
     from perfmodel.flat_values import override

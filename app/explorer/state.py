@@ -207,6 +207,8 @@ def stated_values(
 ) -> Values:
     """Flat scenario values from the state of the widgets.
 
+    Raises `ConfigError` if the distribution of prompt lengths is not valid.
+
     Parameters
     ----------
     state : mapping
@@ -217,11 +219,6 @@ def stated_values(
         Path of the file of a GPU that the form describes, used if the machine is `CUSTOM`.
     uploaded_engine : str, optional
         Path of a refitted engine profile, used if the engine is `REFITTED`.
-
-    Raises
-    ------
-    ConfigError
-        If the distribution of prompt lengths is not valid.
     """
     have = DEFAULTS | dict(state)
     have |= {key: as_count(have[key]) for key in COUNTS}
@@ -262,11 +259,8 @@ def widget_state(
 ) -> dict[str, Any]:
     """Widget values for a scenario; the inverse of `stated_values`.
 
-    Raises
-    ------
-    ConfigError
-        If a value is not valid, or a model, GPU or engine is given by a path other than those of
-        the page.
+    Raises `ConfigError` if a value is not valid, or a model, GPU or engine is given by a path other
+    than those of the page.
     """
     stated = parse_scenario(values)
     custom = stated.gpu.endswith(".toml") and stated.machine is None

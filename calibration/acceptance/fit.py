@@ -64,6 +64,8 @@ def fit_records(
 ) -> list[RecordFit]:
     """One fit for each draft policy of the records.
 
+    Raises `ConfigError` if no cell is left to fit to, or `gamma` was not measured.
+
     Parameters
     ----------
     gamma : int
@@ -72,11 +74,6 @@ def fit_records(
         The texts to fit to; all by default.
     leave_out : int, optional
         Windows whose index modulo 4 equals this are not used.
-
-    Raises
-    ------
-    ConfigError
-        If no cell is left to fit to, or `gamma` was not measured.
     """
     chosen = [
         cell

@@ -66,10 +66,7 @@ class Job:
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load a folder with config.json and safetensors.
 
-    Raises
-    ------
-    InputError
-        If the folder has no weights that the runtime can read.
+    Raises `InputError` if the folder has no weights that the runtime can read.
     """
     config = read_config(folder)
     decoder = Model(config=config, folder=folder).load(ALONE, dtype, device)
@@ -82,10 +79,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Loa
 def read_text(file: Path, tokenizer: TextTokenizer, *, vocab: int) -> Text:
     """Read and tokenize a text file.
 
-    Raises
-    ------
-    InputError
-        If it cannot be read, is not UTF-8, is empty, or has tokens outside the vocabulary.
+    Raises `InputError` if it cannot be read, is not UTF-8, is empty, or has tokens outside the
+    vocabulary.
     """
     try:
         raw = file.read_bytes()
@@ -125,10 +120,7 @@ def check_same_tokens(target: Path, draft: Path) -> None:
 def windows_of(text: Text, *, context_tokens: int, count: int, task: Task) -> tuple[Window, ...]:
     """At most `count` windows, evenly spread over a text so that scored parts do not overlap.
 
-    Raises
-    ------
-    InputError
-        If the text is shorter than one window.
+    Raises `InputError` if the text is shorter than one window.
     """
     needed = task.window_tokens(context_tokens)
     spare = len(text.tokens) - needed

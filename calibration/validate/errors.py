@@ -189,6 +189,9 @@ def compare(
 ) -> Comparison:
     """Predict the case of every record and compare.
 
+    Raises `RecordError` if the catalog does not have the GPU of the records. Raises `ConfigError`
+    if the engine was not measured on `curves_of`.
+
     Parameters
     ----------
     records : sequence of StepRecord
@@ -198,13 +201,6 @@ def compare(
         the timed GPU are then listed as a peer.
     peers : mapping, optional
         Predictions of other tools for the same cases, by peer, case id and phase. [s]
-
-    Raises
-    ------
-    RecordError
-        If the catalog does not have the GPU of the records.
-    ConfigError
-        If the engine was not measured on `curves_of`.
     """
     gpu = gpu_of(header, "the records' header")
     to_tokens = PASS_END.items() <= dict(header).items()

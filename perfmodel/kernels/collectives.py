@@ -139,6 +139,8 @@ class CollectiveCurve:
     ) -> Floats:
         """Seconds of an all-reduce; `message_bytes` is the size of the tensor on each rank.
 
+        Raises `ConfigError` if the algorithm is unknown or `ranks` is not a positive whole number.
+
         Parameters
         ----------
         message_bytes : float or array [bytes]
@@ -155,11 +157,6 @@ class CollectiveCurve:
             the latency scales with it. [bytes/s]
         row_bytes : float
             Size of one row of the message; only "exchange" depends on it.
-
-        Raises
-        ------
-        ConfigError
-            If the algorithm is unknown or `ranks` is not a positive whole number.
         """
         if algorithm == "exchange" and self.exchange is not None and ranks > 1:
             size = np.asarray(message_bytes, float)
