@@ -72,7 +72,8 @@ def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Loa
     decoder = Model(config=config, folder=folder).load(ALONE, dtype, device)
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file_sha256(file).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").hexdigest().encode())
     return LoadedModel(folder.resolve().name, decoder, digest.hexdigest())
 
 
@@ -247,9 +248,3 @@ def exact_float32() -> None:
     """Disable TF32, so that float32 products are computed in full precision."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 hash of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
