@@ -205,20 +205,10 @@ def stated_values(
     uploaded_gpu: str | None = None,
     uploaded_engine: str | None = None,
 ) -> Values:
-    """Flat scenario values from the state of the widgets.
+    """Flat scenario values from the state of the widgets; missing ones have their defaults.
 
-    Raises `ConfigError` if the distribution of prompt lengths is not valid.
-
-    Parameters
-    ----------
-    state : mapping
-        Widget values by key; missing ones have their defaults.
-    uploaded_target : str, optional
-        Path of an uploaded `config.json`, used as the target.
-    uploaded_gpu : str, optional
-        Path of the file of a GPU that the form describes, used if the machine is `CUSTOM`.
-    uploaded_engine : str, optional
-        Path of a refitted engine profile, used if the engine is `REFITTED`.
+    The paths are those of files that are used if the target is `UPLOADED`, the machine `CUSTOM` or
+    the engine `REFITTED`. Raises `ConfigError` if the distribution of prompt lengths is not valid.
     """
     have = DEFAULTS | dict(state)
     have |= {key: as_count(have[key]) for key in COUNTS}

@@ -22,14 +22,9 @@ _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
 
 def html_page(title: str, *parts: str | Sequence[go.Figure]) -> str:
-    """The page as text.
+    """The page as text; `title` is shown in the browser tab after the program's name.
 
-    Parameters
-    ----------
-    title : str
-        Shown in the browser tab after the program's name.
-    *parts : str or sequence of Figure
-        Markdown, or figures to draw side by side, in the order of the page.
+    The parts are Markdown, or figures to draw side by side, in the order of the page.
     """
     drawn = any(not isinstance(part, str) and part for part in parts)
     render = _renderer().render

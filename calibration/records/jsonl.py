@@ -139,13 +139,9 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
     """Read the lines of a file that are not empty; the first one is the header.
 
+    If `drop_cut_off`, a last line without a newline, which an interrupted run leaves, is ignored.
     Raises `RecordError` if the file cannot be read, is cut off, has a line that is not a JSON
     object, or does not start with a header; with the line number.
-
-    Parameters
-    ----------
-    drop_cut_off : bool
-        Ignore a last line without a newline, which an interrupted run leaves.
     """
     *ended, last = read_text(path).split("\n")
     lines = [_line(text, f"{path}, line {n}") for n, text in enumerate(ended, 1) if text.strip()]
@@ -187,13 +183,9 @@ def write_records(path: Path, header: Mapping[str, Any], records: Iterable[objec
 class RecordLog:
     """A file to append records to; `lines` are the records already in it.
 
-    Raises `RecordError` if the file cannot be written, is not a file of records, or belongs to
-    another measurement. An existing file is then left unchanged.
-
-    Parameters
-    ----------
-    header : mapping
-        Header of a new file. The header of an existing file must be equal in the keys `same`.
+    `header` is that of a new file; that of an existing one must be equal in the keys `same`. Raises
+    `RecordError` if the file cannot be written, is not a file of records, or belongs to another
+    measurement. An existing file is then left unchanged.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, same: Collection[str]) -> None:

@@ -189,18 +189,11 @@ def compare(
 ) -> Comparison:
     """Predict the case of every record and compare.
 
-    Raises `RecordError` if the catalog does not have the GPU of the records. Raises `ConfigError`
-    if the engine was not measured on `curves_of`.
-
-    Parameters
-    ----------
-    records : sequence of StepRecord
-        In the order in which one process timed them; the predicted memory depends on it.
-    curves_of : str, optional
-        Predict from the engine's curves of this GPU, as if the timed GPU had none. The curves of
-        the timed GPU are then listed as a peer.
-    peers : mapping, optional
-        Predictions of other tools for the same cases, by peer, case id and phase. [s]
+    The records are in the order in which one process timed them, on which the predicted memory
+    depends. With `curves_of`, the engine's curves of that GPU are used, as if the timed GPU had
+    none, whose own are then listed as a peer. `peers` are predictions of other tools for the same
+    cases, by peer, case id and phase. [s] Raises `RecordError` if the catalog does not have the GPU
+    of the records, and `ConfigError` if the engine was not measured on `curves_of`.
     """
     gpu = gpu_of(header, "the records' header")
     to_tokens = PASS_END.items() <= dict(header).items()

@@ -264,17 +264,10 @@ def time_cases(
     repeats: int = REPEATS,
     parts: bool = False,
 ) -> tuple[str, int]:
-    """Time the cases that are not in `out` yet.
+    """Time the cases that are not in `out` yet; returns a line, and the number of failed cases.
 
     Raises `RecordError` if `seconds` is not positive, `out` was written on another machine or by
     another version, or the device is missing or faulty.
-
-    Returns
-    -------
-    summary : str
-        One line.
-    failed : int
-        Number of failed cases.
     """
     from runtime import provenance
 

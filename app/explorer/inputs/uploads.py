@@ -124,18 +124,7 @@ def observed(reports: Sequence[tuple[str, bytes]], scenario: Scenario) -> Measur
 
 
 def vllm_acceptance(text: str) -> tuple[float, ...]:
-    """Conditional acceptance per position from vLLM's metrics page.
-
-    vLLM counts for each position the rounds that accepted it. The conditional acceptance of a
-    position is its count divided by that of the position before, or by the number of rounds. Raises
-    `ConfigError` if a counter is missing, or the counters contradict each other.
-
-    Parameters
-    ----------
-    text : str
-        `/metrics` of a server: `vllm:spec_decode_num_drafts_total` and
-        `vllm:spec_decode_num_accepted_tokens_per_pos_total{position="0"}`, engines summed.
-    """
+    """Conditional acceptance per position from vLLM's /metrics page; errors as `vllm_metrics`."""
     if len(text) > MAX_UPLOAD_BYTES:
         raise ConfigError(
             f"the counters exceed {MAX_UPLOAD_BYTES:,} characters; paste only the /metrics page"
