@@ -64,16 +64,8 @@ def recommend(
 ) -> Recommendation:
     """Choose the best candidate of a search and explain the choice.
 
-    Raises `NoFeasiblePlan` if no candidate meets the limits.
-
-    Parameters
-    ----------
-    result : Search
-        The candidates, their objective and the limits.
-    rate : float, optional
-        Requests per second, for which the fewest GPUs are found. [1/s]
-    price_per_hour : float, optional
-        Price of one GPU hour, in any currency.
+    With a `rate`, in requests/s, the fewest GPUs are found; the price of a GPU hour is in any
+    currency. Raises `NoFeasiblePlan` if no candidate meets the limits.
     """
     ranked = result.ranked()
     if not ranked:

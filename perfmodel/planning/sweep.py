@@ -138,17 +138,10 @@ def chosen(block: Block, where: Where) -> Bools | None:
 
 
 def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
-    """Evaluate a scenario over named axes.
+    """Evaluate a scenario, as flat values of `ScenarioInput`, over `ARRAY_AXES` and `LOOP_AXES`.
 
     Raises `ConfigError` for an unknown or empty axis, an unknown name on an axis, more than 50
     million points, or an acceptance observed at one γ if γ is swept.
-
-    Parameters
-    ----------
-    base : mapping
-        Flat scenario values, with the keys of `ScenarioInput`.
-    axes : mapping
-        Values for each axis, one of `ARRAY_AXES` and `LOOP_AXES`.
     """
     _check_axes(axes)
     _check_names(axes)

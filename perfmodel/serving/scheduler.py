@@ -107,16 +107,7 @@ class PrefixCache:
 class RequestLoop:
     """The state of one simulation, which `run` completes.
 
-    Parameters
-    ----------
-    times : RoundTimes
-        Times of rounds and prefills.
-    simulation : Simulation
-        Traffic, scheduling and acceptance.
-    policy : callable
-        Returns γ for (batch, mean context).
-    gammas : tuple of int
-        Every γ that the policy may return.
+    `policy` returns one of `gammas` for a batch and mean context.
     """
 
     def __init__(

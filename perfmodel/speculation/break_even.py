@@ -104,14 +104,8 @@ def best_gain(
 ) -> BestGain:
     """The gain of the scenario's draft at the best γ, over arrays of batch and context.
 
-    Parameters
-    ----------
-    rule : Rule
-        Objective, and limits in addition to the memory capacity.
-    batch, prompt_tokens : array, mutually broadcastable
-        Requests in the system; prompt tokens. [1]
-    gammas : array (γ,)
-        The drafts per round to choose from.
+    The rule has limits in addition to the memory capacity. Batch, which counts requests in the
+    system, and prompt tokens broadcast; `gammas` has the drafts per round to choose from.
     """
     batch, prompt = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prompt_tokens, float))
     budget = scenario.plan.budget_at(prompt)

@@ -171,8 +171,6 @@ def service(
 def mean_rounds(point: RoundEstimate, tokens: int, alpha_shift: ArrayLike = 0.0) -> Floats:
     """Mean rounds until a sequence has `tokens` more tokens; NaN where acceptance is unknown.
 
-    Notes
-    -----
     Renewal theory: the last round overshoots by (E[t²] - E[t]) / 2 E[t] tokens on average, where t
     is the number of tokens of a round (Feller, vol. 2, section XI.3).
     """
