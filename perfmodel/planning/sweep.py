@@ -20,7 +20,7 @@ from perfmodel.planning.where import Where
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import MAX_GAMMA, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
-from perfmodel.specs.model import dtype_bytes
+from perfmodel.specs.dtypes import dtype_bytes
 from perfmodel.specs.workload import check_decodes
 from perfmodel.units import format_seconds
 

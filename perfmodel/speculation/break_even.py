@@ -251,7 +251,6 @@ def break_even_context(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEv
 
 def _paying_ranges(scenario: Scenario, axis: str, values: Floats, best: BestGain) -> BreakEven:
     found = paying_ranges(
-        axis,
         values,
         pays=best.pays,
         clear=best.gain.is_clear,
