@@ -241,10 +241,7 @@ def compare(
 def _part_errors(
     record: StepRecord, point: RoundEstimate, to_tokens: bool
 ) -> dict[str, dict[str, float]]:
-    """Error of each part of a traced pass, as a share of the measured pass.
-
-    A trace adds up kernels; the gaps between them belong to no part.
-    """
+    """Error of each part of a traced pass, without gaps between kernels, over the measured pass."""
     steps: dict[str, tuple[StepTime | None, int, str]] = {
         "target_step": (timed_pass(point.target_step, to_tokens), 1, "target_step_s"),
         "verify": (timed_pass(point.verify, to_tokens), 1, "verify_s"),
@@ -263,10 +260,7 @@ def _part_errors(
 
 
 def _measured(record: StepRecord, *, rounds: bool) -> dict[str, float]:
-    """The measured quantities of a case; plain decoding only has a target step.
-
-    If not `rounds`, those of an older engine are left out.
-    """
+    """The measured quantities of a case; if not `rounds`, those of an older engine are left out."""
     times = record.times
     measured = {"target_step_s": times["target_step_s"]}
     if record.peak_memory_bytes > 0:

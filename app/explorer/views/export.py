@@ -108,10 +108,7 @@ def _is_refused(engine: str, plan: ExportPlan) -> bool:
 
 
 def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None:
-    """Show the configuration and its benchmark command, or why the engine cannot run the plan.
-
-    `rule` is how γ is chosen by batch, if it can be.
-    """
+    """Show the configuration and its benchmark command, or why the engine cannot run the plan."""
     scenario = point.scenario
     plan = with_checkpoint(ExportPlan.of_scenario(scenario, engine=engine))
     method = scenario.plan.method
