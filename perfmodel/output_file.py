@@ -30,11 +30,8 @@ WAIT_S = 5.0  # for a FIFO without a reader, as for one without a writer in `inp
 def output_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing bytes; see the module's docstring.
 
-    Raises
-    ------
-    ConfigError
-        If the file is a folder or read-only, its folder does not exist, or the disk is full. An
-        existing file is then unchanged.
+    Raises `ConfigError` if the file is a folder or read-only, its folder does not exist, or the
+    disk is full. An existing file is then unchanged.
     """
     try:
         status = _status(path)

@@ -112,10 +112,6 @@ class Scenario:
         """GPUs that share the layers without experts: all, or those of one of `dp` groups."""
         return self.tp // self.dp
 
-    def ep_of(self, spec: ModelSpec, tp: int) -> int:
-        """Groups of ranks that share the experts of the target or of a draft on `tp` ranks."""
-        return self.ep if spec.experts is not None and tp == self.tp else 1
-
     @property
     def kernels(self) -> Efficiency:
         """The kernel curves of the engine on the GPUs and the link of the machine."""

@@ -78,10 +78,8 @@ class MeasureOptions:
 def measure(options: MeasureOptions) -> None:
     """Measure the windows that are not in the output file yet.
 
-    Raises
-    ------
-    ConfigError, EngineError
-        If a model or text cannot be read, or they cannot be combined.
+    Raises `ConfigError` or `EngineError` if a model or text cannot be read, or they cannot be
+    combined.
     """
     import torch
 

@@ -232,10 +232,7 @@ def refuse_flags(flags: Mapping[str, Any], names: Iterable[str], why: str) -> No
 def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str, Any]:
     """Values of a scenario file or catalog scenario, overridden by the flags.
 
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, or there is no such scenario.
+    Raises `ConfigError` if the file cannot be read, or there is no such scenario.
     """
     from perfmodel.catalog.scenarios import scenario_values
     from perfmodel.flat_values import override
@@ -246,7 +243,9 @@ def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str,
 def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Parameter:
     shown = field.json_schema_extra
     assert isinstance(shown, dict)
-    former = [flag_name(old) for old in _former_names(name)]
+    from perfmodel.catalog.scenarios import FORMER_NAMES
+
+    former = [flag_name(old) for old, new in FORMER_NAMES.items() if new == name]
     words = [str(field.description), *(f"Formerly {flag}." for flag in former)]
     if searched:
         words.append("Always searched." if name == "gamma" else "Searched if not given.")
@@ -257,12 +256,6 @@ def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Pa
         str(shown["metavar"]), " ".join(words), flag_name(name), *former, rich_help_panel=panel
     )
     return keyword(name, Annotated[str | None, flag], None)
-
-
-def _former_names(name: str) -> list[str]:
-    from perfmodel.catalog.scenarios import FORMER_NAMES
-
-    return [old for old, new in FORMER_NAMES.items() if new == name]
 
 
 def default_text(field: FieldInfo) -> str:

@@ -59,12 +59,7 @@ class Progress(Protocol):
 def progress(label: str, total: int | None = None) -> Iterator[Progress | None]:
     """A transient progress bar on stderr, or None if stderr is not a terminal.
 
-    Parameters
-    ----------
-    label
-        What is counted, such as "requests".
-    total
-        Number of items; None if it is unknown, which shows a moving bar.
+    `label` says what is counted, such as "requests"; without a `total`, the bar moves.
     """
     if not sys.stderr.isatty():
         yield None

@@ -16,12 +16,8 @@ NOT_EXECUTED = _MACHINE | {"ep", "dp", "prefill", "prefix_hit_rate", "slo", "acc
 def scenario_fields(mode: str, stated: ScenarioInput, origin: str) -> dict[str, Any]:
     """The fields of a `RunPlan` given by a scenario: all but `NOT_EXECUTED`.
 
-    A baseline run ignores the draft.
-
-    Raises
-    ------
-    ConfigError
-        If the engine does not support the scenario's draft, or it needs another mode.
+    A baseline run ignores the draft. Raises `ConfigError` if the engine does not support the
+    scenario's draft, or it needs another mode.
     """
     from perfmodel import ConfigError, catalog
 

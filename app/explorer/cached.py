@@ -104,10 +104,7 @@ def bundled_rows() -> list[PublishedRow]:
 def row_errors(rows: tuple[PublishedRow, ...]) -> list[RowError]:
     """Errors of rows with their engine's profile.
 
-    Raises
-    ------
-    ConfigError
-        If a row is not a valid scenario; the message gives its number.
+    Raises `ConfigError` if a row is not a valid scenario; the message gives its number.
     """
     errors = []
     for number, row in enumerate(rows, start=1):

@@ -7,6 +7,7 @@ alone are for the whole batch at its prompt length, as in `specroof predict`.
 from __future__ import annotations
 
 import math
+from typing import SupportsFloat
 
 import streamlit as st
 
@@ -38,15 +39,9 @@ HELP = {
 
 def of_candidate(candidate: Candidate) -> dict[str, str]:
     """The figures of a plan of the recommendation."""
-    return {
-        GAIN: ratio(candidate.gain),
-        TPOT: seconds(candidate.tpot_s),
-        TTFT: seconds(candidate.ttft_s),
-        RATE: count(candidate.throughput_per_gpu),
-        SPEEDUP: ratio(candidate.decode_speedup),
-        DECODE_TPOT: seconds(candidate.decode_tpot_s),
-        MEMORY: f"{candidate.memory_fraction:.0%}",
-    }
+    c = candidate
+    times, alone = (c.tpot_s, c.ttft_s), (c.decode_speedup, c.decode_tpot_s)
+    return _named(c.gain, *times, c.throughput_per_gpu, *alone, c.memory_fraction)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
@@ -54,15 +49,15 @@ def of_plan(values: Values, objective: str) -> dict[str, str]:
     """The figures of scenario values; the gain is in the objective."""
     scenario, point = scenario_of(values), point_of(values)
     whole = speculation.service(scenario)
-    return {
-        GAIN: ratio(speculation.gain_value(scenario, objective)),
-        TPOT: seconds(float(whole.tpot_s)),
-        TTFT: seconds(float(whole.ttft_s)),
-        RATE: count(float(whole.tokens_per_s) / scenario.tp),
-        SPEEDUP: ratio(float(point.speedup)),
-        DECODE_TPOT: seconds(float(point.tpot_s)),
-        MEMORY: f"{float(point.memory.fraction):.0%}",
-    }
+    gain, rate = speculation.gain_value(scenario, objective), whole.tokens_per_s / scenario.tp
+    times, alone = (whole.tpot_s, whole.ttft_s), (point.speedup, point.tpot_s)
+    return _named(gain, *times, rate, *alone, point.memory.fraction)
+
+
+def _named(*values: SupportsFloat) -> dict[str, str]:
+    """Values in the order of `HELP` as texts."""
+    texts = (ratio, seconds, seconds, count, ratio, seconds, "{:.0%}".format)
+    return {key: text(float(v)) for key, text, v in zip(HELP, texts, values, strict=True)}
 
 
 def ratio(value: float) -> str:

@@ -64,7 +64,8 @@ def state_of(
     state, notes = DEFAULTS | (FORMER_DEFAULTS if query else {}), []
     left_out = [part for part in query.get(LEFT_OUT, "").split(",") if part]
     have = {part.partition(":")[0]: (kept or {}).get(part) for part in left_out}
-    notes += [_lacks(key) for key in have if have[key] is None and key in _UPLOADS]
+    lacking = [PACKED[key] for key in have if have[key] is None and key in _UPLOADS]
+    notes += [f"The link was too long for {what}; add them again." for what in lacking]
     query = {k: v for k, v in query.items() if k != LEFT_OUT} | {k: v for k, v in have.items() if v}
     query, unknown = _in_own_words(query), []
     for name, text in query.items():
@@ -148,10 +149,6 @@ def former_note(query: Mapping[str, str]) -> str:
         "This link is of an earlier version or written by hand, and what it does not state may "
         f"have another value here. Check {', '.join(used)} and the other inputs."
     )
-
-
-def _lacks(key: str) -> str:
-    return f"The link was too long for {PACKED[key]}; add them again."
 
 
 def pin_of(state: Mapping[Any, Any]) -> dict[str, str]:

@@ -35,10 +35,7 @@ def unpack(packed: str) -> str:
 def pack_files(files: Sequence[tuple[str, str]]) -> str:
     """Files as (name, content), packed; "" if there are none.
 
-    Raises
-    ------
-    ConfigError
-        If they are larger than `MAX_FILES` in all.
+    Raises `ConfigError` if they are larger than `MAX_FILES` in all.
     """
     text = json.dumps(files)
     if len(text) > MAX_FILES:

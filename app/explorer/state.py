@@ -205,23 +205,10 @@ def stated_values(
     uploaded_gpu: str | None = None,
     uploaded_engine: str | None = None,
 ) -> Values:
-    """Flat scenario values from the state of the widgets.
+    """Flat scenario values from the state of the widgets; missing ones have their defaults.
 
-    Parameters
-    ----------
-    state : mapping
-        Widget values by key; missing ones have their defaults.
-    uploaded_target : str, optional
-        Path of an uploaded `config.json`, used as the target.
-    uploaded_gpu : str, optional
-        Path of the file of a GPU that the form describes, used if the machine is `CUSTOM`.
-    uploaded_engine : str, optional
-        Path of a refitted engine profile, used if the engine is `REFITTED`.
-
-    Raises
-    ------
-    ConfigError
-        If the distribution of prompt lengths is not valid.
+    The paths are those of files that are used if the target is `UPLOADED`, the machine `CUSTOM` or
+    the engine `REFITTED`. Raises `ConfigError` if the distribution of prompt lengths is not valid.
     """
     have = DEFAULTS | dict(state)
     have |= {key: as_count(have[key]) for key in COUNTS}
@@ -262,11 +249,8 @@ def widget_state(
 ) -> dict[str, Any]:
     """Widget values for a scenario; the inverse of `stated_values`.
 
-    Raises
-    ------
-    ConfigError
-        If a value is not valid, or a model, GPU or engine is given by a path other than those of
-        the page.
+    Raises `ConfigError` if a value is not valid, or a model, GPU or engine is given by a path other
+    than those of the page.
     """
     stated = parse_scenario(values)
     custom = stated.gpu.endswith(".toml") and stated.machine is None

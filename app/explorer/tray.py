@@ -47,13 +47,13 @@ def show_tray(values: Values | None) -> None:
     """
     state = st.session_state
     pins: list[dict[str, str]] = state["pins"]
-    here = pin_of(state)
+    here, decodes = pin_of(state), values is not None and dict(values)["output_tokens"] > 1
     with st.container(horizontal=True, key="tray", gap="small"):
         st.button(
             "Pin",
             on_click=_pin,
             args=(here,),
-            disabled=not _decodes(values) or len(pins) >= MAX_PINS or here in pins,
+            disabled=not decodes or len(pins) >= MAX_PINS or here in pins,
             icon=":material/keep:",
             type="tertiary",
             help=f"Keep this plan, to compare it in Decide; at most {MAX_PINS}",
@@ -68,10 +68,6 @@ def show_tray(values: Values | None) -> None:
         )
         for number, (pin, name) in enumerate(pin_names(pins, values), start=1):
             _pinned(number, pin, name)
-
-
-def _decodes(values: Values | None) -> bool:
-    return values is not None and dict(values)["output_tokens"] > 1
 
 
 def pin_values(pin: Mapping[str, str]) -> Values:

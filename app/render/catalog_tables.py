@@ -30,7 +30,9 @@ def print_list(kind: str, entries: Sequence[Mapping[str, Any]], console: Console
     print_table(_table(columns, entries), console)
     console.print("\nsources")
     for source in dict.fromkeys(str(entry["source"]) for entry in entries):
-        names = dict.fromkeys(_entry_name(e) for e in entries if e["source"] == source)
+        of_curve = "{target} by {draft} ({draft_policy})".format_map  # without a name
+        named = (e.get("name") or of_curve(e) for e in entries if e["source"] == source)
+        names = dict.fromkeys(map(str, named))
         console.print(f"{', '.join(names)}: {source}", soft_wrap=True)
 
 
@@ -54,13 +56,6 @@ TITLES = {
     "kv_bytes_per_token": "KV/token",
     "max_context_tokens": "context",
 }
-
-
-def _entry_name(entry: Mapping[str, Any]) -> str:
-    """The name of an entry, or the models of an acceptance curve."""
-    if "name" in entry:
-        return str(entry["name"])
-    return f"{entry['target']} by {entry['draft']} ({entry['draft_policy']})"
 
 
 def print_matrix(

@@ -22,17 +22,13 @@ _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 
 
 def html_page(title: str, *parts: str | Sequence[go.Figure]) -> str:
-    """The page as text.
+    """The page as text; `title` is shown in the browser tab after the program's name.
 
-    Parameters
-    ----------
-    title : str
-        Shown in the browser tab after the program's name.
-    *parts : str or sequence of Figure
-        Markdown, or figures to draw side by side, in the order of the page.
+    The parts are Markdown, or figures to draw side by side, in the order of the page.
     """
     drawn = any(not isinstance(part, str) and part for part in parts)
-    body = "".join(_html(part) if isinstance(part, str) else _charts(part) for part in parts)
+    render = _renderer().render
+    body = "".join(render(part) if isinstance(part, str) else _charts(part) for part in parts)
     template = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(title=escape(title), plotly=_plotly_js() if drawn else "", body=body)
 
@@ -59,10 +55,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, *rows]
     head, *body = (f"| {' | '.join(plain(cell) for cell in line)} |" for line in lines)
     return "\n".join([head, "|---" * len(header) + "|", *body])
-
-
-def _html(markdown: str) -> str:
-    return str(_renderer().render(markdown))
 
 
 @cache

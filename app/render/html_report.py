@@ -25,15 +25,7 @@ if TYPE_CHECKING:
 
 
 def report_html(answer: Recommendation, result: Mapping[str, Any]) -> str:
-    """The page as text.
-
-    Parameters
-    ----------
-    answer : Recommendation
-        Source of the charts.
-    result : mapping
-        Its JSON form (docs/reference/json.md), the source of the tables.
-    """
+    """The page as text: charts of `answer`, and tables of its JSON form, `result`."""
     scenario = result["best"]["scenario"].items()
     before = [
         f"# {plain(result['answer'])}",

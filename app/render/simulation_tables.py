@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -44,6 +44,16 @@ REQUESTS: dict[str, Cell] = {
     "KV mean, most": lambda run: f"{run['kv_mean_share']:.1%}, {run['kv_most_share']:.1%}",
     "preemptions": lambda run: f"{run['preemptions']:,}",
     "time at each γ": lambda run: _shares(run["gamma_time_share"]),
+}
+CHOICE: dict[str, Cell] = {
+    "run": lambda run: str(run["label"]),
+    "end to end": _time("latency", "mean_s"),
+    "p99": _time("latency", "p99_s"),
+    "TTFT": _time("ttft", "mean_s"),
+    "TPOT": _time("tpot", "mean_s"),
+    "within limits": lambda run: f"{run['good_share']:.1%}",
+    "refused": lambda run: f"{run['refused']:,}",
+    "γ by time": lambda run: _shares(run["gamma_time_share"]),
 }
 
 
@@ -111,21 +121,8 @@ def gain_line(gain: Mapping[str, Any]) -> str:
 def print_choice(choice: Mapping[str, Any], console: Console, with_draft: str) -> None:
     """Print the answer and the runs of `recommend --traffic`; with the draft named, if any."""
     console.print(f"On this traffic{with_draft}: {choice['sentence']}")
-    header = ("run", "end to end", "p99", "TTFT", "TPOT", "within limits", "refused", "γ by time")
-    print_table(rows_table(header, [_choice_row(run) for run in choice["runs"]]), console)
-
-
-def _choice_row(run: Mapping[str, Any]) -> Sequence[str]:
-    return (
-        run["label"],
-        _time("latency", "mean_s")(run),
-        _time("latency", "p99_s")(run),
-        _time("ttft", "mean_s")(run),
-        _time("tpot", "mean_s")(run),
-        f"{run['good_share']:.1%}",
-        f"{run['refused']:,}",
-        _shares(run["gamma_time_share"]),
-    )
+    rows = [[cell(run) for cell in CHOICE.values()] for run in choice["runs"]]
+    print_table(rows_table([*CHOICE], rows), console)
 
 
 def _shares(counts: Mapping[str, float]) -> str:

@@ -52,20 +52,10 @@ NAMING_KEYS = (
 
 
 def import_acceptance(path: Path, *, gamma: int | None = None) -> Imported:
-    """Read acceptance rates from a file in any of the supported forms.
+    """Read acceptance rates from text, JSON or JSON lines in any of the supported forms.
 
-    Parameters
-    ----------
-    path : Path
-        Text, JSON or JSON lines.
-    gamma : int, optional
-        Draft tokens per round; required if the file only has a mean.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, has no counters in a supported form, has contradictory counters,
-        or needs `gamma`.
+    `gamma`, the draft tokens per round, is needed if the file only has a mean. Raises `ConfigError`
+    without it, or if the file cannot be read, or has no or contradictory counters.
     """
     try:
         raw = read_input(path, MAX_BYTES)

@@ -62,21 +62,11 @@ def fit_records(
     texts: Sequence[str] | None = None,
     leave_out: int | None = None,
 ) -> list[RecordFit]:
-    """One fit for each draft policy of the records.
+    """One fit for each draft policy of the records, of some `texts` or of all.
 
-    Parameters
-    ----------
-    gamma : int
-        The γ at which the curve gives the measured tokens per round.
-    texts : sequence of str, optional
-        The texts to fit to; all by default.
-    leave_out : int, optional
-        Windows whose index modulo 4 equals this are not used.
-
-    Raises
-    ------
-    ConfigError
-        If no cell is left to fit to, or `gamma` was not measured.
+    At `gamma`, the curve gives the measured tokens per round. Windows whose index modulo 4 is
+    `leave_out` are not used. Raises `ConfigError` if no cell is left to fit to, or `gamma` was not
+    measured.
     """
     chosen = [
         cell
@@ -291,12 +281,7 @@ def _point(records: RecordSet, cell: Cell, gamma: int) -> AcceptancePoint:
 def curves_text(fits: Sequence[tuple[AcceptanceCurve, Sequence[str]]], *, command: str) -> str:
     """The text of a file for `--acceptance-curve`; with one curve it is also a catalog file.
 
-    Parameters
-    ----------
-    fits : sequence of (AcceptanceCurve, sequence of str)
-        Each curve and the parameters that were fitted to its points.
-    command : str
-        The command that writes the file.
+    `fits` are curves, each with the parameters that were fitted to its points; `command` writes it.
     """
     header = f"Written by `{command}`; the formula is in perfmodel/acceptance/curve.py."
     for curve, free in fits:

@@ -82,10 +82,7 @@ class AcceptanceReport:
 def acceptance_report(records: RecordSet, runs: Sequence[CountedRun] = ()) -> AcceptanceReport:
     """The report of some records and counted runs.
 
-    Raises
-    ------
-    ConfigError
-        If the records have nothing to fit a curve to.
+    Raises `ConfigError` if the records have nothing to fit a curve to.
     """
     every_cell = tuple(cells(records.records))
     curves = {text: _curves(records, text) for text in sorted({run.text for run in runs})}

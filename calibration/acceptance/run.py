@@ -66,26 +66,22 @@ class Job:
 def load_model(folder: Path, *, dtype: torch.dtype, device: torch.device) -> LoadedModel:
     """Load a folder with config.json and safetensors.
 
-    Raises
-    ------
-    InputError
-        If the folder has no weights that the runtime can read.
+    Raises `InputError` if the folder has no weights that the runtime can read.
     """
     config = read_config(folder)
     decoder = Model(config=config, folder=folder).load(ALONE, dtype, device)
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file_sha256(file).encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").hexdigest().encode())
     return LoadedModel(folder.resolve().name, decoder, digest.hexdigest())
 
 
 def read_text(file: Path, tokenizer: TextTokenizer, *, vocab: int) -> Text:
     """Read and tokenize a text file.
 
-    Raises
-    ------
-    InputError
-        If it cannot be read, is not UTF-8, is empty, or has tokens outside the vocabulary.
+    Raises `InputError` if it cannot be read, is not UTF-8, is empty, or has tokens outside the
+    vocabulary.
     """
     try:
         raw = file.read_bytes()
@@ -125,10 +121,7 @@ def check_same_tokens(target: Path, draft: Path) -> None:
 def windows_of(text: Text, *, context_tokens: int, count: int, task: Task) -> tuple[Window, ...]:
     """At most `count` windows, evenly spread over a text so that scored parts do not overlap.
 
-    Raises
-    ------
-    InputError
-        If the text is shorter than one window.
+    Raises `InputError` if the text is shorter than one window.
     """
     needed = task.window_tokens(context_tokens)
     spare = len(text.tokens) - needed
@@ -255,9 +248,3 @@ def exact_float32() -> None:
     """Disable TF32, so that float32 products are computed in full precision."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-
-
-def file_sha256(file: Path) -> str:
-    """SHA-256 hash of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -107,12 +107,8 @@ def vllm_metrics(text: str, name: str, *, gamma: int | None = None) -> Imported:
     """Read vLLM's /metrics page, summed over engines.
 
     If the text holds several scrapes of the page, the rates are those between the first and the
-    last.
-
-    Raises
-    ------
-    ConfigError
-        If counters are missing, contradict each other, or belong to several models.
+    last. Raises `ConfigError` if counters are missing, contradict each other, or belong to several
+    models.
     """
     series: dict[tuple[str, frozenset[tuple[str, str]]], list[float]] = {}
     for counter, text_labels, value in SAMPLE.findall(text):

@@ -173,12 +173,8 @@ def measure_ranks(out: Path, seconds: float, header: Mapping[str, Any], *, ranks
     """Time all cells until done or out of time, and return a summary; rank 0 writes the records.
 
     Every one of the `ranks` processes must call this. An error on one rank ends the run, because
-    the others would wait for it.
-
-    Raises
-    ------
-    EngineError
-        If the GPUs cannot read each other's memory, or if an exchanged sum is wrong.
+    the others would wait for it. Raises `EngineError` if the GPUs cannot read each other's memory,
+    or if an exchanged sum is wrong.
     """
     from runtime import exchange_words, show_status
     from runtime.errors import EngineError

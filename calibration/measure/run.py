@@ -76,10 +76,7 @@ def build(part: str) -> None:
 def chosen_groups(names: Iterable[str] = (), *, every: int = 1) -> list[Group]:
     """The groups with these names, or all, thinned to one cell in `every`.
 
-    Raises
-    ------
-    ConfigError
-        If a name is unknown.
+    Raises `ConfigError` if a name is unknown.
     """
     plan, names = groups(every), list(names)
     known = [group.name for group in plan]
@@ -166,12 +163,8 @@ class Run:
 def measure_groups(out: Path, seconds: float, plan: list[Group], header: Mapping[str, Any]) -> str:
     """Time the cells of `plan` for at most `seconds`, writing each record at once; a summary.
 
-    Raises
-    ------
-    BenchError
-        If `seconds` is not positive, kernels do not compile, or attention returns wrong values.
-    RecordError
-        If the file was written by another run.
+    Raises `BenchError` if `seconds` is not positive, kernels do not compile, or attention returns
+    wrong values. Raises `RecordError` if the file was written by another run.
     """
     if not seconds > 0:
         raise BenchError(f"--seconds {seconds:g} is not a positive time")

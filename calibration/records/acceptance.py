@@ -145,10 +145,8 @@ class RecordSet:
 class RecordFile(RecordLog):
     """A file of records to append to; `done` are the windows and views already in it.
 
-    Raises
-    ------
-    RecordError
-        If the file cannot be written, is not a file of records, or belongs to another measurement.
+    Raises `RecordError` if the file cannot be written, is not a file of records, or belongs to
+    another measurement.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
@@ -166,10 +164,7 @@ class RecordFile(RecordLog):
 def read_acceptance(path: Path) -> RecordSet:
     """Read a file, plain or gzipped; an incomplete last line is ignored.
 
-    Raises
-    ------
-    RecordError
-        If the file cannot be read or does not hold acceptance records.
+    Raises `RecordError` if the file cannot be read or does not hold acceptance records.
     """
     first, *lines = read_lines(path, drop_cut_off=True)
     header = first.header or {}
@@ -223,10 +218,7 @@ def _check_renewal(renewal: Renewal, place: str) -> None:
 def merged(sets: Iterable[RecordSet]) -> RecordSet:
     """Merge several files of one model; a record that is in two of them counts once.
 
-    Raises
-    ------
-    RecordError
-        If the weights, drafts, temperatures, positions, dtypes or texts differ.
+    Raises `RecordError` if the weights, drafts, temperatures, positions, dtypes or texts differ.
     """
     first, *rest = sets
     records = {(record.window, record.view): record for record in first.records}

@@ -58,10 +58,7 @@ class CountedLine:
 def read_runs(path: Path) -> list[CountedRun]:
     """Read the runs of a file, plain or gzipped; an incomplete last line is ignored.
 
-    Raises
-    ------
-    RecordError
-        If the file cannot be read, or a line is not a counted run.
+    Raises `RecordError` if the file cannot be read, or a line is not a counted run.
     """
     _, *lines = read_lines(path, drop_cut_off=True)
     return [line.decode(CountedLine).counted for line in lines]

@@ -82,10 +82,8 @@ def encode(record: object) -> str:
 def decode(kind: type[T], text: str, place: str) -> T:
     """An instance of the dataclass or TypedDict `kind` from JSON.
 
-    Raises
-    ------
-    RecordError
-        If a key is unknown, missing or of the wrong type; the message starts with `place`.
+    Raises `RecordError` if a key is unknown, missing or of the wrong type; the message starts with
+    `place`.
     """
     try:
         (record,) = _adapter(cast(Any, kind)).validate_json(f"[{text}]")
@@ -124,10 +122,7 @@ def without_prefixes(text: str) -> str:
 def read_text(path: Path) -> str:
     """Read a text file, decompressed if it is a gzip file.
 
-    Raises
-    ------
-    RecordError
-        If it cannot be read, is not UTF-8, or is larger than `MAX_BYTES`.
+    Raises `RecordError` if it cannot be read, is not UTF-8, or is larger than `MAX_BYTES`.
     """
     try:
         raw = read_input(path, MAX_BYTES)
@@ -144,16 +139,9 @@ def read_text(path: Path) -> str:
 def read_lines(path: Path, *, drop_cut_off: bool = False) -> list[Line]:
     """Read the lines of a file that are not empty; the first one is the header.
 
-    Parameters
-    ----------
-    drop_cut_off : bool
-        Ignore a last line without a newline, which an interrupted run leaves.
-
-    Raises
-    ------
-    RecordError
-        If the file cannot be read, is cut off, has a line that is not a JSON object, or does not
-        start with a header; with the line number.
+    If `drop_cut_off`, a last line without a newline, which an interrupted run leaves, is ignored.
+    Raises `RecordError` if the file cannot be read, is cut off, has a line that is not a JSON
+    object, or does not start with a header; with the line number.
     """
     *ended, last = read_text(path).split("\n")
     lines = [
@@ -184,10 +172,7 @@ def check_log(path: Path) -> None:
 def write_records(path: Path, header: Mapping[str, Any], records: Iterable[object]) -> None:
     """Write a complete file atomically, compressed if its suffix is .gz.
 
-    Raises
-    ------
-    RecordError
-        If the file cannot be written.
+    Raises `RecordError` if the file cannot be written.
     """
     content = "".join([encode({"header": dict(header)}), *map(encode, records)]).encode()
     try:
@@ -200,16 +185,9 @@ def write_records(path: Path, header: Mapping[str, Any], records: Iterable[objec
 class RecordLog:
     """A file to append records to; `lines` are the records already in it.
 
-    Parameters
-    ----------
-    header : mapping
-        Header of a new file. The header of an existing file must be equal in the keys `same`.
-
-    Raises
-    ------
-    RecordError
-        If the file cannot be written, is not a file of records, or belongs to another measurement.
-        An existing file is then left unchanged.
+    `header` is that of a new file; that of an existing one must be equal in the keys `same`. Raises
+    `RecordError` if the file cannot be written, is not a file of records, or belongs to another
+    measurement. An existing file is then left unchanged.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], *, same: Collection[str]) -> None:

@@ -124,21 +124,12 @@ class KernelRecords:
 
 
 def read_kernel_records(paths: Iterable[Path], gpu: str | None = None) -> KernelRecords:
-    """Read the kernel records of one GPU.
+    """Read the kernel records of one GPU of the catalog, by default that of the first file.
 
     Of the runtime's own kernels, which change, the last time of a cell is kept. Those of attention
-    are FlashInfer's, and all their times are.
-
-    Parameters
-    ----------
-    gpu : str, optional
-        Catalog name of the GPU; by default that of the first file.
-
-    Raises
-    ------
-    RecordError
-        If a line is not JSON, is from another GPU, has an unknown operation or key, lacks a key, or
-        has a time that is not positive or faster than the datasheet allows; with the line number.
+    are FlashInfer's, and all their times are. Raises `RecordError` if a line is not JSON, is from
+    another GPU, has an unknown operation or key, lacks a key, or has a time that is not positive or
+    faster than the datasheet allows; with the line number.
     """
     headers: list[Mapping[str, Any]] = []
     records: dict[Hashable, KernelRecord] = {}

@@ -169,10 +169,8 @@ def has_older_rounds(header: Mapping[str, object]) -> bool:
 def read_cases(path: Path) -> CaseFile:
     """Read a case file.
 
-    Raises
-    ------
-    RecordError
-        If it cannot be read, has no cases, a case is invalid, or two cases have the same id.
+    Raises `RecordError` if it cannot be read, has no cases, a case is invalid, or two cases
+    have the same id.
     """
     file = json_object(read_text(path), str(path)).decode(CaseFile)
     if not file.cases:
@@ -185,11 +183,9 @@ def read_cases(path: Path) -> CaseFile:
 def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
     """Read the header and the records of a validation run, without the failed cases.
 
-    Raises
-    ------
-    RecordError
-        If the catalog does not have the GPU, a line is not a record, a time is missing or not
-        positive, a case is recorded twice, or records are of several GPUs; with the line number.
+    Raises `RecordError` if the catalog does not have the GPU, a line is not a record, a time is
+    missing or not positive, a case is recorded twice, or records are of several GPUs; with the line
+    number.
     """
     first, *lines = read_lines(path)
     header = first.header or {}
@@ -221,10 +217,8 @@ def read_steps(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
 def read_rows(path: Path) -> tuple[Mapping[str, Any], list[StepRecord]]:
     """The header and the rows of the last `specroof run bench` in a file, as records of steps.
 
-    Raises
-    ------
-    RecordError
-        If the catalog does not have the GPU, or a row lacks something; with the line number.
+    Raises `RecordError` if the catalog does not have the GPU, or a row lacks something; with the
+    line number.
     """
     lines = read_lines(path)
     start = max(at for at, line in enumerate(lines) if line.header is not None)

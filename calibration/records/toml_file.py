@@ -14,13 +14,8 @@ from tomlkit.items import Item, Table
 def toml_text(values: Mapping[str, Any], *, header: str) -> str:
     """A TOML document: `header` as comment lines, then the values in order.
 
-    Parameters
-    ----------
-    values : mapping
-        Scalars, strings, arrays (nested or numpy), mappings (tables), and lists of mappings
-        (arrays of tables). Scalars must come before tables.
-    header : str
-        Lines without the comment sign.
+    These are scalars, strings, arrays (nested or numpy), and after them mappings (tables) and lists
+    of mappings (arrays of tables).
     """
     document = tomlkit.document()
     for line in header.strip().splitlines():

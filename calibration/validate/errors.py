@@ -189,22 +189,11 @@ def compare(
 ) -> Comparison:
     """Predict the case of every record and compare.
 
-    Parameters
-    ----------
-    records : sequence of StepRecord
-        In the order in which one process timed them; the predicted memory depends on it.
-    curves_of : str, optional
-        Predict from the engine's curves of this GPU, as if the timed GPU had none. The curves of
-        the timed GPU are then listed as a peer.
-    peers : mapping, optional
-        Predictions of other tools for the same cases, by peer, case id and phase. [s]
-
-    Raises
-    ------
-    RecordError
-        If the catalog does not have the GPU of the records.
-    ConfigError
-        If the engine was not measured on `curves_of`.
+    The records are in the order in which one process timed them, on which the predicted memory
+    depends. With `curves_of`, the engine's curves of that GPU are used, as if the timed GPU had
+    none, whose own are then listed as a peer. `peers` are predictions of other tools for the same
+    cases, by peer, case id and phase. [s] Raises `RecordError` if the catalog does not have the GPU
+    of the records, and `ConfigError` if the engine was not measured on `curves_of`.
     """
     gpu = gpu_of(header, "the records' header")
     to_tokens = PASS_END.items() <= dict(header).items()
@@ -252,10 +241,7 @@ def compare(
 def _part_errors(
     record: StepRecord, point: RoundEstimate, to_tokens: bool
 ) -> dict[str, dict[str, float]]:
-    """Error of each part of a traced pass, as a share of the measured pass.
-
-    A trace adds up kernels; the gaps between them belong to no part.
-    """
+    """Error of each part of a traced pass, without gaps between kernels, over the measured pass."""
     steps: dict[str, tuple[StepTime | None, int, str]] = {
         "target_step": (timed_pass(point.target_step, to_tokens), 1, "target_step_s"),
         "verify": (timed_pass(point.verify, to_tokens), 1, "verify_s"),
@@ -274,10 +260,7 @@ def _part_errors(
 
 
 def _measured(record: StepRecord, *, rounds: bool) -> dict[str, float]:
-    """The measured quantities of a case; plain decoding only has a target step.
-
-    If not `rounds`, those of an older engine are left out.
-    """
+    """The measured quantities of a case; if not `rounds`, those of an older engine are left out."""
     times = record.times
     measured = {"target_step_s": times["target_step_s"]}
     if record.peak_memory_bytes > 0:

@@ -76,12 +76,8 @@ class WorkspaceCount:
 def torch_peak_bytes(point: RoundEstimate, case: Case, streams: WorkspaceCount) -> float:
     """The peak while a case is timed. [bytes]
 
-    Parameters
-    ----------
-    point : RoundEstimate
-        The prediction of the case by an engine that prefills in chunks of `CHUNK_TOKENS`.
-    streams : WorkspaceCount
-        The count after the previous case; this case is added to it.
+    `point` is the prediction by an engine that prefills in chunks of `CHUNK_TOKENS`. The case is
+    added to `streams`, the count after the previous one.
     """
     memory, before = point.memory, streams.bytes
     streams.time(case, bias=point.scenario.target.qkv_bias)

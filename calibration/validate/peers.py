@@ -15,12 +15,8 @@ def read_peers(path: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Predicted seconds by peer, case id and phase.
 
     The CSV has the columns peer, id and one per phase, which may be empty. Lines that start with #
-    are comments.
-
-    Raises
-    ------
-    RecordError
-        If a column is missing, or a time is not a positive number (with the line).
+    are comments. Raises `RecordError` if a column is missing, or a time is not a positive number
+    (with the line).
     """
     text = read_text(path)
     lines = [(n, x) for n, x in enumerate(text.splitlines(), 1) if x and not x.startswith("#")]

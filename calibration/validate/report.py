@@ -90,12 +90,20 @@ def comparison_markdown(comparison: Comparison) -> str:
     head = comparison.header
     named = ("gpu", "driver", "torch", "date", "time", "commit")
     facts = ", ".join(f"{k} {head[k]}" for k in named if k in head)
+    carried = (
+        ""
+        if comparison.curves_of is None
+        else (
+            f" Predicted from the curves of {comparison.curves_of} alone, scaled by the bandwidth, "
+            f"FLOP/s and number of multiprocessors on the datasheet of {comparison.gpu}."
+        )
+    )
     parts = [
         "# Predicted and measured steps",
         f"{len(comparison.scenarios)} drawn cases, {len(comparison.errors)} timed cases with their "
         f"further choices, on {facts}. `{command_of(head)}`",
         "Errors in percent: median absolute (signed median; signed worst). None of these times was "
-        "used in a fit." + _carried_note(comparison),
+        f"used in a fit.{carried}",
         markdown_table(("", *HEADER), [_row("all", comparison.scenarios, comparison)]),
     ]
     for name, key in _REGIONS.items():
@@ -129,15 +137,6 @@ def comparison_markdown(comparison: Comparison) -> str:
 def _title(comparison: Comparison) -> str:
     carried = "" if comparison.curves_of is None else f", curves of {comparison.curves_of}"
     return f"{comparison.engine}{carried}"
-
-
-def _carried_note(comparison: Comparison) -> str:
-    if comparison.curves_of is None:
-        return ""
-    return (
-        f" Predicted from the curves of {comparison.curves_of} alone, scaled by the bandwidth, "
-        f"FLOP/s and number of multiprocessors on the datasheet of {comparison.gpu}."
-    )
 
 
 def cell(spread: Spread | None) -> str:

@@ -247,10 +247,7 @@ def case_ids(lines: Sequence[Line]) -> set[str]:
 def ranks_of(cases: CaseFile) -> int:
     """The number of ranks, which is the same for all cases of a file.
 
-    Raises
-    ------
-    RecordError
-        If it is not, since the processes are only started once.
+    Raises `RecordError` if it is not, since the processes are only started once.
     """
     counts = sorted({case.tp for case in cases.cases})
     if len(counts) > 1:
@@ -267,20 +264,10 @@ def time_cases(
     repeats: int = REPEATS,
     parts: bool = False,
 ) -> tuple[str, int]:
-    """Time the cases that are not in `out` yet.
+    """Time the cases that are not in `out` yet; returns a line, and the number of failed cases.
 
-    Returns
-    -------
-    summary : str
-        One line.
-    failed : int
-        Number of failed cases.
-
-    Raises
-    ------
-    RecordError
-        If `seconds` is not positive, `out` was written on another machine or by another version, or
-        the device is missing or faulty.
+    Raises `RecordError` if `seconds` is not positive, `out` was written on another machine or by
+    another version, or the device is missing or faulty.
     """
     from runtime import provenance
 

@@ -60,10 +60,7 @@ class SampleOptions:
 def sample_cases(options: SampleOptions) -> CaseFile:
     """Scenarios in the order of sampling, each followed by its further choices.
 
-    Raises
-    ------
-    ConfigError
-        If no case fits in the GPU's memory.
+    Raises `ConfigError` if no case fits in the GPU's memory.
     """
     rng, cases = random.Random(options.seed), []
     every = max(1, options.count // options.choices) if options.choices else 0
@@ -84,10 +81,7 @@ def sample_cases(options: SampleOptions) -> CaseFile:
 def sample_rounds(options: SampleOptions) -> CaseFile:
     """Cases to fit the overhead of a round to; `options.choices` is ignored.
 
-    Raises
-    ------
-    ConfigError
-        If a case does not fit in the GPU's memory.
+    Raises `ConfigError` if a case does not fit in the GPU's memory.
     """
     rng, count = random.Random(options.seed), options.count
     low, high = (math.log(edge) for edge in ROUND_BATCH)

@@ -26,27 +26,17 @@ MOST_DRAFTS = 1024  # limit of the sums in this module; plans are limited to `sp
 class Acceptance:
     """Conditional acceptance per position: P(draft i accepted | all earlier ones were).
 
-    Raises `ConfigError` if a value is not in [0, 1], or `alpha` is outside the interval.
-
-    Attributes
-    ----------
-    per_position : tuple of float
-        One value in [0, 1] per draft position; the last one also applies to all later positions,
-        so a one-element tuple means i.i.d. acceptance.
-    low, high : float
-        Interval of `alpha`, the mean of `per_position`; both equal it if no interval is known.
-        `shifted(low - alpha)` is the pessimistic case.
-    origin : Origin
-        Given, measured, fitted, borrowed or identity.
-    source : str
-        Model, text, temperature and citation, if known.
+    The last value also applies to all later positions, so one value means i.i.d. acceptance.
+    `low` and `high` are the interval of `alpha`, the mean; both equal it if none is known, and
+    `shifted(low - alpha)` is the pessimistic case. Raises `ConfigError` if a value is not in
+    [0, 1], or `alpha` is outside the interval.
     """
 
     per_position: tuple[float, ...]
     low: float
     high: float
     origin: Origin
-    source: str
+    source: str  # model, text, temperature and citation, if known
 
     def __post_init__(self) -> None:
         if not self.per_position:

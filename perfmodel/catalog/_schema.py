@@ -195,13 +195,9 @@ def build(
 ) -> _Row:
     """An instance of a dataclass, from a table whose keys are its fields.
 
+    `scaled` leads from the suffix of a field in SI units to that of its key and the key's unit.
     Raises `ConfigError` if the table does not match the dataclass, or the dataclass refuses its
     values.
-
-    Parameters
-    ----------
-    scaled : mapping, optional
-        From the suffix of a field in SI units to the suffix of its key and the key's unit.
     """
     keys = {field.name: file_key(field.name, scaled or {}) for field in fields(row)}  # type: ignore[arg-type]
     checked = read(_schema_of(row, tuple(key for key, _ in keys.values())), entries, where)

@@ -65,14 +65,10 @@ def engine_profile(
 
     If the engine was not measured on the GPU, the values and kernel curves of a measured GPU of the
     same architecture are transferred (`measured_on`): preferably the one whose kernel tables the
-    GPU uses, otherwise the first in the file. Raises `ConfigError` for an unknown engine, a file
-    with an unknown key, or if the engine was not measured on `curves_of`. Overheads of rounds and
-    of several ranks may come from another GPU: the first of the architecture that has them.
-
-    Parameters
-    ----------
-    curves_of : str, optional
-        The measured GPU to transfer from, even if `gpu` was measured too.
+    GPU uses, otherwise the first in the file; with `curves_of`, that GPU, even if `gpu` was
+    measured too. Raises `ConfigError` for an unknown engine, a file with an unknown key, or if the
+    engine was not measured on `curves_of`. Overheads of rounds and of several ranks may come from
+    another GPU: the first of the architecture that has them.
     """
     if name.endswith(".toml"):
         return _for_gpu(user_table(name, "an engine profile"), name, gpu, curves_of)

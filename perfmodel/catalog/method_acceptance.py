@@ -55,14 +55,8 @@ def method_acceptance(target: str, method: str, variant: str = "") -> Acceptance
     It is the mean over the published tasks of the target, with their range as interval. If a target
     has several heads, the one with the most tasks is used, then the one with the longest rounds.
     Other targets get the mean over all published heads, with origin "borrowed" and their range. So
-    is that of an instruct checkpoint "borrowed" by a base one.
-
-    Parameters
-    ----------
-    target, method : str
-        Catalog name of the target, and name of the method in `specs.draft_methods`.
-    variant : str
-        "base" or "instruct", if the checkpoint of the target is known.
+    is that of an instruct checkpoint "borrowed" by a base one (`variant` is "base" or "instruct",
+    if it is known).
     """
     curves = [c for c in published_lengths() if c.method == method]
     if not curves:

@@ -77,16 +77,10 @@ class BlockTable:
         hbm_bandwidth: float,
         bytes_per_element: float = ELEMENT_BYTES,
     ) -> Floats:
-        """The form without its residual. [s]
+        """The form without its residual, for arrays of one shape. [s]
 
-        Parameters
-        ----------
-        split : SplitKV
-            Arrays of one shape.
-        unit_tokens : array
-            Sequences x KV heads x tokens read per sequence.
-        merged_rows : float or array
-            Query tokens x query heads x sequences, the rows to merge if KV is split.
+        `unit_tokens` are sequences x KV heads x tokens read per sequence; `merged_rows`, query
+        tokens x query heads x sequences, are the rows to merge if KV is split.
         """
         slots = float(BLOCKS_PER_SM * sm_count)
         pair = 1.0 + self.pair_slowdown

@@ -52,19 +52,10 @@ class AttentionCall:
     sm_count: int
 
     def split_kv(self, kv_tokens: Floats, sequences: Floats | float = 1.0) -> SplitKV:
-        """The runtime's split of each batch.
+        """The runtime's split of each batch, in arrays of shape (batches,).
 
-        Parameters
-        ----------
-        kv_tokens : array (batches, lengths)
-            Tokens read per sequence, including those of its queries.
-        sequences : float or array, broadcast to `kv_tokens`
-            The number of sequences with that length.
-
-        Returns
-        -------
-        SplitKV
-            Arrays of shape (batches,).
+        `kv_tokens` (batches, lengths) are read per sequence, including those of its queries;
+        `sequences`, which broadcast to them, have that length.
         """
         tokens, counts = np.broadcast_arrays(kv_tokens, sequences)
         pages = np.maximum(np.ceil(tokens / PAGE_TOKENS), 1.0)
@@ -109,12 +100,8 @@ class AttentionCall:
     def ragged_factor(self, kv_tokens: Floats, idle: int = 0) -> float:
         """Estimated seconds over those of equal caches with the same mean; 1 if all are equal.
 
-        Parameters
-        ----------
-        kv_tokens : array (sequences,)
-            Tokens read per sequence.
-        idle : int
-            Graph rows without a sequence, which only read the tokens of their queries.
+        `kv_tokens` (sequences,) are read per sequence; `idle` graph rows without a sequence only
+        read the tokens of their queries.
         """
         if not idle and kv_tokens.min() == kv_tokens.max():
             return 1.0
@@ -154,14 +141,9 @@ def call_seconds(
 ) -> Floats:
     """The runtime's time estimate of one call for several splits; arrays of one shape. [s]
 
-    Parameters
-    ----------
-    blocks, longest : array
-        Blocks over all KV heads; tokens of the longest range.
-    total, merged : array
-        Tokens of all blocks; rows (query tokens x query heads) to merge, 0 if KV is not split.
-    tile : array of int
-        Index into `TILE_ROWS`.
+    `blocks` over all KV heads read `total` tokens, those of the longest range `longest`; `merged`
+    rows (query tokens x query heads) are to merge, 0 if KV is not split; `tile` is an index into
+    `TILE_ROWS`.
     """
     per_token, mean = _TOKEN_S[tile] + _TOKEN_DIM_S * head_dim, total / blocks
     full = np.floor(blocks / (BLOCKS_PER_SM * sm_count))

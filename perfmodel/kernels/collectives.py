@@ -139,6 +139,8 @@ class CollectiveCurve:
     ) -> Floats:
         """Seconds of an all-reduce; `message_bytes` is the size of the tensor on each rank.
 
+        Raises `ConfigError` if the algorithm is unknown or `ranks` is not a positive whole number.
+
         Parameters
         ----------
         message_bytes : float or array [bytes]
@@ -155,11 +157,6 @@ class CollectiveCurve:
             the latency scales with it. [bytes/s]
         row_bytes : float
             Size of one row of the message; only "exchange" depends on it.
-
-        Raises
-        ------
-        ConfigError
-            If the algorithm is unknown or `ranks` is not a positive whole number.
         """
         if algorithm == "exchange" and self.exchange is not None and ranks > 1:
             size = np.asarray(message_bytes, float)
@@ -227,7 +224,8 @@ class CollectiveCurve:
             raise ConfigError(f"ranks={ranks!r} must be a positive whole number")
         if ranks == 1:
             return np.zeros_like(size)
-        tables = _by_ranks(self, operation, algorithm)
+        wanted = (operation, algorithm)
+        tables = {m.ranks: m for m in self.measured if (m.operation, m.algorithm) == wanted}
         ratio = self.link_bandwidth / link_bandwidth
         if tables and min(tables) <= ranks <= max(tables):
             low = max(n for n in tables if n <= ranks)
@@ -250,9 +248,3 @@ def ring_seconds(message_bytes: ArrayLike, ranks: int, *, hop_s: float, rate: fl
     """
     steps = 2.0 * (ranks - 1)
     return np.asarray(steps * hop_s + steps / ranks * np.asarray(message_bytes, float) / rate)
-
-
-def _by_ranks(curve: CollectiveCurve, operation: str, algorithm: str) -> dict[int, MeasuredTimes]:
-    return {
-        m.ranks: m for m in curve.measured if (m.operation, m.algorithm) == (operation, algorithm)
-    }

@@ -15,9 +15,9 @@ from perfmodel._typing import Floats
 from perfmodel.kernels.attention import smooth_max
 from perfmodel.passes.parts import Part
 from perfmodel.passes.rank import Rank
+from perfmodel.specs.dtypes import dtype_bytes
 from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.layers import LatentAttention, LinearAttention
-from perfmodel.specs.model import dtype_bytes
 
 
 def latent_attention(

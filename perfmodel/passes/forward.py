@@ -105,10 +105,8 @@ def prefill_pass(
 ) -> StepTime:
     """Time of prefilling prompts; only the last token of each has logits.
 
-    Parameters
-    ----------
-    batch, prompt_tokens, cached_tokens : float or array, mutually broadcastable
-        Sequences; tokens of each prompt or chunk; tokens cached before the chunk. [1]
+    `prompt_tokens` are those of each prompt or chunk, `cached_tokens` those before the chunk.
+    Arrays broadcast.
     """
     arrays = (np.asarray(a, float) for a in (batch, prompt_tokens, cached_tokens))
     return _of_prompts(rank, *arrays)

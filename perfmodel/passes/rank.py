@@ -51,7 +51,7 @@ class Rank:
             curves=scenario.kernels,
             tp=tp // dp,
             dp=dp,
-            ep=scenario.ep_of(spec, tp),
+            ep=scenario.ep if spec.experts is not None and tp == scenario.tp else 1,
             weight_dtype=types.weights,
             expert_dtype=types.experts,
             kv_dtype=types.kv,

@@ -143,16 +143,9 @@ def simplest(
 ) -> Plan | None:
     """The simplest plan that no other one clearly beats; `plain` if no draft is clearly better.
 
-    A plan is not chosen if a simpler one, which was refused, has a lower cost.
-
-    Parameters
-    ----------
-    clear : sequence
-        Plans that clearly beat `plain`, those of equal `parts` in the order of preference.
-    plain : plan or None
-        Without a draft; None if it does not meet the limits.
-    beats : (rival, plan) -> bool
-        Whether a rival is clearly better.
+    A plan is not chosen if a simpler one, which was refused, has a lower cost. `clear` are plans
+    that clearly beat `plain` (None if it does not meet the limits), those of equal `parts` in the
+    order of preference; `beats(rival, plan)` is whether a rival is clearly better.
     """
     refused = math.inf
     for plan in sorted(clear, key=parts):

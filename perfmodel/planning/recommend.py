@@ -16,9 +16,8 @@ are recommended, and the plan that would be best without this restriction is sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -67,16 +66,8 @@ def recommend(
 ) -> Recommendation:
     """Choose the best candidate of a search and explain the choice.
 
-    Raises `NoFeasiblePlan` if no candidate meets the limits.
-
-    Parameters
-    ----------
-    result : Search
-        The candidates, their objective and the limits.
-    rate : float, optional
-        Requests per second, for which the fewest GPUs are found. [1/s]
-    price_per_hour : float, optional
-        Price of one GPU hour, in any currency.
+    With a `rate`, in requests/s, the fewest GPUs are found; the price of a GPU hour is in any
+    currency. Raises `NoFeasiblePlan` if no candidate meets the limits.
     """
     ranked = result.ranked()
     if not ranked:
@@ -89,6 +80,7 @@ def recommend(
     sized = fleets(result, rate) if rate else []
     fleet = fewest(sized, result.slo)
     rule = Rule(objective=result.objective, limits=result.slo)
+    gain_of = partial(gain_value, objective=result.objective)
     at, advantage, interval, gammas = None, None, None, None
     if studied is not None:
         at = studied.scenario
@@ -121,7 +113,7 @@ def recommend(
         schedule=gamma_schedule(at, rule) if at else None,
         fastest_gamma=gammas[2] if gammas else None,
         plateau_gamma=gammas[1] if gammas else None,
-        sensitivities=tuple(sensitivities(at, _gain_of(result))) if at else (),
+        sensitivities=tuple(sensitivities(at, gain_of)) if at else (),
         evidence=_evidence(at or best.scenario, result.version),
         binding=_binding(result, ranked[0]),
         runs_on=result.version,
@@ -139,10 +131,6 @@ def _evidence(scenario: Scenario, version: EngineVersion | None) -> Evidence:
     if version is None or version == profile_version(scenario.engine.name):
         return found
     return replace(found, engine=f"{found.engine}, whose times are not those of {version.label}")
-
-
-def _gain_of(result: Search) -> Callable[[Scenario], float]:
-    return lambda scenario: gain_value(scenario, result.objective)
 
 
 @lru_cache(maxsize=64)  # each is needed up to three times

@@ -96,8 +96,7 @@ class Recommendation:
     faster: Faster | None
     runners_up: tuple[Candidate, ...]  # the best of every other draft choice
     unmeasured: tuple[Unmeasured, ...]
-    # If no draft with a known acceptance meets the limits, the one that misses them by least.
-    beyond_limits: Candidate | None
+    beyond_limits: Candidate | None  # the nearest miss, if no draft with known α meets the limits
     drafts: tuple[str, ...]  # that were searched
     not_run: tuple[str, ...]  # why the engine does not run some of them
     tpot: Interval  # of the best plan's service at full load
@@ -112,8 +111,7 @@ class Recommendation:
     context: BreakEven | None
     schedule: GammaSchedule | None
     fastest_gamma: int | None
-    plateau_gamma: int | None  # the smallest within 1 % of its cost; that of the studied plan, or
-    # the studied plan's is smaller because only then its gain is clear
+    plateau_gamma: int | None  # the smallest within 1 % of its cost; the plan's may be smaller
     sensitivities: tuple[Sensitivity, ...]
     evidence: Evidence  # of the studied plan, or of plain decoding
     binding: Binding | None
@@ -136,11 +134,6 @@ class Recommendation:
         return f"<p>{escape(self.sentence)}</p>{table}"
 
     @property
-    def objective(self) -> str:
-        """What was maximised: "throughput" or "latency"."""
-        return self.rule.objective
-
-    @property
     def best(self) -> Candidate:
         """The plan to deploy: for the rate if one was given, otherwise for a full load."""
         return self.for_rate or self.saturated
@@ -158,17 +151,16 @@ class Recommendation:
         return self.best.scenario.plan.speculates
 
     @property
-    def sentence(self) -> str:
+    def sentences(self) -> tuple[str, ...]:
         """The answer, limits that it may miss, a better plan in principle, prompts, evidence."""
-        parts = (
-            self.answer,
-            self.length_limit,
-            self.tpot_limit,
-            self.in_principle,
-            self.prefill,
-            self.evidence.sentence,
-        )
-        return " ".join(part for part in parts if part)
+        limits = (self.length_limit, self.tpot_limit)
+        texts = (self.answer, *limits, self.in_principle, self.prefill, self.evidence.sentence)
+        return tuple(filter(None, texts))
+
+    @property
+    def sentence(self) -> str:
+        """All `sentences`."""
+        return " ".join(self.sentences)
 
     @property
     def length_limit(self) -> str:
@@ -178,22 +170,16 @@ class Recommendation:
 
     @property
     def tpot_limit(self) -> str:
-        """Whether the plan meets a limit on the time per token only by less than its error.
-
-        Also, whether plain decoding misses it by less than its error, if a plan that does not
-        clearly gain is recommended for this reason. Empty if neither applies.
-        """
-        limit, clauses = self.rule.limits.tpot_s, []
+        """That the plan, or plain decoding instead, is within the error of a limit on TPOT."""
+        limit, plain, clauses = self.rule.limits.tpot_s, self.plain_tpot, []
         if limit is None:
             return ""
         if self.tpot.high > limit:
             clauses.append(f"the plan may miss it ({_between(self.tpot)})")
-        plain = self.plain_tpot
-        if self.saturated.parts and not self._is_clear() and plain.low <= limit < plain.value:
+        if self.saturated.parts and not self.is_clear and plain.low <= limit < plain.value:
             clauses.append(f"plain decoding may meet it ({_between(plain)})")
-        if not clauses:
-            return ""
-        return f"The limit of {format_seconds(limit)} per token is near: {', and '.join(clauses)}."
+        near = f"The limit of {format_seconds(limit)} per token is near: {', and '.join(clauses)}."
+        return near if clauses else ""
 
     @property
     def in_principle(self) -> str:
@@ -217,13 +203,11 @@ class Recommendation:
         low, value, high = (f"{100.0 * (r - 1.0):.1f}" for r in (lead.low, lead.value, lead.high))
         start = f"{candidate.label}, TP {candidate.scenario.tp}, by {value} % ({low} to {high} %)"
         over_plain = self.faster.advantage
+        what = "comes with the target's checkpoint" if self.saturated.ships_draft else "is simpler"
+        reason = f"which is within the error, and {self.saturated.label} {what}"
         if over_plain.low <= 1.0:
             ends = f"{over_plain.low:.2f}-{over_plain.high:.2f}x"
             reason = f"but its gain over plain decoding is not clear ({ends})"
-        else:
-            label, ships = self.saturated.label, self.saturated.ships_draft
-            what = "comes with the target's checkpoint" if ships else "is simpler"
-            reason = f"which is within the error, and {label} {what}"
         return f"{start}, {reason}{self.faster.measure}"
 
     @property
@@ -242,14 +226,12 @@ class Recommendation:
     def prefill(self) -> str:
         """What the prompts take, and the figure of decoding alone."""
         shown = self.studied or self.saturated
-        alone = f"{format_seconds(shown.decode_tpot_s)} per token"
-        if shown.scenario.plan.speculates:
-            alone = f"{shown.decode_speedup:.2f}x, {alone}"
         if shown.scenario.workload.prefill is Prefill.DISAGGREGATED:
             return "Prompts are computed on other GPUs, which are not counted."
+        speedup = f"{shown.decode_speedup:.2f}x, " if shown.scenario.plan.speculates else ""
         return (
             f"Prompts take {shown.prefill_share:.0%} of the GPU time; decoding alone would be "
-            f"{alone}."
+            f"{speedup}{format_seconds(shown.decode_tpot_s)} per token."
         )
 
     def cost_per_million_tokens(self, candidate: Candidate) -> float | None:
@@ -277,7 +259,7 @@ class Recommendation:
     def _answer(self) -> str:
         if self.saturated.parts:
             why = self._where()
-            if not self._is_clear():
+            if not self.is_clear:
                 why = "without speculation, the limits are not met on the same number of GPUs"
             elif not self.plain_meets_limits:
                 why += "; no plan without speculation meets the limits"
@@ -296,12 +278,14 @@ class Recommendation:
         plain = f"plain decoding with TP {plain_tp} is {other} per GPU"
         return f"{start} gives {self._gain()}, but {plain}"
 
-    def _is_clear(self) -> bool:
+    @property
+    def is_clear(self) -> bool:
+        """Whether the whole interval of the gain is above 1."""
         return self.interval is not None and self.interval.low > 1.0
 
     def _gain(self) -> str:
         shown = self.studied or self.saturated
-        what = ("the " if self.objective == "latency" else "") + self._objective_words
+        what = ("the " if self.rule.objective == "latency" else "") + self._objective_words
         text = f"{shown.gain:.2f}x"
         if self.interval is not None:
             text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
@@ -322,7 +306,7 @@ class Recommendation:
 
     @property
     def _objective_words(self) -> str:
-        return "speed per token" if self.objective == "latency" else "throughput"
+        return "speed per token" if self.rule.objective == "latency" else "throughput"
 
     def _unknown(self) -> str:
         """Why no draft with a known acceptance was compared with plain decoding."""
@@ -347,10 +331,8 @@ class Recommendation:
         """That the engine runs no draft choice, or none within the limits; empty if it runs one."""
         if self.runs_on is None or self.beyond_limits is not None:
             return ""
-        label = self.runs_on.label
-        if not self.not_run:
-            return f"{label} runs none of the draft choices within the limits"
-        return f"{label} runs none of the draft choices: {'; '.join(self.not_run)}"
+        why = f": {'; '.join(self.not_run)}" if self.not_run else " within the limits"
+        return f"{self.runs_on.label} runs none of the draft choices{why}"
 
     def _where(self) -> str:
         if self.batch is None or self.studied is None:

@@ -84,11 +84,7 @@ def _groups_hint(nearest: Candidate) -> str:
 
 
 def _reliefs(result: Search) -> str:
-    """One clause on the changes that help, each alone; plain decoding and the nearest draft count.
-
-    They are fewer requests, another TP, an fp8 type, shorter prompts, and other machines of the
-    catalog with the same engine.
-    """
+    """One clause on changes that help, each alone, plain decoding or with the nearest draft."""
     plans = _nearest_plans(result)
     fewer = _fewer_requests(result, plans)
     changes = [name for name, change in _changes(plans[0], result) if _helps(result, plans, change)]

@@ -107,11 +107,11 @@ def search(
         scenario.target.check_tp(tp)
     chosen = choices if choices is not None else draft_choices(scenario)
     batch = np.asarray(batches or [scenario.workload.batch], float)[:, None]
-    plain = {tp: _plain_service(scenario, tp, batch) for tp in degrees}
+    alone = {tp: replace(without_speculation(scenario), tp=tp) for tp in degrees}
+    plain = {tp: service(one, batch=batch, gamma=np.zeros(1)) for tp, one in alone.items()}
     measured: list[Candidate] = []
     not_runnable: list[Candidate] = []
-    for tp in degrees:
-        without = replace(without_speculation(scenario), tp=tp)
+    for tp, without in alone.items():
         reason = without.obstacle_on(version)
         [best] = _best([without], plain[tp], plain[tp], objective, limits)
         (not_runnable if reason else measured).extend(best)
@@ -157,11 +157,6 @@ def joined(searches: Sequence[Search]) -> Search:
         unmeasured=tuple(unmeasured.values()),
         not_runnable=tuple(one for each in searches for one in each.not_runnable),
     )
-
-
-def _plain_service(scenario: Scenario, tp: int, batch: Floats) -> ServiceEstimate:
-    plain = replace(without_speculation(scenario), tp=tp)
-    return service(plain, batch=batch, gamma=np.zeros(1))
 
 
 def _service(every: Sequence[Scenario], batch: Floats) -> ServiceEstimate:

@@ -20,7 +20,7 @@ from perfmodel.planning.where import Where
 from perfmodel.scenario_input import ACCEPTANCE_KEYS, OBSERVED_KEYS, ScenarioInput, parse_scenario
 from perfmodel.specs.draft import MAX_GAMMA, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
-from perfmodel.specs.model import dtype_bytes
+from perfmodel.specs.dtypes import dtype_bytes
 from perfmodel.specs.workload import check_decodes
 from perfmodel.units import format_seconds
 
@@ -138,17 +138,10 @@ def chosen(block: Block, where: Where) -> Bools | None:
 
 
 def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
-    """Evaluate a scenario over named axes.
+    """Evaluate a scenario, as flat values of `ScenarioInput`, over `ARRAY_AXES` and `LOOP_AXES`.
 
     Raises `ConfigError` for an unknown or empty axis, an unknown name on an axis, more than 50
     million points, or an acceptance observed at one γ if γ is swept.
-
-    Parameters
-    ----------
-    base : mapping
-        Flat scenario values, with the keys of `ScenarioInput`.
-    axes : mapping
-        Values for each axis, one of `ARRAY_AXES` and `LOOP_AXES`.
     """
     _check_axes(axes)
     _check_names(axes)
@@ -166,12 +159,8 @@ def sweep(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Sweep:
         _block(stated, dict(zip(loops, values, strict=True)), axes)
         for values in itertools.product(*loops.values())
     ]
-    return Sweep(_union(blocks), tuple(blocks))
-
-
-def _union(blocks: list[Block]) -> dict[str, Floats]:
-    """The values that were swept on each array axis: the longest of all blocks."""
-    return {name: max((block.axes[name] for block in blocks), key=len) for name in ARRAY_AXES}
+    swept = {name: max((block.axes[name] for block in blocks), key=len) for name in ARRAY_AXES}
+    return Sweep(swept, tuple(blocks))
 
 
 def _check_axes(axes: Mapping[str, Sequence[Any]]) -> None:

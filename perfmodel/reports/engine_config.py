@@ -29,15 +29,12 @@ _WRITERS = {
 def export_plan(*, engine: str, plan: ExportPlan) -> str:
     """The configuration of `plan` for an engine, as text that ends in a newline.
 
-    Raises `ConfigError` if the engine is unknown or cannot run the plan.
+    "vllm" and "sglang" give a shell command, "tensorrt-llm" a YAML file, and "specroof" a scenario
+    TOML. The first comment names the engine's version, which is the one of the scenario's engine
+    profile if it is a profile of this engine; the last comments are commands that benchmark the
+    engine with the plan's acceptance.
 
-    Parameters
-    ----------
-    engine : str
-        "vllm" and "sglang" give a shell command, "tensorrt-llm" a YAML file, and "specroof" a
-        scenario TOML. The first comment names the engine's version, which is the one of the
-        scenario's engine profile if it is a profile of this engine; the last comments are commands
-        that benchmark the engine with the plan's acceptance.
+    Raises `ConfigError` if the engine is unknown or cannot run the plan.
     """
     if engine not in ENGINES:
         raise unknown_name("engine", engine, ENGINES)

@@ -56,7 +56,7 @@ def recommendation_dict(answer: Recommendation) -> dict[str, Any]:
         "prefill": answer.prefill,
         "verdict": str(answer.verdict),
         "speculate": answer.speculates,
-        "objective": answer.objective,
+        "objective": answer.rule.objective,
         "evidence": evidence_dict(answer.evidence),
         "best": plan(answer.best),
         "full_load": None

@@ -38,14 +38,9 @@ def simulation_dict(
 ) -> dict[str, Any]:
     """The result of `simulate`.
 
-    Parameters
-    ----------
-    runs : sequence of dict
-        Of `serving_dict` or `batch_dict`, the first without speculation.
-    workload : dict, optional
-        Of `workload_dict`; None if a batch was decoded to its end.
-    token_budget : int
-        Most tokens of a pass.
+    `runs` are those of `serving_dict` or `batch_dict`, the first without speculation; `workload`,
+    of `workload_dict`, is None if a batch was decoded to its end; `token_budget` is the most tokens
+    of a pass.
     """
     mean = base
     if workload is not None:

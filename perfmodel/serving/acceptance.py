@@ -25,19 +25,12 @@ _SUM_CELLS = 1 << 20  # most sequences x positions that are summed at once
 class AcceptanceProcess:
     """The distribution of accepted drafts.
 
-    Attributes
-    ----------
-    per_position : tuple of float
-        Conditional acceptance per draft position; the last also applies to later ones.
-    spread : float
-        Standard deviation of α between sequences (beta distribution); 0 for a common α.
-    recorded : tuple of int
-        Accepted drafts of consecutive rounds, which replace the two fields above. A sequence starts
-        at a random round and continues cyclically, which preserves correlations between rounds.
+    `recorded` are those of consecutive rounds, which replace the other fields. A sequence starts at
+    a random round and continues cyclically, which preserves correlations between rounds.
     """
 
-    per_position: tuple[float, ...] = (0.0,)
-    spread: float = 0.0
+    per_position: tuple[float, ...] = (0.0,)  # conditional; the last also applies to later ones
+    spread: float = 0.0  # standard deviation of α between sequences (beta distribution)
     recorded: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

@@ -178,7 +178,10 @@ class ExactBatch:
         done = self._left[:n] == 0
         finished = [self._requests[i] for i in np.flatnonzero(done)]
         if finished:
-            self._keep_rows(np.flatnonzero(~done))
+            rows = np.flatnonzero(~done)
+            self._requests = [self._requests[i] for i in rows]
+            for column in (self._left, self._cached, self._traits, self._rounds):
+                column[: rows.size] = column[rows]
         return finished
 
     def evict(self) -> Request:
@@ -187,11 +190,6 @@ class ExactBatch:
         request.left, request.cached = float(self._left[row]), float(self._cached[row])
         request.rounds_done = int(self._rounds[row])
         return request
-
-    def _keep_rows(self, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
-        self._requests = [self._requests[i] for i in rows]
-        for column in (self._left, self._cached, self._traits, self._rounds):
-            column[: rows.size] = column[rows]
 
 
 Batch = PooledBatch | ExactBatch

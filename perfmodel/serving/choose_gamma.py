@@ -132,16 +132,9 @@ def choose_for_traffic(
 ) -> TrafficChoice:
     """Simulate traffic without speculation, at each fixed γ, and with a schedule.
 
-    Parameters
-    ----------
-    scenario, simulation
-        As for `simulate_requests`.
-    gammas : sequence of int
-        The choices of the schedule; those above 0 are also simulated as fixed γ.
-    error : (float, float)
-        Ends of the 90 % interval of the draft's gain, over the gain.
-    progress : callable, optional
-        Called with the number of finished requests over all runs.
+    The schedule chooses among `gammas`; those above 0 are also simulated as fixed γ. `error` has
+    the ends of the 90 % interval of the draft's gain, over the gain. `progress` is called with the
+    number of finished requests over all runs.
     """
     times = RoundTimes(scenario, max_batch=simulation.serving.max_batch)
     finished = 0

@@ -135,7 +135,9 @@ def simulate_batch(
     run.produced = np.zeros(prompt_tokens.size, np.int64)
     wanted = None if rounds is not None else output_tokens
     while rounds is None or run.rounds < rounds:
-        size = _block_rounds(run)
+        size = BLOCK
+        if run.rounds >= TIMED_ROUNDS:
+            size = min(run.rounds // 4, max(BLOCK, BLOCK_CELLS // run.produced.size))
         size = size if rounds is None else min(size, rounds - run.rounds)
         before, gained = _draw(process, rng, traits, run, wanted, size)
         alive = np.ones(gained.shape, bool) if wanted is None else before < wanted
@@ -148,12 +150,6 @@ def simulate_batch(
         seconds = _round_seconds(scenario, chosen, contexts, alive, finished, run, timed)
         _count(run, seconds, gained, alive, wanted, timed)
     return run
-
-
-def _block_rounds(run: FixedBatchRun) -> int:
-    if run.rounds < TIMED_ROUNDS:
-        return BLOCK
-    return min(run.rounds // 4, max(BLOCK, BLOCK_CELLS // run.produced.size))
 
 
 def _timed_rounds(alive: Bools, every: int) -> Counts:

@@ -25,12 +25,8 @@ ROUNDS_PER_FACTOR = 8
 def graph_rows(running: Counts, before: int) -> Counts:
     """Rows of the graph in each round; a smaller graph is used once half of the rows are idle.
 
-    Parameters
-    ----------
-    running : array (rounds,)
-        Running sequences in each round.
-    before : int
-        Rows of the graph before the first round; 0 for none.
+    `running` are sequences in each round, `before` the rows of the graph before the first one; 0
+    for none.
     """
     graphs, rows = np.empty_like(running), before
     for index, count in enumerate(running.tolist()):
@@ -44,14 +40,8 @@ def ragged_round_seconds(
 ) -> tuple[Floats, RoundEstimate]:
     """Seconds of rounds at one γ, and the underlying estimate for equal caches.
 
-    Parameters
-    ----------
-    contexts : array of int (rounds, sequences)
-        Cached tokens.
-    takes_part : array of bool (rounds, sequences)
-        Which sequences are running.
-    rows : array of int (rounds,)
-        Rows of the graph, at least the number of running sequences.
+    `contexts` (rounds, sequences) are cached tokens, and `takes_part` which sequences are running;
+    `rows` (rounds,) are those of the graph, at least the number of running sequences.
     """
     batch = takes_part.sum(axis=1)
     context = np.sum(contexts * takes_part, axis=1) / batch

@@ -90,6 +90,6 @@ def enough_in_simulation(
             f"no plan keeps {LEAST_GOOD:.0%} of the requests within the limits in simulation: "
             f"{' and '.join(missed)}; relax --slo, or use a larger TP or faster GPUs"
         )
-    best = evaluated(fleet.capacity.scenario, answer.objective)
+    best = evaluated(fleet.capacity.scenario, answer.rule.objective)
     changed = replace(answer, fleet=fleet, plain_fleet=plain, for_rate=best)
     return changed, shown, share

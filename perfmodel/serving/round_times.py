@@ -29,16 +29,9 @@ PROMPT_KNOTS = 400  # a geometric grid from 1 token
 
 
 class RoundTimes:
-    """The times of a scenario over batch, context and γ.
+    """The times of a scenario over batch, context and γ; its own workload and γ are not used.
 
-    Parameters
-    ----------
-    scenario : Scenario
-        Its workload and γ are not used.
-    max_batch : int
-        The largest batch.
-    max_context_tokens : int, optional
-        Longest context of a sequence; by default the target's limit. [tokens]
+    The longest context of a sequence, in tokens, is by default the limit of the target.
     """
 
     def __init__(
@@ -76,11 +69,8 @@ class RoundTimes:
     def prefill_seconds(self, rows_before: int, done: int, take: int) -> float:
         """Seconds that `take` prompt tokens add to a pass.
 
-        Parameters
-        ----------
-        rows_before, done, take : int
-            Tokens of other sequences in the pass; tokens of this prompt in earlier passes; tokens
-            of this prompt in the pass. [tokens]
+        `rows_before` are tokens of other sequences in the pass, `done` those of this prompt in
+        earlier passes.
         """
         dense = self._at(self._dense, rows_before + take) - self._at(self._dense, rows_before)
         return dense + self._at(self._per_prompt, done + take) - self._at(self._per_prompt, done)

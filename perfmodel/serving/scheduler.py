@@ -68,28 +68,15 @@ class Serving:
 class Simulation:
     """The settings of a simulation, apart from the scenario and γ.
 
-    Attributes
-    ----------
-    traffic : Traffic
-        Arrivals and lengths of requests.
-    serving : Serving
-        Batch limit and token budget.
-    process : AcceptanceProcess
-        Accepted drafts; not used at γ = 0.
-    slo : SLO
-        Limits for goodput.
-    seed : int
-        Seed of arrivals, lengths and acceptance.
-    exact : bool
-        Draw every round of every sequence (`ExactBatch`), or advance several rounds at once
-        (`PooledBatch`; see `serving.batch` for its approximations).
+    If `exact`, every round of every sequence is drawn (`ExactBatch`); otherwise several rounds are
+    advanced at once (`PooledBatch`; see `serving.batch` for its approximations).
     """
 
     traffic: Traffic
     serving: Serving
-    process: AcceptanceProcess
-    slo: SLO = field(default_factory=SLO)
-    seed: int = 0
+    process: AcceptanceProcess  # not used at γ = 0
+    slo: SLO = field(default_factory=SLO)  # limits for goodput
+    seed: int = 0  # of arrivals, lengths and acceptance
     exact: bool = False
 
 
@@ -121,16 +108,7 @@ class PrefixCache:
 class RequestLoop:
     """The state of one simulation, which `run` completes.
 
-    Parameters
-    ----------
-    times : RoundTimes
-        Times of rounds and prefills.
-    simulation : Simulation
-        Traffic, scheduling and acceptance.
-    policy : callable
-        Returns γ for (batch, mean context).
-    gammas : tuple of int
-        Every γ that the policy may return.
+    `policy` returns one of `gammas` for a batch and mean context.
     """
 
     def __init__(
@@ -249,7 +227,8 @@ class RequestLoop:
         if not self.prefilling:
             return
         rows = running * (gamma + 1)
-        left, seconds, context = self.serving.token_budget - rows, 0.0, 0.0
+        left, seconds = self.serving.token_budget - rows, 0.0
+        context = self.batch.cached_tokens / running if running else 0.0
         ready: list[Request] = []
         while self.prefilling and left > 0:
             request = self.prefilling[0]

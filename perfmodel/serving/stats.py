@@ -64,30 +64,18 @@ class Durations:
 
 
 class ServingStats:
-    """Sums over passes, and after `close` the finished requests and their durations.
+    """Sums over passes, and after `close` the finished requests and their durations."""
 
-    Attributes
-    ----------
-    finished : array (requests, len(RECORD))
-        Requests in the order in which they finished, with the columns `RECORD`. [s, tokens]
-    ttft, tpot, latency : Durations
-        Time to the first token; time per later token, if any; time to the last token.
-    skipped : Counter of str
-        Requests of the trace that were left out, by reason.
-    good : int
-        Requests that meet the limits on TTFT and TPOT.
-    """
-
-    finished: Floats
+    finished: Floats  # (requests, len(RECORD)), in the order in which they finished [s, tokens]
     ttft: Durations
-    tpot: Durations
-    latency: Durations
+    tpot: Durations  # of later tokens, if any
+    latency: Durations  # up to the last token
 
     def __init__(self, slo: SLO) -> None:
         self.slo = slo
         self.timeline = Timeline()
-        self.skipped: Counter[str] = Counter()
-        self.requests = self.good = self.refused = self.preemptions = 0
+        self.skipped: Counter[str] = Counter()  # requests of the trace left out, by reason
+        self.requests = self.good = self.refused = self.preemptions = 0  # good: within the limits
         self.prompt_tokens = self.output_tokens = self.prefix_hit_tokens = 0
         self.rounds = self.passes = 0
         self.rounds_by_bound = [0] * len(BOUNDS)

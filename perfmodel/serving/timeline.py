@@ -4,16 +4,9 @@ from __future__ import annotations
 
 
 class Timeline:
-    """Time-weighted averages over equal spans; their width doubles when time passes the last one.
+    """Time-weighted averages over equal spans, whose width doubles when time passes the last."""
 
-    Attributes
-    ----------
-    span_s : float
-        Width of a span. [s]
-    sums : list of list of float
-        Per span: busy seconds; batch, KV share and γ, each times seconds; and tokens.
-    """
-
+    # Of each span in `sums`; batch, KV share and γ are multiplied by seconds.
     COLUMNS = ("busy_s", "batch", "kv_share", "gamma", "tokens")
 
     def __init__(self, spans: int = 512, span_s: float = 1.0 / 64) -> None:

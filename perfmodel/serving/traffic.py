@@ -47,41 +47,20 @@ class RequestChunk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
-    """A stream of requests.
+    """A stream of requests, drawn or recorded."""
 
-    Attributes
-    ----------
-    requests : int, optional
-        Number of requests; None for all in `path`.
-    path : str, optional
-        A recorded trace (`serving.traces`), with lengths and possibly arrivals.
-    rate : float
-        Mean rate of drawn arrivals. [1/s]
-    arrivals : TrafficShape or str
-        How arrivals are drawn.
-    burst_factor, burst_s : float
-        Ratio of the high to the low rate; mean duration of a period at either rate. [1, s]
-    prompt_tokens, output_tokens, prompt_cv, output_cv : float
-        Mean lengths [tokens], and coefficients of variation (lognormal; 0 for equal lengths).
-    eos : float
-        Probability that a token ends its sequence before the output length. [1]
-    prefix_hit_rate : float
-        Share of each prompt that is already in the prefix cache; only for requests whose prefixes
-        are not recorded. [1]
-    """
-
-    requests: int | None = 1000
-    path: str | None = None
-    rate: float = 1.0
+    requests: int | None = 1000  # None for all in `path`
+    path: str | None = None  # a recorded trace (`serving.traces`): lengths, possibly arrivals
+    rate: float = 1.0  # mean of drawn arrivals [1/s]
     arrivals: TrafficShape | str = TrafficShape.POISSON
-    burst_factor: float = 8.0
-    burst_s: float = 30.0
-    prompt_tokens: int = 1000
+    burst_factor: float = 8.0  # the high rate over the low one
+    burst_s: float = 30.0  # mean duration of a period at either rate
+    prompt_tokens: int = 1000  # the mean
     output_tokens: int = 256
-    prompt_cv: float = 0.0
+    prompt_cv: float = 0.0  # coefficient of variation (lognormal; 0 for equal lengths)
     output_cv: float = 0.0
-    eos: float = 0.0
-    prefix_hit_rate: float = 0.0
+    eos: float = 0.0  # probability that a token ends its sequence before the output length
+    prefix_hit_rate: float = 0.0  # cached share of each prompt, where prefixes are not recorded
 
     def __post_init__(self) -> None:
         if self.arrivals not in list(TrafficShape):

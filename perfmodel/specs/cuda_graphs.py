@@ -32,12 +32,8 @@ def captured_sizes(most: int) -> NDArray[np.int64]:
 def replays_full_graph(batch: ArrayLike, gamma: ArrayLike, *, most: float) -> NDArray[np.bool_]:
     """Whether a round replays a full graph if piecewise graphs of other sizes are captured too.
 
-    Parameters
-    ----------
-    batch, gamma : array, mutually broadcastable
-        Sequences; drafts per round. Fractions of a sequence are rounded up.
-    most : float
-        Tokens of the largest graph.
+    The arrays broadcast. Fractions of a sequence are rounded up; `most` are the tokens of the
+    largest graph.
     """
     sizes = captured_sizes(int(most))
     drafts = np.floor(np.asarray(gamma, dtype=float)).astype(np.int64)
@@ -75,15 +71,10 @@ def full_graph_sizes(
 ) -> list[int]:
     """Tokens of graphs with which every round of a γ schedule replays a full one.
 
-    Parameters
-    ----------
-    rows : (lowest batch, highest batch, γ), from batch 1
-        Several rows need vLLM's model runner V2, which rounds each size up to a multiple of γ + 1
-        for every γ of the schedule. A round replays a full graph if the smallest that holds it is
-        one of its own γ.
-    step : int
-        Sequences between graphs from 64 sequences on.
-    others : sizes that are captured too
+    `rows` are (lowest batch, highest batch, γ), from batch 1. Several rows need vLLM's model runner
+    V2, which rounds each size up to a multiple of γ + 1 for every γ of the schedule. A round
+    replays a full graph if the smallest that holds it is one of its own γ. `step` are the sequences
+    between graphs from 64 sequences on, and `others` sizes that are captured too.
     """
     sizes = set(others)
     for low, high, gamma in rows:

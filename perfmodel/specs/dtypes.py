@@ -41,7 +41,6 @@ DTYPES = {
         Dtype(name="nvfp4", bytes=0.5625, peak_ratio=4.0, like=("int4", "mxfp4"), for_kv=False),
     )
 }
-DTYPE_BYTES = {name: dtype.bytes for name, dtype in DTYPES.items()}
 UNQUANTISED = ("bf16", "fp16")
 Scales = tuple[tuple[str, float], ...]  # bytes of scales and zero points per weight, by type
 

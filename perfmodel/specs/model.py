@@ -9,9 +9,7 @@ import numpy as np
 
 from perfmodel._typing import Floats
 from perfmodel.errors import ConfigError, either
-from perfmodel.specs.dtypes import DTYPE_BYTES as DTYPE_BYTES
-from perfmodel.specs.dtypes import Scales
-from perfmodel.specs.dtypes import dtype_bytes as dtype_bytes
+from perfmodel.specs.dtypes import Scales, dtype_bytes
 from perfmodel.specs.layers import Experts, LatentAttention, LinearAttention, LocalAttention
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,14 +67,8 @@ class GammaSchedule:
         nearest = int(np.argmin(np.abs(np.log(np.array(self.contexts) / context_tokens))))
         column = [(b, row[nearest]) for b, row in zip(self.batches, self.gamma, strict=True)]
         fitting = [(b, g) for b, g in column if g >= 0]
-        ranges: list[tuple[int, int, int]] = []
-        for batch, gamma in fitting:
-            if ranges and ranges[-1][2] == gamma:
-                ranges[-1] = (ranges[-1][0], batch, gamma)
-            else:
-                first = ranges[-1][1] + 1 if ranges else 1
-                ranges.append((first, batch, gamma))
-        return tuple(ranges)
+        rows = [(g, [*row][-1][0]) for g, row in groupby(fitting, key=lambda at: at[1])]
+        return tuple((end + 1, last, g) for (_, end), (g, last) in pairwise([(0, 0), *rows]))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -109,14 +104,8 @@ def best_gain(
 ) -> BestGain:
     """The gain of the scenario's draft at the best γ, over arrays of batch and context.
 
-    Parameters
-    ----------
-    rule : Rule
-        Objective, and limits in addition to the memory capacity.
-    batch, prompt_tokens : array, mutually broadcastable
-        Requests in the system; prompt tokens. [1]
-    gammas : array (γ,)
-        The drafts per round to choose from.
+    The rule has limits in addition to the memory capacity. Batch, which counts requests in the
+    system, and prompt tokens broadcast; `gammas` has the drafts per round to choose from.
     """
     batch, prompt = np.broadcast_arrays(np.asarray(batch, float), np.asarray(prompt_tokens, float))
     budget = scenario.plan.budget_at(prompt)
@@ -166,10 +155,7 @@ def _surest(
     tried: Bools,
     cost: Floats,
 ) -> tuple[Bools, NDArray[np.intp], Floats]:
-    """Of the γ that are tried, the cheapest with a clear gain.
-
-    Returns where there is one, its index, and the ends of its gain.
-    """
+    """Where a γ that is tried has a clear gain; the index of the cheapest, and its gain's ends."""
     ends = np.full((3, *cost.shape), np.nan)
     *at, gamma = (
         np.broadcast_to(values, cost.shape)[tried]
@@ -265,7 +251,6 @@ def break_even_context(scenario: Scenario, rule: Rule = DEFAULT_RULE) -> BreakEv
 
 def _paying_ranges(scenario: Scenario, axis: str, values: Floats, best: BestGain) -> BreakEven:
     found = paying_ranges(
-        axis,
         values,
         pays=best.pays,
         clear=best.gain.is_clear,
@@ -344,7 +329,7 @@ def break_even_alpha(scenario: Scenario, *, objective: str = "throughput") -> fl
     plain = float(cost_s(service(without_speculation(scenario)), objective))
     rejecting = replace(scenario, acceptance=Acceptance.from_alpha(0.0))
     low, high = 0.0, 1.0
-    for _ in range(4):  # five bisections each, whose points are evaluated together
+    for _ in range(4):  # each divides the interval by 32
         tried = np.linspace(low, high, 33)
         cost = cost_s(service(rejecting, alpha_shift=tried), objective)
         loses = np.broadcast_to(cost > plain, tried.shape)
@@ -352,9 +337,6 @@ def break_even_alpha(scenario: Scenario, *, objective: str = "throughput") -> fl
             return float("inf")
         if low == 0.0 and not loses[0]:
             return 0.0
-        first, last = 0, 32
-        while last - first > 1:
-            middle = (first + last) // 2
-            first, last = (middle, last) if loses[middle] else (first, middle)
-        low, high = float(tried[first]), float(tried[last])
+        last = int(np.argmin(loses))  # the first that does not lose
+        low, high = float(tried[last - 1]), float(tried[last])
     return high

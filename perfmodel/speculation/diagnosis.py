@@ -174,7 +174,8 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
     round_s = rounds.get(gamma)
     if verify_s is None and round_s is not None:
         verify_s = scale * float(predicted.verify.total_s)
-    if draft_s is None and rounds and not _has_steps(scenario):
+    method = scenario.plan.method
+    if draft_s is None and rounds and method and method.kind is MethodKind.LOOKUP:
         draft_s = 0.0
     if draft_s is None and len(rounds) > 1:
         draft_s = _slope(scenario, rounds, scale)
@@ -213,11 +214,6 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
         name: Term(measured=was, predicted=expected, derived=was is not None and given is None)
         for name, (was, expected, given) in values.items()
     }
-
-
-def _has_steps(scenario: Scenario) -> bool:
-    method = scenario.plan.method
-    return method is None or method.kind is not MethodKind.LOOKUP
 
 
 def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float | None:

@@ -69,12 +69,8 @@ def service_gain(
 ) -> Gain:
     """The gain of a scenario's draft at one point or over a grid; NaN where α is unknown.
 
-    Parameters
-    ----------
-    scenario, batch, prompt_tokens, gamma, kv_budget_tokens
-        As for `service`.
-    objective : str
-        "throughput" (requests per second) or "latency" (time per token of a sequence).
+    The objective is "throughput" (requests per second) or "latency" (time per token of a sequence);
+    other arguments are those of `service`.
     """
 
     at = _At(scenario, objective, batch, prompt_tokens, gamma, kv_budget_tokens)

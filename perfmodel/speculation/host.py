@@ -36,12 +36,8 @@ def host_wait_s(
 ) -> Floats:
     """Seconds of a round in addition to its passes; 0 if the profile has no host costs.
 
-    Parameters
-    ----------
-    method : str
-        A decoding method of `HostCosts.method`.
-    batch, prompt_tokens, gamma, passes_s : array, mutually broadcastable
-        Sequences; context of each; drafts per round [1]; γ·T_D + T_V [s].
+    The method is a decoding method of `HostCosts.method`; `passes_s` is γ·T_D + T_V. Arrays
+    broadcast.
     """
     costs = scenario.engine.host_costs(method)
     if costs is None:
@@ -75,12 +71,8 @@ def mixed_pass_host_s(
     """Least seconds of a pass with prompt tokens, which the host launches layer by layer.
 
     0 if the profile has no host costs. A profile of an engine without graphs of such passes states
-    what it costs to launch a layer of them (`EngineProfile.mixed_launch_s`).
-
-    Parameters
-    ----------
-    batch, gamma, tokens : float or array, mutually broadcastable
-        Sequences that decode in the pass; their drafts per round; all tokens of the pass. [1]
+    what it costs to launch a layer of them (`EngineProfile.mixed_launch_s`). `batch` and `gamma`
+    are those that decode in the pass, and `tokens` all of it; arrays broadcast.
     """
     running, tokens = np.asarray(batch, float), np.asarray(tokens, float)
     costs, draft = scenario.engine.host_costs(method_of(scenario)), scenario.draft

@@ -40,7 +40,6 @@ class BreakEven:
     in all ranges; otherwise plain decoding misses the limits at some of their values.
     """
 
-    axis: str
     lowest: int
     highest: int
     exact: tuple[Span, ...] = ()
@@ -105,7 +104,7 @@ class BreakEven:
 
 
 def paying_ranges(
-    axis: str, values: Floats, *, pays: Bools, clear: Bools, possible: Bools, fits: Bools
+    values: Floats, *, pays: Bools, clear: Bools, possible: Bools, fits: Bools
 ) -> BreakEven:
     """The ranges of ascending values, each of which pays, has a clear gain, meets the limits, fits.
 
@@ -123,7 +122,6 @@ def paying_ranges(
         else:
             end = End.GAIN if possible[index] else End.LIMITS
     return BreakEven(
-        axis=axis,
         lowest=int(values[0]),
         highest=int(values[-1]),
         exact=exact,

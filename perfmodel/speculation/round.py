@@ -56,7 +56,7 @@ class RoundEstimate:
 
     def __repr__(self) -> str:
         work, plan = self.scenario.workload, self.scenario.plan
-        shape = np.shape(self.tpot_s)
+        shape, feasible = np.shape(self.tpot_s), float(np.mean(self.feasible))
         values = {
             "speedup": number_range(self.speedup),
             "tpot": seconds_range(self.tpot_s),
@@ -69,13 +69,9 @@ class RoundEstimate:
             "batch": None if shape else work.batch,
             "prompt_tokens": None if shape else work.prompt_tokens,
             "shape": shape or None,
-            "feasible": None if np.all(self.feasible) else self._feasible_text(),
+            "feasible": None if feasible == 1.0 else f"{feasible:.0%}" if feasible else "False",
         }
         return one_line("RoundEstimate", values)
-
-    def _feasible_text(self) -> str:
-        share = float(np.mean(self.feasible))
-        return f"{share:.0%}" if share else "False"
 
     def _repr_html_(self) -> str:
         rows = [

@@ -138,7 +138,10 @@ def service(
     rounds = np.where(known, drawn, float(work.output_tokens))
     computed = prompt - np.floor(work.prefix_hit_rate * prompt)
     shared = work.prefill is Prefill.SHARED
-    queue = _queue(scenario, whole, drafts, rounds, computed) if shared else _no_queue(whole)
+    zero = np.zeros(())
+    queue = _Queue(zero, whole, zero, zero)
+    if shared:
+        queue = _queue(scenario, whole, drafts, rounds, computed)
     running = whole * rounds / (rounds + queue.passes)
     round_s = round_seconds(
         scenario,
@@ -168,8 +171,6 @@ def service(
 def mean_rounds(point: RoundEstimate, tokens: int, alpha_shift: ArrayLike = 0.0) -> Floats:
     """Mean rounds until a sequence has `tokens` more tokens; NaN where acceptance is unknown.
 
-    Notes
-    -----
     Renewal theory: the last round overshoots by (E[t²] - E[t]) / 2 E[t] tokens on average, where t
     is the number of tokens of a round (Feller, vol. 2, section XI.3).
     """
@@ -200,10 +201,6 @@ class _Queue:
 
 def _fields_of(queue: _Queue) -> tuple[Floats, Floats, Floats, Floats]:
     return queue.passes, queue.beside, queue.rate, queue.load
-
-
-def _no_queue(batch: Floats) -> _Queue:
-    return _Queue(np.zeros(()), batch, np.zeros(()), np.zeros(()))
 
 
 def _queue(

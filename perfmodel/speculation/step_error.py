@@ -95,14 +95,8 @@ def ratio_error(
 
     Combines `relative_error`, the errors of experts and all-to-alls, that of assumed FLOP/s of
     attention, and those of several ranks: of an all-reduce that was not measured, and of ranks at
-    which the engine was not timed.
-
-    Parameters
-    ----------
-    point : RoundEstimate, optional
-        The estimate of the scenario, if it is known.
-    batch, prompt_tokens : array, optional
-        Those of `point`, which must be given with them; the shape is that of `point`. [1]
+    which the engine was not timed. If `point`, the estimate of the scenario, is known, its batch
+    and prompt tokens must be given with it.
     """
     links = np.subtract(*_link_delays(scenario, point, batch))
     unsplit = np.subtract(*_split_delays(scenario, point, batch, prompt_tokens))

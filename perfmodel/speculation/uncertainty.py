@@ -88,8 +88,6 @@ def alpha_interval(scenario: Scenario) -> tuple[float, float, float] | None:
 def speedup_interval(scenario: Scenario) -> Interval | None:
     """90 % interval of the speedup; None without speculation or if acceptance is unknown.
 
-    Notes
-    -----
     Independent errors add in quadrature, as logarithms and on each side: the interval of α, mapped
     through Ω, and the error of the ratio of step times (`ratio_error`). No round is shorter than a
     plain step, so the high end is at most Ω at the high end of α.

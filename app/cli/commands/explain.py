@@ -97,11 +97,7 @@ def _result(answer: Diagnosis, measured: Measured) -> dict[str, Any]:
         "best_gamma": answer.best_gamma,
         "best_speedup": answer.best_speedup,
         "terms": {
-            name: {
-                "measured": term.measured,
-                "predicted": term.predicted,
-                "derived": term.derived,
-            }
+            name: {key: getattr(term, key) for key in ("measured", "predicted", "derived")}
             for name, term in answer.terms.items()
         },
     }

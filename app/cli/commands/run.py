@@ -195,12 +195,8 @@ def make_plan(
 ) -> RunPlan:
     """The plan of a scenario's values, overridden by the flags.
 
-    Raises
-    ------
-    ConfigError
-        If there is no model, or the scenario is not valid even before it is overridden.
-    InputError
-        If the engine cannot run the plan.
+    Raises `ConfigError` if there is no model, or the scenario is not valid even before it is
+    overridden. Raises `InputError` if the engine cannot run the plan.
     """
     from perfmodel import ConfigError, parse_scenario
     from runtime import RunPlan

@@ -107,7 +107,7 @@ def _sweep(flags: dict[str, str], scenario: str | None) -> Sweep:
     axes = {
         name: parse_axis(name, text)
         for name, text in flags.items()
-        if name in ARRAY_AXES + LOOP_AXES and _is_list(name, text)
+        if name in ARRAY_AXES + LOOP_AXES and ("," in text or (":" in text and name != "target"))
     }
     base = {name: value for name, value in values.items() if name not in axes}
     points = perfmodel.sweep(base, axes)
@@ -126,10 +126,6 @@ def _refuse_unused(flags: dict[str, str], scenarios: Iterable[Scenario]) -> None
         refuse_flags(flags, ["ring_hop_us"], "at --tp 1, which has no all-reduce")
     if not any(one.uses_user_curve for one in scenarios):
         refuse_flags(flags, ["acceptance_curve"], "on these drafts, which it has no curve for")
-
-
-def _is_list(name: str, text: str) -> bool:
-    return "," in text or (":" in text and name != "target")
 
 
 def _print_rows(points: Sweep, rows: list[dict[str, Any]], csv: str | None, as_json: bool) -> None:

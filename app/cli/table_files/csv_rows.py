@@ -18,13 +18,9 @@ MAX_CSV_BYTES = 10_000_000
 def csv_rows(source: str) -> Iterator[tuple[int, dict[str, str] | ConfigError]]:
     """Row numbers, from 1, and non-empty cells by column of a CSV file, or of stdin for `-`.
 
-    For a row with too few or too many cells, the error takes the place of the cells.
-
-    Raises
-    ------
-    ConfigError
-        If the source is missing, too large, not UTF-8 or empty; if a column is unknown or appears
-        twice; if there are no rows, or a quote is not closed.
+    For a row with too few or too many cells, the error takes the place of the cells. Raises
+    `ConfigError` if the source is missing, too large, not UTF-8 or empty; if a column is unknown or
+    appears twice; if there are no rows, or a quote is not closed.
     """
     name = "stdin" if source == "-" else source
     text = _text(source, name)

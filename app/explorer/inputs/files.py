@@ -22,10 +22,7 @@ UPLOAD_MB = max(1, MAX_UPLOAD_BYTES // 1_000_000)
 def apply_values(values: dict[str, Any]) -> None:
     """Set every input to a scenario's values; call only from a callback, before widgets are drawn.
 
-    Raises
-    ------
-    ConfigError
-        If a value is not valid.
+    Raises `ConfigError` if a value is not valid.
     """
     paths = uploaded_paths(st.session_state)
     shown = {shown_paths(path): path for path in paths.values() if path}

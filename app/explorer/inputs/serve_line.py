@@ -61,13 +61,8 @@ def serve_values(line: str) -> Served:
     """Read a command line of vLLM, SGLang or TensorRT-LLM.
 
     As in these engines, TP is 1 if it is not stated. A line without speculative decoding gives
-    `draft = "none"`.
-
-    Raises
-    ------
-    ConfigError
-        If the line is not such a command, names a model that is not in the catalog, or splits the
-        layers of the model over GPUs.
+    `draft = "none"`. Raises `ConfigError` if the line is not such a command, names a model that is
+    not in the catalog, or splits the layers of the model over GPUs.
     """
     engine, flags, model = serve_words(line, _is_known)
     values: dict[str, Any] = checkpoint_values(model) | {"tp": 1}

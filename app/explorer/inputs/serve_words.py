@@ -80,10 +80,7 @@ class ServeWords(NamedTuple):
 def serve_words(line: str, is_model: Callable[[str], bool]) -> ServeWords:
     """Read a line; `is_model` tells a model from the value of an unknown flag.
 
-    Raises
-    ------
-    ConfigError
-        If it is not a shell command, or one of a server that is not known here.
+    Raises `ConfigError` if it is not a shell command, or one of a server that is not known here.
     """
     if len(line) > MAX_LINE:
         raise ConfigError(f"the line exceeds {MAX_LINE:,} characters; paste only the command")

@@ -19,10 +19,7 @@ PLACEHOLDER = "/path/to"  # for the folder of an uploaded file in what is shown
 def uploaded_path(state: Mapping[Any, Any]) -> str | None:
     """Path of the uploaded config.json, stored in the session's folder; None if there is none.
 
-    Raises
-    ------
-    ConfigError
-        If it is not the config of a supported model.
+    Raises `ConfigError` if it is not the config of a supported model.
     """
     if not state["model_config"]:
         return None
@@ -33,10 +30,7 @@ def uploaded_path(state: Mapping[Any, Any]) -> str | None:
 def uploaded_gpu(state: Mapping[Any, Any]) -> str | None:
     """Path of the GPU of the form, stored likewise; None if there is none.
 
-    Raises
-    ------
-    ConfigError
-        If its figures are not valid.
+    Raises `ConfigError` if its figures are not valid.
     """
     if not state["gpu_file"]:
         return None
@@ -46,10 +40,7 @@ def uploaded_gpu(state: Mapping[Any, Any]) -> str | None:
 def uploaded_engine(state: Mapping[Any, Any]) -> str | None:
     """Path of the refitted engine profile, stored likewise; None if there is none.
 
-    Raises
-    ------
-    ConfigError
-        If it is not valid.
+    Raises `ConfigError` if it is not valid.
     """
     if not state["engine_file"]:
         return None

@@ -35,10 +35,7 @@ RENAMED = {"target_step_ms": "autoregressive_ms", **FORMER_NAMES}
 def scenario_upload(name: str, data: bytes) -> dict[str, Any]:
     """Flat values of an uploaded scenario TOML.
 
-    Raises
-    ------
-    ConfigError
-        If it is not a valid scenario file.
+    Raises `ConfigError` if it is not a valid scenario file.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scenario.toml"
@@ -49,10 +46,7 @@ def scenario_upload(name: str, data: bytes) -> dict[str, Any]:
 def model_upload(name: str, data: bytes, folder: Path) -> str:
     """Store an uploaded `config.json` under `folder` and return its path.
 
-    Raises
-    ------
-    ConfigError
-        If it is not the config of a supported model.
+    Raises `ConfigError` if it is not the config of a supported model.
     """
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).stem)[:60].strip(".-") or "model"
     digest = hashlib.sha256(_checked(name, data)).hexdigest()[:12]
@@ -66,10 +60,7 @@ def model_upload(name: str, data: bytes, folder: Path) -> str:
 def gpu_upload(data: bytes, folder: Path) -> str:
     """Store the file of a GPU under `folder` and return its path.
 
-    Raises
-    ------
-    ConfigError
-        If `--gpu` would refuse it.
+    Raises `ConfigError` if `--gpu` would refuse it.
     """
     digest = hashlib.sha256(data).hexdigest()[:12]
     path = folder / f"gpu-{digest}.toml"
@@ -81,10 +72,7 @@ def gpu_upload(data: bytes, folder: Path) -> str:
 def engine_upload(data: bytes, folder: Path) -> str:
     """Store an engine profile under `folder` and return its path.
 
-    Raises
-    ------
-    ConfigError
-        If `--engine` would refuse it.
+    Raises `ConfigError` if `--engine` would refuse it.
     """
     path = folder / f"engine-{hashlib.sha256(data).hexdigest()[:12]}.toml"
     path.write_bytes(data)
@@ -98,11 +86,7 @@ def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
     The columns are those of `calibration/golden/magicdec_step_times.csv`; `draft_step_ms` may
     replace `draft_total_ms`, which covers γ drafts, and `target_step_ms` may replace
     `autoregressive_ms`. `engine` names the profile to predict with. Times are in milliseconds.
-
-    Raises
-    ------
-    ConfigError
-        If the file is not such a CSV; the message names the row and column.
+    Raises `ConfigError` if the file is not such a CSV; the message names the row and column.
     """
     text = text_of(name, data)
     reader = csv.DictReader(
@@ -122,10 +106,7 @@ def measurement_upload(name: str, data: bytes) -> list[PublishedRow]:
 def observed(reports: Sequence[tuple[str, bytes]], scenario: Scenario) -> Measured:
     """What reports of an engine, as (name, content), say about a scenario's steps.
 
-    Raises
-    ------
-    ConfigError
-        If a report cannot be read or used, or describes another workload.
+    Raises `ConfigError` if a report cannot be read or used, or describes another workload.
     """
     from calibration.engines import observe
 
@@ -143,22 +124,7 @@ def observed(reports: Sequence[tuple[str, bytes]], scenario: Scenario) -> Measur
 
 
 def vllm_acceptance(text: str) -> tuple[float, ...]:
-    """Conditional acceptance per position from vLLM's metrics page.
-
-    vLLM counts for each position the rounds that accepted it. The conditional acceptance of a
-    position is its count divided by that of the position before, or by the number of rounds.
-
-    Parameters
-    ----------
-    text : str
-        `/metrics` of a server: `vllm:spec_decode_num_drafts_total` and
-        `vllm:spec_decode_num_accepted_tokens_per_pos_total{position="0"}`, engines summed.
-
-    Raises
-    ------
-    ConfigError
-        If a counter is missing, or the counters contradict each other.
-    """
+    """Conditional acceptance per position from vLLM's /metrics page; errors as `vllm_metrics`."""
     if len(text) > MAX_UPLOAD_BYTES:
         raise ConfigError(
             f"the counters exceed {MAX_UPLOAD_BYTES:,} characters; paste only the /metrics page"

@@ -74,11 +74,8 @@ def show() -> None:
     except ConfigError as error:
         show_error(error)
         return
-    limits = (answer.length_limit, answer.tpot_limit)
-    sentences = (answer.answer, *limits, answer.in_principle, answer.prefill)
     kind = "gain" if answer.speculates else "plain"
-    lines = filter(None, (*sentences, answer.evidence.sentence))
-    verdict(_title(answer), *lines, kind=kind)
+    verdict(_title(answer), *answer.sentences, kind=kind)
     _evidence(answer)
     st.markdown(
         "Next: [take the plan to your engine](#run-it), see in **Map** where it pays, or compare "
@@ -108,8 +105,7 @@ def _flags(state: Mapping[Any, Any], values: Values) -> dict[str, str]:
 def _title(answer: Recommendation) -> str:
     """Whether speculation pays, in a few words."""
     if answer.speculates:
-        clear = answer.interval is not None and answer.interval.low > 1.0
-        return "Speculation pays" if clear else "Only speculation meets the limits"
+        return "Speculation pays" if answer.is_clear else "Only speculation meets the limits"
     if answer.verdict is Verdict.NO_CLEAR_GAIN:
         return "Speculation does not clearly pay: decode plainly"
     return "Speculation does not pay: decode plainly" if answer.studied else "Decode plainly"

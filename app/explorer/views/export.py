@@ -77,11 +77,6 @@ def _show_for(engine: str) -> None:
     st.session_state["deploy_engine"] = engine
 
 
-def _usual_head(plan: ExportPlan) -> str:
-    """The head whose acceptance is used, or the target if it contains its MTP head; else ""."""
-    return plan.draft_id or published_head(plan.scenario.target.name, plan.scenario.plan.draft)
-
-
 def _named_head(method: str, label: str, usual: str) -> str:
     """Draw the box for a head of the target; one that is named for another draft is left out."""
     state = st.session_state
@@ -113,17 +108,16 @@ def _is_refused(engine: str, plan: ExportPlan) -> bool:
 
 
 def _configuration(engine: str, point: RoundEstimate, rule: Rule | None) -> None:
-    """Show the configuration and its benchmark command, or why the engine cannot run the plan.
-
-    `rule` is how γ is chosen by batch, if it can be.
-    """
+    """Show the configuration and its benchmark command, or why the engine cannot run the plan."""
     scenario = point.scenario
     plan = with_checkpoint(ExportPlan.of_scenario(scenario, engine=engine))
     method = scenario.plan.method
     if _is_refused(engine, replace(plan, draft_checkpoint="a checkpoint" if method else "")):
         return
     if method is not None and method.kind is not MethodKind.LOOKUP:
-        label, usual = f"Checkpoint of the {method.label} draft", _usual_head(plan)
+        # The head whose acceptance is used, or the target if it contains its MTP head.
+        usual = plan.draft_id or published_head(scenario.target.name, method.name)
+        label = f"Checkpoint of the {method.label} draft"
         head = _named_head(method.name, label, usual) or usual
         if not head:
             st.info("Name the checkpoint of the trained draft to get the command.")

@@ -25,7 +25,7 @@ from app.explorer.show import plain, show_chart
 from app.explorer.state import PLAN_KEYS, Values
 from app.explorer.tray import adopt
 from app.explorer.views.drawing import charts
-from perfmodel import DraftPlan, Scenario, catalog, speculation
+from perfmodel import Scenario, catalog, speculation
 from perfmodel.planning import draft_choices, plan_label
 from perfmodel.specs import Prefill, Workload, named_version, profile_version
 from perfmodel.speculation import GAMMAS
@@ -174,7 +174,8 @@ def _rivals(values: Values, scenario: Scenario) -> dict[str, Values]:
         stated = base | {"draft": draft, "draft_policy": policy}
         if draft in catalog.model_names():
             stated["draft_tp"] = most_ranks(catalog.model(draft), scenario.tp)
-        if _same_choice(scenario.plan, draft, policy):
+        plan = scenario.plan
+        if (plan.draft, plan.policy) == (draft, policy) and plan.speculates:
             stated = dict(values)
         result = tuple(stated.items())
         rival = scenario_of(result)
@@ -182,10 +183,6 @@ def _rivals(values: Values, scenario: Scenario) -> dict[str, Values]:
         if is_known and rival.obstacle_on(version) is None:
             rivals[plan_label(rival).rpartition(", γ=")[0]] = result
     return rivals
-
-
-def _same_choice(plan: DraftPlan, draft: str, policy: str) -> bool:
-    return (plan.draft, plan.policy) == (draft, policy) and plan.speculates
 
 
 def _measured(scenario: Scenario) -> list[charts.MeasuredSpeedup]:

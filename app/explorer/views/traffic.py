@@ -119,10 +119,7 @@ def _usual_rate(scenario: Scenario) -> float:
 def simulated(values: Values, flags: Values, trace: str) -> dict[str, Any]:
     """The output of `specroof simulate --json` for these flags and a packed trace.
 
-    Raises
-    ------
-    ConfigError
-        If an input is not valid, or nothing fits.
+    Raises `ConfigError` if an input is not valid, or nothing fits.
     """
     scenario, given = scenario_of(values), dict(flags)
     for key in ("rate", "requests", *SPREADS):

@@ -31,13 +31,10 @@ MOST_GAP_S = 1000.0  # mean time between requests; that of published traces is b
 MOST_SECONDS = 1e11  # since 1970: three thousand years; today's date in ms is 1.8e12
 
 
-def _is_stamp(name: str) -> bool:
-    return name in STAMPS or bool(_ARRIVAL.search(name))
-
-
 def states_zone(cells: dict[str, Any]) -> set[bool]:
     """Whether the date of an arrival has a time zone; empty if arrivals are numbers."""
-    stamp = next((str(cells[name]) for name in cells if _is_stamp(name)), "")
+    names = (name for name in cells if name in STAMPS or _ARRIVAL.search(name))
+    stamp = next((str(cells[name]) for name in names), "")
     return {bool(_ZONE.search(stamp))} if ":" in stamp else set()
 
 

@@ -185,18 +185,10 @@ MODEL_TYPES = tuple(_FAMILIES)
 def from_hf_config(
     config: Mapping[str, Any], *, name: str, model_types: Sequence[str] = MODEL_TYPES
 ) -> ModelSpec:
-    """Return the spec of the model that transformers would build from `config`.
+    """Return the spec of the model that transformers would build from a parsed `config.json`.
 
-    Raises `ConfigError` if a field is missing, malformed or not supported.
-
-    Parameters
-    ----------
-    config : mapping
-        The parsed `config.json`; its `model_type` is llama, mistral, qwen2 or qwen3.
-    name : str
-        The model's name in messages and reports.
-    model_types : sequence of str, optional
-        The model types that a message about another one lists.
+    Raises `ConfigError` if a field is missing, malformed or not supported; a message about another
+    model type lists `model_types`.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{name}: a config must be an object of fields, not {shown(config)}")

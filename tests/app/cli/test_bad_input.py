@@ -165,18 +165,7 @@ def test_a_group_without_a_command_shows_its_commands_and_an_example(
 
 
 SCENARIOS = {
-    "not TOML": b"batch = [",
-    "a table": b"[workload]\nbatch = 1",
-    "unknown key": b"batchh = 8",
-    "key twice": b"batch = 8\nbatch = 8",
-    "a truth value": b"batch = true",
-    "a list": b"batch = [1, 2]",
-    "a date": b"batch = 1979-05-27",
-    "NaN": b'draft = "self"\nacceptance = nan',
     "a name that is a number": b"target = 7",
-    "not UTF-8": b'target = "\xff"',
-    "nested without end": b"batch = " + b"[" * 100_000,
-    "thousands of digits": b"batch = 1" + b"0" * 5000,
     "thousands of hex digits": b"batch = 0x1" + b"0" * 5000,
     "a terminal escape": b'target = "\x1b[2J"',
     "an escaped newline": b'target = "a\\nb"',
@@ -184,38 +173,14 @@ SCENARIOS = {
 
 
 @pytest.mark.parametrize("content", SCENARIOS.values(), ids=SCENARIOS.keys())
-@pytest.mark.parametrize("command", ["predict", "recommend", "sweep"])
 def test_malformed_scenario_is_one_line_and_exit_2(
-    command: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "bad.toml"
     file.write_bytes(content)
-    assert run([command, "--scenario", str(file)]) == 2
+    assert run(["predict", "--scenario", str(file)]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err[:-1].isprintable()
-
-
-CONFIGS = {
-    "not JSON": "{",
-    "a list": "[]",
-    "empty object": "{}",
-    "NaN": '{"hidden_size": NaN}',
-    "another architecture": '{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}',
-    "nested without end": "[" * 100_000,
-    "no family": '{"model_type": null}',
-    "a family that does not exist": '{"model_type": "x"}',
-}
-
-
-@pytest.mark.parametrize("content", CONFIGS.values(), ids=CONFIGS.keys())
-def test_malformed_config_json_is_one_line_and_exit_2(
-    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "config.json"
-    file.write_text(content)
-    assert run(["predict", "--target", str(file)]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and len(error.replace(str(file), "")) < 200
 
 
 TABLES = {
@@ -242,13 +207,6 @@ def test_malformed_csv_is_one_line_and_exit_2(
     assert run(["predict", "--tp", "8", "--from", str(file)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and hint in err
-
-
-def test_oversized_csv_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "rows.csv"
-    file.write_bytes(b"batch\n" + b"1\n" * 5_000_000)
-    assert run(["predict", "--from", str(file)]) == 2
-    assert "10,000,000 bytes" in capsys.readouterr().err
 
 
 def test_a_bad_row_does_not_stop_the_rows_after_it(

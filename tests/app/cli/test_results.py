@@ -144,20 +144,6 @@ def test_recommendation_prints_the_answer_first(capsys: pytest.CaptureFixture[st
     assert low < result["studied"]["gain"] < high
 
 
-def test_predicting_the_recommended_plan_gives_the_same_figures_of_decoding(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    found = ["recommend", "--scenario", "default", "--prefill", "disaggregated", "--json"]
-    best = json.loads(printed(found, capsys))["best"]
-    flags = [f"--{k.replace('_', '-')}={v}" for k, v in best["scenario"].items()]
-    point = json.loads(printed(["predict", *flags, "--json"], capsys))
-    assert point["speedup"] == pytest.approx(best["decode_speedup"])
-    assert point["tpot_s"] == pytest.approx(best["decode_tpot_s"])
-    assert point["tokens_per_round"] == pytest.approx(best["tokens_per_round"])
-    assert point["acceptance"]["alpha"] == pytest.approx(best["acceptance"]["alpha"])
-    assert point["acceptance"]["origin"] == best["acceptance_origin"] == "extrapolated"
-
-
 def test_recommend_agrees_with_simulate_at_saturation(capsys: pytest.CaptureFixture[str]) -> None:
     """The command of the docs that once promised 16 times what the simulator gave."""
     flags = ["--gpu", "a100-sxm-80gb", "--batch", "64", "--output-tokens", "256", "--tp", "4"]
@@ -230,13 +216,6 @@ def test_recommend_respects_given_choices(capsys: pytest.CaptureFixture[str]) ->
     drafts = [p["scenario"] for p in plans if p["scenario"]["draft"] != "none"]
     assert drafts and all(s["kv_budget"] in (256, 512) and s["tp"] in (4, 8) for s in drafts)
     assert {(s["draft"], s["draft_policy"]) for s in drafts} == {("self", "streamingllm")}
-
-
-def test_hopeless_drafts_are_an_answer_not_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["recommend", "--draft", "self:streamingllm", "--acceptance", "0.05", "--json"]
-    arguments += ["--acceptance-budget", "512", "--tp", "1,2,4,8"]
-    result = json.loads(printed(arguments, capsys))
-    assert result["speculate"] is False and result["best"]["scenario"]["draft"] == "none"
 
 
 def test_a_scenarios_gamma_is_ignored_with_a_note(
@@ -317,12 +296,6 @@ def test_exported_recommendation_predicts_the_same(
     again = json.loads(printed(["predict", "--scenario", str(file), "--json"], capsys))
     assert again["speedup"] == pytest.approx(best["decode_speedup"])
     assert again["scenario"] == best["scenario"]
-
-
-def test_vllm_export_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--draft", "llama-3.2-1b", "--draft-policy", "full", "--tp", "8", "--gamma", "3"]
-    text = printed(["export", "--to", "vllm", *flags], capsys)
-    assert "vllm serve meta-llama/Llama-3.1-8B" in text and '"num_speculative_tokens": 3' in text
 
 
 def test_matrix_refuses_self_speculation_in_other_engines(

@@ -53,13 +53,7 @@ HOSTILE_TOML = {
     "binary": b"\x89PNG\r\n\x1a\n\xff",
     "pickle": b"\x80\x04\x95\x0c\x00\x00\x00\x00\x00\x00\x00\x8c\x05hello\x94.",
     "not toml": b"{]",
-    "nested": b"[target]\nname = 'x'\n",
-    "unknown key": b"evil = 1\n",
-    "nan": b"acceptance = nan\n",
-    "infinite": b"accepted_drafts = inf\n",
-    "negative": b"batch = -1\n",
     "path": b"target = '/etc/passwd'\n",
-    "wrong type": b"batch = 'many'\n",
     "contradiction": b"acceptance = 0.5\ntokens_per_round = 2.0\n",
 }
 HOSTILE_CSV = {
@@ -239,21 +233,6 @@ def test_vllm_counters_become_conditional_acceptance() -> None:
     next(b for b in at.button if b.label == "Import").click().run()
     assert not at.exception
     assert at.session_state["acceptance_per_position"] == "0.8, 0.75, 0.5"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "<script>",
-        COUNTERS.replace(" 600.0", " nan").replace(" 400.0", " 0"),
-        COUNTERS.replace('position="1"', 'position="7"'),
-        COUNTERS.replace(" 600.0\n", " 9e+09\n", 2).replace(" 3e+02", " 4e+09"),
-    ],
-)
-def test_wrong_counters_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
-        vllm_acceptance(text)
 
 
 def test_scenario_upload_names_the_file_not_the_server_path() -> None:

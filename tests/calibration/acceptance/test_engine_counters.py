@@ -569,11 +569,6 @@ def test_labels_with_quotes_and_braces_belong_to_the_series() -> None:
     assert parse_acceptance(odd, "f").per_position == pytest.approx((0.8, 0.75))
 
 
-def test_counters_that_went_backwards_are_refused() -> None:
-    with pytest.raises(ConfigError, match="went backwards"):
-        parse_acceptance(page(1500, [1250, 1000]) + page(500, [450, 400]), "f")
-
-
 @pytest.mark.parametrize("value", ["1e16", "-1", "NaN", "true", "1" * 4000, '"1x"'])
 def test_a_counter_that_no_engine_reaches_is_refused(value: str) -> None:
     text = f'{{"num_drafts": {value}, "num_accepted_tokens_per_pos": [8, 6]}}'

@@ -108,7 +108,7 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
     check_ranges(values, answer)
     check_memory(answer)
     # The map: one point at a time, and the schedule's cell if the point is one of its cells.
-    rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
+    rule = Rule(objective=answer.rule.objective, limits=parse_slo(values.get("slo", "")))
     at = {
         "batch": np.array(float(work.batch)),
         "prompt_tokens": np.array(float(work.prompt_tokens)),
@@ -140,7 +140,7 @@ def check(values: dict[str, Any], answer: Recommendation) -> None:
 def check_ranges(values: dict[str, Any], answer: Recommendation) -> None:
     """A gain is called clear in a range only if the whole interval is above 1 at all its values."""
     assert answer.studied is not None and answer.batch is not None and answer.schedule is not None
-    rule = Rule(objective=answer.objective, limits=parse_slo(values.get("slo", "")))
+    rule = Rule(objective=answer.rule.objective, limits=parse_slo(values.get("slo", "")))
     work, exact = answer.saturated.scenario.workload, answer.batch.exact
     inside = [np.arange(first, min(last, 256) + 1.0) for first, last in exact]
     batches = np.concatenate([np.zeros(0), *inside])
@@ -198,7 +198,7 @@ def check_fleet(answer: Recommendation) -> None:
 def check_faster(answer: Recommendation) -> None:
     """A plan with a better prediction is named, and is not clearly better."""
     result = recommendation_dict(answer)
-    key, sign = ("tpot_s", 1) if answer.objective == "latency" else ("throughput_per_gpu", -1)
+    key, sign = ("tpot_s", 1) if answer.rule.objective == "latency" else ("throughput_per_gpu", -1)
     costs = [sign * plan[key] for plan in (result["full_load"]["best"], *result["runners_up"])]
     assert costs[1:] == sorted(costs[1:])
     faster = answer.faster

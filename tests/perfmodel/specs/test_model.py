@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from perfmodel import catalog
 from perfmodel.errors import ConfigError
-from perfmodel.specs.model import DTYPE_BYTES, ModelSpec, dtype_bytes
+from perfmodel.specs.dtypes import DTYPES, dtype_bytes
+from perfmodel.specs.model import ModelSpec
 
 TP = [1, 2, 4, 8]
 
@@ -91,7 +92,7 @@ def test_kv_bytes_per_token_are_those_of_published_models() -> None:
     assert catalog.model("llama-3.1-8b").kv_bytes_per_token_per_rank(1) == 2**17
 
 
-@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_and_kv_scale_with_their_dtype(dtype: str) -> None:
     spec = catalog.model("llama-3.1-8b")
     share = dtype_bytes(dtype) / 2

@@ -129,11 +129,8 @@ def test_a_wrapper_may_state_it_inside_its_text_config() -> None:
         compressed(4, "int") | {"ignore": ["re:*"]},
         compressed(4, "int") | {"ignore": [r"re:(\w+.)+!"]},
         compressed(4, "int") | {"ignore": ["re:(.*)*(.*)*x"]},
-        {"quant_method": "fp8", "bits": 16},
-        {"quant_method": "fp8", "fmt": "e5m2"},
         {"quant_method": "fp8", "activation_scheme": "foo"},
         {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
-        {"quant_method": "awq", "bits": 4, "w_bit": 8},
         {
             "quant_method": "compressed-tensors",
             "config_groups": {"a": {"targets": "Linear", "weights": {"num_bits": 8}}},

@@ -192,7 +192,7 @@ def ranges_of(pays: str, possible: str = "", fits: str = "") -> BreakEven:
     flags = [np.array([c == "1" for c in text or "1" * len(pays)]) for text in (possible, fits)]
     clear = np.array([c == "1" for c in pays])
     values = np.arange(1.0, len(pays) + 1.0)
-    return paying_ranges("batch", values, pays=clear, clear=clear, possible=flags[0], fits=flags[1])
+    return paying_ranges(values, pays=clear, clear=clear, possible=flags[0], fits=flags[1])
 
 
 def test_ranges_and_gaps_narrower_than_the_resolution_are_not_stated() -> None:
