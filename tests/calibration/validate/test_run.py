@@ -86,7 +86,9 @@ def two_ranks(seed: int, gpu: str) -> CaseFile:
         ("cases-h200-seed2914.json", lambda: sample_cases(SampleOptions(seed=2914))),
         ("cases-h200-tp2-seed2118.json", lambda: two_ranks(2118, "h200")),
         ("cases-h200-seed2922.json", lambda: sample_cases(SampleOptions(seed=2922))),
+        ("cases-h200-seed2932.json", lambda: sample_cases(SampleOptions(seed=2932))),
         ("cases-h200-tp2-seed2921.json", lambda: two_ranks(2921, "h200")),
+        ("cases-h200-tp2-seed2931.json", lambda: two_ranks(2931, "h200")),
         (
             "cases-h100-tp2-rounds-seed2119.json",
             lambda: sample_rounds(SampleOptions(seed=2119, count=12, tp=2, gpu="h100-sxm")),
