@@ -398,7 +398,7 @@ def test_of_two_heads_that_tie_the_one_in_the_checkpoint_is_preferred() -> None:
     assert answer.faster.candidate.scenario.plan.draft == "eagle3"
     assert answer.faster.lead.low <= 1.0 < answer.faster.lead.value
     assert "comes with the target's checkpoint" in answer.why_not_fastest
-    unclear = find_plan(values | {"batch": 4, "prompt_tokens": 60_000, "draft": "mtp,eagle3"})
+    unclear = find_plan(values | {"batch": 6, "prompt_tokens": 50_000, "draft": "mtp,eagle3"})
     assert unclear.verdict == "no clear gain" and unclear.faster is not None
     assert unclear.faster.candidate.scenario.plan.draft == "eagle3"
     assert unclear.studied is not None and unclear.studied.scenario.plan.draft == "mtp"
