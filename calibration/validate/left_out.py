@@ -60,7 +60,8 @@ RECORDS = {
 }
 OF_RANKS = ("steps-h200-tp2-seed2921-even",)
 VLLM = "vllm-0.26"
-VLLM_RECORDS = ("engine-vllm-0.26-h200.jsonl", "engine-vllm-0.26-h200-tp2.jsonl")
+# Its held-back points: of the files of the fit, and of two predicted before they were timed.
+VLLM_RECORDS = ("h200", "h200-tp2", "h200-seed3101", "h200-tp2-processes")
 # Profiles that predict InferenceX's rows of a dense model.
 SERVED, DENSE = {"vLLM": VLLM, "TensorRT-LLM": "tensorrt-llm-1.2"}, "llama-3.1-70b"
 SISTERS = {"h200": "h100-sxm", "h100-sxm": "h200"}
@@ -261,7 +262,8 @@ def _serving_engine(found: LeftOut) -> None:
     Rounds that miss a default CUDA graph are left out: no prediction is of such a round.
     """
     with resources.as_file(resources.files("calibration") / "measured") as folder:
-        records = read_engine_records([folder / name for name in VLLM_RECORDS])
+        paths = [folder / f"engine-vllm-0.26-{name}.jsonl" for name in VLLM_RECORDS]
+        records = read_engine_records(paths)
     profile = replace(engine_profile(VLLM, catalog.gpu(records.gpu)), default_graphs=True)
     timed = [r for r in records.held_back if not misses_graph(r.point, profile)]
     distance, errors = f"this GPU: {VLLM}", {}

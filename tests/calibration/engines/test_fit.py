@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +10,18 @@ import numpy as np
 import pytest
 from engine_samples import a_plan, records_of
 
-import calibration
 from calibration.engines.fit import (
     EngineFit,
     fit_profile,
-    grouped,
-    predicted,
     reserved_bytes,
 )
 from calibration.engines.profile_file import profile_text
 from calibration.engines.records import (
     EngineRecords,
-    PointRecord,
     StartRecord,
-    read_engine_records,
 )
-from calibration.engines.report import engine_report, misses_graph, report_dict, report_lines
+from calibration.engines.report import engine_report, report_dict, report_lines
 from calibration.engines.terms import terms_of
-from calibration.records.jsonl import read_lines
 from perfmodel import ConfigError, EngineProfile, catalog
 from perfmodel.catalog.engines import engine_profile
 
@@ -173,87 +166,6 @@ def test_points_whose_repeats_differ_count_less(
         found = fit_profile(replace(records, points=(wrong, *plain[1:]))).profile
         factors.append(abs(found.linear_factor / true.linear_factor - 1.0))
     assert factors[1] < factors[0]
-
-
-def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
-    """docs/results/serving-engines.md: medians of the points that were held back."""
-    folder = Path(calibration.__file__).parent / "measured"
-    names = ("engine-vllm-0.26-h200.jsonl", "engine-vllm-0.26-h200-tp2.jsonl")
-    records = read_engine_records([folder / name for name in names])
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    groups = grouped(records.held_back, records.gpu)
-    seconds = predicted(profile, groups)
-    measured = [r for group in groups for r in group.records]
-    assert len(measured) == 125
-    errors: dict[str, list[float]] = {}
-    for record, each in zip(measured, seconds, strict=True):
-        method = record.point.setup.method
-        errors.setdefault(method, []).append(100.0 * (each / record.seconds - 1.0))
-    medians = {method: float(np.median(np.abs(found))) for method, found in errors.items()}
-    published = {"plain": 3.0, "eagle3": 3.2, "ngram": 4.5, "draft": 5.9}
-    assert medians == pytest.approx(published, abs=0.06)
-    assert max(errors["draft"]) == pytest.approx(48.4, abs=0.06)
-
-
-def test_the_published_spread_of_rounds_whose_layers_the_host_launches() -> None:
-    """docs/results/serving-engines.md: repeats of one process, and points timed several times."""
-    folder = Path(calibration.__file__).parent / "measured"
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    timed: dict[str, list[PointRecord]] = {}
-    for name in ("h200", "h200-exported-graphs", "h200-processes"):
-        for line in read_lines(folder / f"engine-vllm-0.26-{name}.jsonl"):
-            if line.value.get("op") == "engine-point":
-                record = line.decode(PointRecord)
-                timed.setdefault(record.point.id, []).append(record)
-    spread: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-    for rows in (rows for rows in timed.values() if len(rows) > 1):
-        point, logs = rows[0].point, [np.log(r.all_seconds) for r in rows]
-        launched = point.setup.method == "draft" or misses_graph(point, profile)
-        within = float(np.mean([np.var(each, ddof=1) for each in logs]))
-        spread[launched].append((within, float(np.var([np.mean(each) for each in logs], ddof=1))))
-    assert (len(spread[False]), len(spread[True])) == (3, 14)
-    percent = {key: 100.0 * np.sqrt(np.mean(rows, axis=0)) for key, rows in spread.items()}
-    assert percent[False] == pytest.approx([4.0, 2.5], abs=0.06)
-    assert percent[True] == pytest.approx([17.2, 13.6], abs=0.06)
-    assert percent[True][0] / np.sqrt(3.0) == pytest.approx(9.9, abs=0.06)  # of means of three
-
-
-def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() -> None:
-    """docs/results/serving-engines.md: predictions that were committed before the run."""
-    folder = Path(calibration.__file__).parent / "measured"
-    with (folder / "predicted-vllm-0.26-h200-processes.csv").open(encoding="utf-8") as file:
-        expected = {
-            (int(r["gamma"]), int(r["batch"]), int(r["prompt_tokens"])): float(r["predicted_s"])
-            for r in csv.DictReader(file)
-            if r["method"] == "draft" and r["tp"] == "1"
-        }
-    records = read_engine_records([folder / "engine-vllm-0.26-h200-processes.jsonl"]).points
-    misses = np.array(
-        [
-            np.log(expected[p.setup.gamma, p.batch, p.prompt_tokens] / seconds)
-            for r in records
-            if (p := r.point).setup.method == "draft"
-            for seconds in r.all_seconds
-        ]
-    )
-    assert (len(misses), round(100.0 * float(misses.mean()))) == (60, 2)
-    assert round(100.0 * float(misses.std())) == 18
-    error = engine_profile("vllm", catalog.gpu("h200")).error_of("draft")
-    assert int((np.abs(misses) < 1.645 * error).sum()) == 56
-
-
-def test_steps_of_a_mixture_have_their_published_errors() -> None:
-    """docs/results/architectures.md, "now": none of these times was used in a fit."""
-    path = Path(calibration.__file__).parent / "measured" / "engine-vllm-0.26-h200-experts.jsonl"
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    medians = {}
-    for group in grouped(read_engine_records([path]).points, "h200"):
-        if group.scenario.target.experts is not None:
-            errors = 100.0 * (group.seconds(profile) / group.measured_s - 1.0)
-            medians[group.method] = float(np.median(np.abs(errors)))
-            one = group.batch == 1
-            assert np.max(np.abs(errors)) < 9.0 and np.abs(errors[one]).item() < 1.0
-    assert medians == pytest.approx({"plain": 4.5, "ngram": 2.4}, abs=0.06)
 
 
 def test_hidden_host_time_is_reported_as_unresolved(fit: EngineFit) -> None:

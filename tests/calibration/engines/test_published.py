@@ -1,0 +1,166 @@
+"""The profile of vLLM 0.26 has its published errors on records that were not fitted."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import calibration
+from calibration.engines.fit import grouped, predicted
+from calibration.engines.records import PointRecord, read_engine_records
+from calibration.engines.report import misses_graph
+from calibration.records.jsonl import read_lines
+from perfmodel import catalog
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.units import Z90
+
+MEASURED = Path(calibration.__file__).parent / "measured"
+
+
+def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
+    """docs/results/serving-engines.md: medians of the points that were held back."""
+    names = ("engine-vllm-0.26-h200.jsonl", "engine-vllm-0.26-h200-tp2.jsonl")
+    records = read_engine_records([MEASURED / name for name in names])
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    groups = grouped(records.held_back, records.gpu)
+    seconds = predicted(profile, groups)
+    measured = [r for group in groups for r in group.records]
+    assert len(measured) == 125
+    errors: dict[str, list[float]] = {}
+    for record, each in zip(measured, seconds, strict=True):
+        method = record.point.setup.method
+        errors.setdefault(method, []).append(100.0 * (each / record.seconds - 1.0))
+    medians = {method: float(np.median(np.abs(found))) for method, found in errors.items()}
+    published = {"plain": 3.0, "eagle3": 3.2, "ngram": 4.5, "draft": 5.9}
+    assert medians == pytest.approx(published, abs=0.06)
+    assert max(errors["draft"]) == pytest.approx(48.4, abs=0.06)
+
+
+def test_the_published_spread_of_rounds_whose_layers_the_host_launches() -> None:
+    """docs/results/serving-engines.md: repeats of one process, and points timed several times."""
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    timed: dict[str, list[PointRecord]] = {}
+    kinds = ("", "-tp2", "-exported-graphs", "-processes", "-seed3101", "-tp2-processes")
+    for kind in kinds:
+        for line in read_lines(MEASURED / f"engine-vllm-0.26-h200{kind}.jsonl"):
+            if line.value.get("op") == "engine-point":
+                record = line.decode(PointRecord)
+                timed.setdefault(record.point.id, []).append(record)
+    spread: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
+    for rows in (rows for rows in timed.values() if len(rows) > 1):
+        point, logs = rows[0].point, [np.log(r.all_seconds) for r in rows]
+        launched = point.setup.method == "draft" or misses_graph(point, profile)
+        within = [np.var(each, ddof=1) for each in logs]
+        expected = np.mean([one / len(each) for one, each in zip(within, logs, strict=True)])
+        means = np.var([np.mean(each) for each in logs], ddof=1)
+        spread[launched].append((float(np.mean(within)), float(means), float(expected)))
+    assert (len(spread[False]), len(spread[True])) == (4, 16)
+    percent = {key: 100.0 * np.sqrt(np.mean(rows, axis=0)) for key, rows in spread.items()}
+    assert percent[False] == pytest.approx([3.6, 2.5, 2.1], abs=0.06)
+    assert percent[True] == pytest.approx([16.2, 16.4, 9.3], abs=0.06)
+
+
+Blind = dict[tuple[str, str, int, int, int, int], float]  # target, method, γ, TP, batch, prompt
+
+
+def blind_predictions(name: str, column: str) -> Blind:
+    """Seconds by point, from a file that was committed before the run."""
+    path = MEASURED / f"predicted-vllm-0.26-h200-{name}.csv"
+    with path.open(encoding="utf-8") as file:
+        return {
+            (
+                *(r["target"], r["method"], int(r["gamma"]), int(r.get("tp", 1))),
+                *(int(r["batch"]), int(r["prompt_tokens"])),
+            ): float(r[column])
+            for r in csv.DictReader(file)
+        }
+
+
+def blind_misses(records: str, expected: Blind) -> list[tuple[str, list[float]]]:
+    """Target, method, γ and TP, and ln(predicted / measured): of the median and of each repeat."""
+    found = []
+    for record in read_engine_records([MEASURED / f"engine-vllm-0.26-{records}.jsonl"]).points:
+        point, setup = record.point, record.point.setup
+        key = (setup.target, setup.method, setup.gamma, setup.tp, point.batch, point.prompt_tokens)
+        times = np.array([record.seconds, *record.all_seconds])
+        if key in expected:
+            misses = [float(each) for each in np.log(expected[key] / times)]
+            found.append((" ".join(map(str, key[:4])), misses))
+    return found
+
+
+def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() -> None:
+    """docs/results/serving-engines.md: predictions that were committed before the runs."""
+    expected = blind_predictions("processes", "predicted_s")
+    points = [
+        p for name in ("h200", "h200-tp2") for p in blind_misses(f"{name}-processes", expected)
+    ]
+    misses = np.concatenate([each[1:] for label, each in points if " draft " in label])
+    assert (len(misses), round(1e3 * float(misses.mean()))) == (156, 2)
+    assert round(1e3 * float(misses.std())) == 156
+    error = engine_profile("vllm", catalog.gpu("h200")).error_of("draft")
+    assert int((np.abs(misses) < Z90 * error).sum()) == 147
+
+
+@pytest.mark.parametrize(
+    ("records", "predictions", "column", "published"),
+    [
+        (
+            *("h200-seed3101", "seed3101", "predicted_d5890447_s"),
+            {
+                "llama-3.1-8b plain 0 1": (4, 1.1, 2.9),
+                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4),
+                "llama-3.1-8b eagle3 4 1": (4, 1.7, 8.3),
+                "qwen2.5-7b ngram 4 1": (4, 3.0, 5.6),
+            },
+        ),
+        (
+            *("h200-seed3101", "seed3101", "predicted_eec4778c_s"),
+            {
+                "llama-3.1-8b plain 0 1": (4, 1.1, 3.3),
+                "llama-3.1-8b ngram 3 1": (5, 10.0, 12.0),
+                "llama-3.1-8b eagle3 4 1": (4, 1.1, 4.4),
+                "qwen2.5-7b ngram 4 1": (4, 3.0, 4.6),
+            },
+        ),
+        (
+            *("h200-tp2-processes", "processes", "predicted_s"),
+            {
+                "llama-3.1-8b draft 1 2": (8, 8.6, -17.7),
+                "llama-3.1-8b draft 3 2": (8, 3.6, -13.0),
+                "qwen2.5-7b eagle3 5 2": (5, 12.0, 22.4),
+            },
+        ),
+    ],
+)
+def test_blind_points_have_their_published_errors(
+    records: str, predictions: str, column: str, published: dict[str, tuple[float, ...]]
+) -> None:
+    """docs/results/serving-engines.md: points, median absolute and worst error in percent."""
+    profile = engine_profile("vllm", catalog.gpu("h200"))
+    found: dict[str, list[float]] = {}
+    for label, (miss, *_) in blind_misses(records, blind_predictions(predictions, column)):
+        found.setdefault(label, []).append(100.0 * float(np.expm1(miss)))
+        assert abs(miss) < Z90 * profile.error_of(label.split()[1])
+    assert found.keys() == published.keys()
+    for label, errors in found.items():
+        figures = (len(errors), float(np.median(np.abs(errors))), max(errors, key=abs))
+        assert figures == pytest.approx(published[label], abs=0.06), label
+
+
+def test_steps_of_a_mixture_have_their_published_errors() -> None:
+    """docs/results/architectures.md, "now": none of these times was used in a fit."""
+    path = MEASURED / "engine-vllm-0.26-h200-experts.jsonl"
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    medians = {}
+    for group in grouped(read_engine_records([path]).points, "h200"):
+        if group.scenario.target.experts is not None:
+            errors = 100.0 * (group.seconds(profile) / group.measured_s - 1.0)
+            medians[group.method] = float(np.median(np.abs(errors)))
+            one = group.batch == 1
+            assert np.max(np.abs(errors)) < 9.0 and np.abs(errors[one]).item() < 1.0
+    assert medians == pytest.approx({"plain": 4.5, "ngram": 2.4}, abs=0.06)
