@@ -50,9 +50,11 @@ from perfmodel.units import Z90
 # also fitted to a few passes of older engines of two ranks, whose all-reduces waited longer: where
 # the profile's predict, only their pairs of drafts count, which have the same waits.
 RECORDS = {
+    "steps-h200-seed2932": 1,
     "steps-h200-seed2922": 1,
     "steps-h200-seed2914": 1,
     "steps-h100-seed9": 1,
+    "steps-h200-tp2-seed2931": 2,
     "steps-h200-tp2-seed2921-odd": 2,
     "steps-h200-tp2-seed2921-even": 2,
     "steps-h200-tp2-seed2118": 2,

@@ -36,7 +36,7 @@ TP_ERROR = 0.079  # two ranks, predicted from one; taken for each doubling
 # Rms of ln(predicted / measured time of a prompt) on timed GPUs, also where a pass takes less than
 # LAUNCH_LAYER_S per layer: such passes may wait for the launch of kernels, whose time differs
 # between hosts. UNFITTED ones are of a profile that was not fitted to prompts.
-PREFILL_ERROR, LAUNCH_ERROR = 0.047, 0.223
+PREFILL_ERROR, LAUNCH_ERROR = 0.043, 0.211
 UNFITTED_PREFILL_ERROR, UNFITTED_LAUNCH_ERROR = 0.123, 0.732
 LAUNCH_LAYER_S = 1.0e-3  # the runtime's host takes 0.3 ms with one rank, up to 1.05 ms with two
 # Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
@@ -54,10 +54,10 @@ PART_ERRORS = {
 OTHER_ATTENTION_ERROR = 0.27
 # Rms of ln(predicted / measured time) of a plain step, or of a round at a known acceptance, by what
 # was left out. On a timed GPU, the error of steps is taken to be that of speedups.
-SISTER_STEP_ERROR, TP_STEP_ERROR = 0.087, 0.133
+SISTER_STEP_ERROR, TP_STEP_ERROR = 0.091, 0.141
 ARCHITECTURE_STEP_ERROR, ARCHITECTURE_ROUND_ERROR = 0.142, 0.29
 # Of `ideal`, whose steps are lower bounds: of speedups, plain steps and rounds.
-BOUND_ERROR, BOUND_STEP_ERROR, BOUND_ROUND_ERROR = 0.243, 0.514, 0.684
+BOUND_ERROR, BOUND_STEP_ERROR, BOUND_ROUND_ERROR = 0.243, 0.500, 0.684
 # Rms of ln(predicted / measured ratio of the speedups of two drafts), with the same target, GPU,
 # batch and context: PAIR_ERROR, and these shares of the error of one speedup. Both share the rest.
 PAIR_ERROR, PAIR_SHARE, PAIR_TP_SHARE = 0.025, 1.0 / 3.0, 0.75
