@@ -40,14 +40,7 @@ RANK_FIELDS = (
     "rank_round_overhead_per_sequence_s",
     "rank_round_overhead_per_draft_s",
 )
-ATTENTION_FIELDS = (
-    "batch",
-    "kv_tokens",
-    "query_tokens",
-    "query_heads",
-    "kv_heads",
-    "head_dim",
-)
+ATTENTION_FIELDS = "batch", "kv_tokens", "query_tokens", "query_heads", "kv_heads", "head_dim"
 ELEMENT_BYTES = 2.0
 ROUND_SCALES = (100.0 * US, US, 10.0 * US, 100.0 * US, US, 100.0 * US)
 ROUND_SCATTER = 0.01  # scatter of the host time, relative to the round
