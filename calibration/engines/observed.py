@@ -36,6 +36,10 @@ _VLLM_LOG = re.compile(
 _VLLM_VERSION = re.compile(
     r"(?:vLLM API server version |LLM engine \(v)([0-9]{1,4}\.[0-9]{1,4}(?:\.[0-9]{1,4})?)(?![0-9])"
 )
+_OF_ENGINE = {  # what a report has if it is certainly of this engine
+    "vllm": re.compile(rf"^vllm:|Avg generation throughput:|{_VLLM_VERSION.pattern}", re.M),
+    "sglang": re.compile(r"^sglang:|Decode batch", re.M),
+}
 _SGLANG_RUNNING = re.compile(r"#running-req: (\d{1,9}),")
 _SGLANG_THROUGHPUT = re.compile(rf"gen throughput \(token/s\): {NUMBER}")
 _LATENCY = re.compile(
@@ -61,7 +65,9 @@ def observe(paths: Sequence[Path], scenario: Scenario) -> Measured:
             records.append(Path(name))
         else:
             measured = _with_report(measured, text, name, scenario)
-    return _with_records(measured, records, scenario) if records else measured
+    if records:
+        measured = _with_records(measured, records, scenario)
+    return replace(measured, engine=measured.engine or "vllm")
 
 
 def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -> Measured:
@@ -112,6 +118,10 @@ def _speculates(text: str) -> bool:
 
 def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -> Measured:
     """The measurement with what a report of an engine adds."""
+    engines = [engine for engine, form in _OF_ENGINE.items() if form.search(text)]
+    if not engines and "sglang" in text:
+        engines = ["sglang"]
+    measured = _of_one(measured, name, engines, _VLLM_VERSION.findall(text))
     gamma = scenario.plan.gamma
     imported: Imported | None = None
     if _speculates(text) or "SpecDecoding" in text or "accept_length" in text:
@@ -126,21 +136,27 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
             f"{name}: neither times nor acceptance found; give a log, /metrics page or benchmark "
             f"result of vLLM or SGLang, or records of `specroof calibrate engine`"
         )
-    engine = "sglang" if "sglang" in text or "Decode batch" in text else "vllm"
-    started = _VLLM_VERSION.findall(text) if engine == "vllm" else []
-    versions = list(dict.fromkeys(filter(None, [measured.version, *started])))
-    if len(versions) > 1:
-        raise ConfigError(
-            f"{name}: the engine started as version {' and '.join(versions)}; give the log of one"
-        )
-    version = versions[0] if versions else ""
-    measured = replace(measured, engine=measured.engine or engine, version=version)
     if seconds is None:
         return measured
     check_step(seconds, name, scenario, drafts=0 if imported is None else gamma)
     if imported is None:
         return replace(measured, plain_s=seconds)
     return replace(measured, rounds_s={**measured.rounds_s, gamma: seconds})
+
+
+def _of_one(
+    measured: Measured, name: str, engines: Sequence[str], versions: Sequence[str]
+) -> Measured:
+    """The measurement of one version of one engine, to which a report adds what it states."""
+    engines = list(dict.fromkeys(filter(None, [measured.engine, *engines])))
+    if len(engines) > 1:
+        raise ConfigError(f"{name}: what ran is {' and '.join(engines)}; give reports of one")
+    versions = list(dict.fromkeys(filter(None, [measured.version, *versions])))
+    if len(versions) > 1:
+        raise ConfigError(
+            f"{name}: the engine ran as version {' and '.join(versions)}; give reports of one"
+        )
+    return replace(measured, engine="".join(engines), version="".join(versions))
 
 
 def check_step(seconds: float, name: str, scenario: Scenario, *, drafts: int) -> None:

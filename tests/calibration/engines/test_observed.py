@@ -162,10 +162,28 @@ def test_records_with_exported_graphs_are_not_said_to_miss_a_graph() -> None:
 def test_logs_of_two_versions_are_refused(together: bool, tmp_path: Path) -> None:
     steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
     logs = [f"vLLM API server version {v}\n{steady}\n" for v in ("0.23.0", "0.26.0")]
-    with pytest.raises(ConfigError, match="give the log of one"):
+    with pytest.raises(ConfigError, match="0.23.0 and 0.26.0; give reports of one"):
         read(tmp_path, *(["".join(logs)] if together else logs), draft="none", gamma=0)
     restarted = read(tmp_path, logs[0] * 2, draft="none", gamma=0)
     assert restarted.version == "0.23.0" and restarted.plain_s == pytest.approx(8e-3)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_reports_of_two_engines_are_refused(order: int, tmp_path: Path) -> None:
+    steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
+    log, counters = (
+        f"vLLM API server version 0.26.0\n{steady}\n{SPEC}",
+        page("vllm", 5.0, 500, None),
+    )
+    plain = SGLANG.replace("accept len: 2.50, accept rate: 0.50, ", "")
+    for pair in ([plain, log], [plain, counters], [page("sglang", 5.0, 500, None), counters]):
+        with pytest.raises(ConfigError, match=r"sglang( and vllm)?; give reports of one"):
+            read(tmp_path, *pair[::order])
+        with pytest.raises(ConfigError, match="what ran is vllm and sglang"):
+            read(tmp_path, "\n".join(pair[::order]))
+    benchmark = json.dumps({"mean_tpot_ms": 20.0})  # by whatever client
+    assert read(tmp_path, *[SGLANG, benchmark][::order]).engine == "sglang"
+    assert read(tmp_path, benchmark).engine == "vllm"
 
 
 def test_a_report_without_figures_is_refused(tmp_path: Path) -> None:
