@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import tokens_per_round
 from perfmodel.errors import printable
 from perfmodel.specs import MAX_GAMMA, METHODS, named_version
-from perfmodel.speculation import Measured, implausible
+from perfmodel.speculation import SPREAD, Measured, implausible
 from perfmodel.units import parse_number
 
 _VLLM_LOG = re.compile(
@@ -138,10 +138,9 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
         )
     if seconds is None:
         return measured
-    check_step(seconds, name, scenario, drafts=0 if imported is None else gamma)
-    if imported is None:
-        return replace(measured, plain_s=seconds)
-    return replace(measured, rounds_s={**measured.rounds_s, gamma: seconds})
+    drafts = 0 if imported is None else gamma
+    check_step(seconds, name, scenario, drafts=drafts)
+    return _timed(measured, name, {drafts: seconds})
 
 
 def _of_one(
@@ -151,12 +150,37 @@ def _of_one(
     engines = list(dict.fromkeys(filter(None, [measured.engine, *engines])))
     if len(engines) > 1:
         raise ConfigError(f"{name}: what ran is {' and '.join(engines)}; give reports of one")
-    versions = list(dict.fromkeys(filter(None, [measured.version, *versions])))
+    versions = list(dict.fromkeys(map(_release, filter(None, [measured.version, *versions]))))
     if len(versions) > 1:
         raise ConfigError(
             f"{name}: the engine ran as version {' and '.join(versions)}; give reports of one"
         )
     return replace(measured, engine="".join(engines), version="".join(versions))
+
+
+def _release(version: str) -> str:
+    """A version without what follows its three numbers, of which the last may be left out."""
+    known = re.match(r"([0-9]+\.[0-9]+)(\.[0-9]+)?", version)
+    return f"{known[1]}{known[2] or '.0'}" if known else version
+
+
+def _timed(measured: Measured, name: str, seconds: Mapping[int, float]) -> Measured:
+    """The measurement with times by γ, of which 0 is the plain step.
+
+    Raises `ConfigError` if another report has another time.
+    """
+    known = dict(measured.rounds_s)
+    if measured.plain_s is not None:
+        known[0] = measured.plain_s
+    for gamma, s in seconds.items():
+        if abs(s - known.get(gamma, s)) > SPREAD * s:
+            what = f"a round with gamma {gamma}" if gamma else "a plain step"
+            raise ConfigError(
+                f"{name}: {what} takes {1e3 * s:.3g} ms, but in another report "
+                f"{1e3 * known[gamma]:.3g}; give one of them"
+            )
+    known |= seconds
+    return replace(measured, plain_s=known.pop(0, None), rounds_s=known)
 
 
 def check_step(seconds: float, name: str, scenario: Scenario, *, drafts: int) -> None:
@@ -262,23 +286,22 @@ def _with_records(measured: Measured, paths: Sequence[Path], scenario: Scenario)
     ]
     of_gamma = [r for r in timed if r.point.setup.gamma == plan.gamma] or timed
     exported = any(r.point.setup.exported_graphs for r in of_gamma)
-    rounds = {
+    times = {
         r.point.setup.gamma: r.seconds for r in timed if r.point.setup.exported_graphs == exported
     }
     plain = next((r.seconds for r in points if r.point.setup.method == "plain"), None)
-    if not rounds and plain is None:
+    times |= {} if plain is None else {0: plain}
+    if not times:
         known = sorted({(r.point.batch, r.point.prompt_tokens) for r in records.points})
         shown = ", ".join(f"{batch} x {tokens:,}" for batch, tokens in known[:8])
         raise ConfigError(
             f"{paths[0]}: no record has this target, TP, draft, batch {work.batch} and "
             f"{work.prompt_tokens:,} prompt tokens; its batches and prompts are {shown}"
         )
+    name = str(paths[0])
+    measured = _of_one(measured, name, [records.engine], [records.version])
     return replace(
-        measured,
-        plain_s=plain if plain is not None else measured.plain_s,
-        rounds_s={**measured.rounds_s, **rounds},
-        engine=records.engine,
-        version=records.version,
+        _timed(measured, name, times),
         graph_tokens=int(records.facts(method, exported=exported).get("graph_tokens", 0)),
         exported_graphs=exported,
     )
