@@ -43,7 +43,7 @@ _OF_ENGINE = {  # what a report has if it is certainly of this engine
 _SGLANG_RUNNING = re.compile(r"#running-req: (\d{1,9}),")
 _SGLANG_THROUGHPUT = re.compile(rf"gen throughput \(token/s\): {NUMBER}")
 _LATENCY = re.compile(
-    rf"^(vllm|sglang):inter_token_latency_seconds_(sum|count)(\{{[^}}\n]*\}})?[ \t]+{NUMBER}",
+    rf"^(vllm|sglang):inter_token_latency_seconds_(sum|count)(\{{[^}}\n]*\}})?[ \t]+(-?){NUMBER}",
     re.M,
 )
 _MODEL = re.compile(r'[{,]model_name="([^"]*)"')
@@ -225,7 +225,9 @@ def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
 def _page_seconds(text: str, name: str, tokens: float) -> float | None:
     """Mean latency on a /metrics page, or between its scrapes, as seconds of a step or round."""
     series: dict[tuple[str, str, str], list[float]] = {}
-    for engine, kind, labels, value in _LATENCY.findall(text):
+    for engine, kind, labels, sign, value in _LATENCY.findall(text):
+        if sign:
+            raise ConfigError(f"{name}: a latency counter is -{value}; none can be negative")
         series.setdefault((engine, kind, labels), []).append(float(value))
     models = {found[1] for _, _, labels in series if (found := _MODEL.search(labels))}
     if len(models) > 1:

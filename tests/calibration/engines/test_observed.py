@@ -231,6 +231,8 @@ def test_scrapes_around_a_restart_are_refused(tmp_path: Path) -> None:
     before, after = page("vllm", 10.0, 1000, None), page("vllm", 1.0, 90, None)
     with pytest.raises(ConfigError, match="restart"):
         read(tmp_path, before, after, draft="none", gamma=0)
+    with pytest.raises(ConfigError, match=r"counter is -5\.0; none can be negative"):
+        read(tmp_path, page("vllm", -5.0, 100, None))
 
 
 @pytest.mark.parametrize("value", ["1" + "0" * 400, "1e400", "NaN", "-3", "true", "[" * 10**5])
