@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import tokens_per_round
 from perfmodel.errors import printable
 from perfmodel.specs import MAX_GAMMA, METHODS, named_version
-from perfmodel.speculation import Measured, implausible
+from perfmodel.speculation import SPREAD, Measured, implausible
 from perfmodel.units import parse_number
 
 _VLLM_LOG = re.compile(
@@ -36,10 +36,14 @@ _VLLM_LOG = re.compile(
 _VLLM_VERSION = re.compile(
     r"(?:vLLM API server version |LLM engine \(v)([0-9]{1,4}\.[0-9]{1,4}(?:\.[0-9]{1,4})?)(?![0-9])"
 )
+_OF_ENGINE = {  # what a report has if it is certainly of this engine
+    "vllm": re.compile(rf"^vllm:|Avg generation throughput:|{_VLLM_VERSION.pattern}", re.M),
+    "sglang": re.compile(r"^sglang:|Decode batch", re.M),
+}
 _SGLANG_RUNNING = re.compile(r"#running-req: (\d{1,9}),")
 _SGLANG_THROUGHPUT = re.compile(rf"gen throughput \(token/s\): {NUMBER}")
 _LATENCY = re.compile(
-    rf"^(vllm|sglang):inter_token_latency_seconds_(sum|count)(\{{[^}}\n]*\}})?[ \t]+{NUMBER}",
+    rf"^(vllm|sglang):inter_token_latency_seconds_(sum|count)(\{{[^}}\n]*\}})?[ \t]+(-?){NUMBER}",
     re.M,
 )
 _MODEL = re.compile(r'[{,]model_name="([^"]*)"')
@@ -61,7 +65,9 @@ def observe(paths: Sequence[Path], scenario: Scenario) -> Measured:
             records.append(Path(name))
         else:
             measured = _with_report(measured, text, name, scenario)
-    return _with_records(measured, records, scenario) if records else measured
+    if records:
+        measured = _with_records(measured, records, scenario)
+    return replace(measured, engine=measured.engine or "vllm")
 
 
 def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -> Measured:
@@ -112,6 +118,10 @@ def _speculates(text: str) -> bool:
 
 def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -> Measured:
     """The measurement with what a report of an engine adds."""
+    engines = [engine for engine, form in _OF_ENGINE.items() if form.search(text)]
+    if not engines and "sglang" in text:
+        engines = ["sglang"]
+    measured = _of_one(measured, name, engines, _VLLM_VERSION.findall(text))
     gamma = scenario.plan.gamma
     imported: Imported | None = None
     if _speculates(text) or "SpecDecoding" in text or "accept_length" in text:
@@ -126,21 +136,51 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
             f"{name}: neither times nor acceptance found; give a log, /metrics page or benchmark "
             f"result of vLLM or SGLang, or records of `specroof calibrate engine`"
         )
-    engine = "sglang" if "sglang" in text or "Decode batch" in text else "vllm"
-    started = _VLLM_VERSION.findall(text) if engine == "vllm" else []
-    versions = list(dict.fromkeys(filter(None, [measured.version, *started])))
-    if len(versions) > 1:
-        raise ConfigError(
-            f"{name}: the engine started as version {' and '.join(versions)}; give the log of one"
-        )
-    version = versions[0] if versions else ""
-    measured = replace(measured, engine=measured.engine or engine, version=version)
     if seconds is None:
         return measured
-    check_step(seconds, name, scenario, drafts=0 if imported is None else gamma)
-    if imported is None:
-        return replace(measured, plain_s=seconds)
-    return replace(measured, rounds_s={**measured.rounds_s, gamma: seconds})
+    drafts = 0 if imported is None else gamma
+    check_step(seconds, name, scenario, drafts=drafts)
+    return _timed(measured, name, {drafts: seconds})
+
+
+def _of_one(
+    measured: Measured, name: str, engines: Sequence[str], versions: Sequence[str]
+) -> Measured:
+    """The measurement of one version of one engine, to which a report adds what it states."""
+    engines = list(dict.fromkeys(filter(None, [measured.engine, *engines])))
+    if len(engines) > 1:
+        raise ConfigError(f"{name}: what ran is {' and '.join(engines)}; give reports of one")
+    versions = list(dict.fromkeys(map(_release, filter(None, [measured.version, *versions]))))
+    if len(versions) > 1:
+        raise ConfigError(
+            f"{name}: the engine ran as version {' and '.join(versions)}; give reports of one"
+        )
+    return replace(measured, engine="".join(engines), version="".join(versions))
+
+
+def _release(version: str) -> str:
+    """A version without what follows its three numbers, of which the last may be left out."""
+    known = re.match(r"([0-9]+\.[0-9]+)(\.[0-9]+)?", version)
+    return f"{known[1]}{known[2] or '.0'}" if known else version
+
+
+def _timed(measured: Measured, name: str, seconds: Mapping[int, float]) -> Measured:
+    """The measurement with times by γ, of which 0 is the plain step.
+
+    Raises `ConfigError` if another report has another time.
+    """
+    known = dict(measured.rounds_s)
+    if measured.plain_s is not None:
+        known[0] = measured.plain_s
+    for gamma, s in seconds.items():
+        if abs(s - known.get(gamma, s)) > SPREAD * s:
+            what = f"a round with gamma {gamma}" if gamma else "a plain step"
+            raise ConfigError(
+                f"{name}: {what} takes {1e3 * s:.3g} ms, but in another report "
+                f"{1e3 * known[gamma]:.3g}; give one of them"
+            )
+    known |= seconds
+    return replace(measured, plain_s=known.pop(0, None), rounds_s=known)
 
 
 def check_step(seconds: float, name: str, scenario: Scenario, *, drafts: int) -> None:
@@ -185,7 +225,9 @@ def _seconds(text: str, name: str, batch: int, tokens: float) -> float | None:
 def _page_seconds(text: str, name: str, tokens: float) -> float | None:
     """Mean latency on a /metrics page, or between its scrapes, as seconds of a step or round."""
     series: dict[tuple[str, str, str], list[float]] = {}
-    for engine, kind, labels, value in _LATENCY.findall(text):
+    for engine, kind, labels, sign, value in _LATENCY.findall(text):
+        if sign:
+            raise ConfigError(f"{name}: a latency counter is -{value}; none can be negative")
         series.setdefault((engine, kind, labels), []).append(float(value))
     models = {found[1] for _, _, labels in series if (found := _MODEL.search(labels))}
     if len(models) > 1:
@@ -246,23 +288,22 @@ def _with_records(measured: Measured, paths: Sequence[Path], scenario: Scenario)
     ]
     of_gamma = [r for r in timed if r.point.setup.gamma == plan.gamma] or timed
     exported = any(r.point.setup.exported_graphs for r in of_gamma)
-    rounds = {
+    times = {
         r.point.setup.gamma: r.seconds for r in timed if r.point.setup.exported_graphs == exported
     }
     plain = next((r.seconds for r in points if r.point.setup.method == "plain"), None)
-    if not rounds and plain is None:
+    times |= {} if plain is None else {0: plain}
+    if not times:
         known = sorted({(r.point.batch, r.point.prompt_tokens) for r in records.points})
         shown = ", ".join(f"{batch} x {tokens:,}" for batch, tokens in known[:8])
         raise ConfigError(
             f"{paths[0]}: no record has this target, TP, draft, batch {work.batch} and "
             f"{work.prompt_tokens:,} prompt tokens; its batches and prompts are {shown}"
         )
+    name = str(paths[0])
+    measured = _of_one(measured, name, [records.engine], [records.version])
     return replace(
-        measured,
-        plain_s=plain if plain is not None else measured.plain_s,
-        rounds_s={**measured.rounds_s, **rounds},
-        engine=records.engine,
-        version=records.version,
+        _timed(measured, name, times),
         graph_tokens=int(records.facts(method, exported=exported).get("graph_tokens", 0)),
         exported_graphs=exported,
     )

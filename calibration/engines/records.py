@@ -197,7 +197,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
     that one file holds back is held back.
 
     Raises `RecordError`, with the line number, for a line that is not a record or contradicts
-    itself, for an engine, version or GPU that differs from the first file, or if no point was
+    itself, for an engine, version or GPU that differs from the first header, or if no point was
     timed.
 
     Parameters
@@ -209,12 +209,11 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
     points: list[tuple[PointRecord, bool]] = []
     others: dict[str, list[Any]] = {"start": [], "failed": []}
     for path, is_check in [*((p, False) for p in paths), *((p, True) for p in check)]:
-        first, *lines = read_lines(path)
-        header = first.header or {}
-        check_header(header, header.get("gpu_name"), first.place)
-        headers.append(_same(header, headers[0] if headers else header, first.place))
-        for record in (_record(line) for line in lines if line.header is None):
-            if isinstance(record, PointRecord):
+        for line in read_lines(path):
+            if (header := line.header) is not None:
+                check_header(header, header.get("gpu_name"), line.place)
+                headers.append(_same(header, headers[0] if headers else header, line.place))
+            elif isinstance(record := _record(line), PointRecord):
                 points.append((record, is_check))
             else:
                 others[record.op].append(record)
@@ -299,7 +298,7 @@ def _same(header: Mapping[str, Any], first: Mapping[str, Any], place: str) -> Ma
             raise RecordError(f"{place}: the header does not state {key!r}")
         if header[key] != first[key]:
             raise RecordError(
-                f"{place}: {key} {header[key]!r} differs from {first[key]!r} in the first file; "
+                f"{place}: {key} {header[key]!r} differs from {first[key]!r} in the first header; "
                 f"fit each of them separately"
             )
     return header

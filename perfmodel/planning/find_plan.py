@@ -8,13 +8,13 @@ drafts, at every power of two of TP that splits the target on one node.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 from perfmodel.acceptance import Acceptance, tokens_per_round
-from perfmodel.errors import ConfigError, either
+from perfmodel.errors import ConfigError, either, shown
 from perfmodel.planning.capacity import BATCH_STEP, at_capacity
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.recommendation import Recommendation
@@ -88,8 +88,9 @@ def find_plan(
     _check_single_choice(given, choices)
     _check_curves(plain.scenario(), choices)
     for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
-        if value is not None and not (math.isfinite(value) and value > 0.0):
-            raise ConfigError(f"{name}={value:g} must be a positive number")
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None and not (number and 0.0 < value < 1e300):
+            raise ConfigError(f"{name}={shown(value)} must be a positive number")
     _check_draft_tp(given, plain, choices)
     budgets = _budgets(given, plain.prompt_tokens, choices)
     measured = _measured_budget(acceptance_budget, plain.prompt_tokens)

@@ -27,6 +27,7 @@ from perfmodel.speculation import (
 from perfmodel.units import format_seconds
 
 DECIDED_ALPHA = 0.005  # α to break even below which no measurement of α changes the answer
+_WORDS = {"latency": "speed per token", "throughput": "throughput"}
 
 
 def _between(interval: Interval) -> str:
@@ -134,6 +135,11 @@ class Recommendation:
         return f"<p>{escape(self.sentence)}</p>{table}"
 
     @property
+    def objective(self) -> str:
+        """What was maximised: "throughput" or "latency"."""
+        return self.rule.objective
+
+    @property
     def best(self) -> Candidate:
         """The plan to deploy: for the rate if one was given, otherwise for a full load."""
         return self.for_rate or self.saturated
@@ -189,7 +195,7 @@ class Recommendation:
         ideal = self.engine_gap.ideal
         return (
             f"In principle, {ideal.label}, TP {ideal.scenario.tp}, gives "
-            f"{self.engine_gap.cost_percent:.1f} % more {self._objective_words} "
+            f"{self.engine_gap.cost_percent:.1f} % more {_WORDS[self.objective]} "
             f"({ideal.gain:.2f}x, {format_seconds(ideal.tpot_s)} per token), but "
             f"{self.engine_gap.obstacle}."
         )
@@ -285,10 +291,9 @@ class Recommendation:
 
     def _gain(self) -> str:
         shown = self.studied or self.saturated
-        what = ("the " if self.rule.objective == "latency" else "") + self._objective_words
-        text = f"{shown.gain:.2f}x"
-        if self.interval is not None:
-            text += f" ({self.interval.low:.2f}-{self.interval.high:.2f})"
+        what = ("the " if self.objective == "latency" else "") + _WORDS[self.objective]
+        i = self.interval
+        text = f"{shown.gain:.2f}x" + (f" ({i.low:.2f}-{i.high:.2f})" if i else "")
         return f"{text} {what}{self._over_plain()}, {format_seconds(shown.tpot_s)} per token"
 
     def _over_plain(self) -> str:
@@ -303,10 +308,6 @@ class Recommendation:
             f" at batch {work.batch:,}, {over.value:.2f}x ({over.low:.2f}-{over.high:.2f}) over "
             f"plain decoding with TP {plain.tp} at its batch of {plain.workload.batch:,}"
         )
-
-    @property
-    def _objective_words(self) -> str:
-        return "speed per token" if self.rule.objective == "latency" else "throughput"
 
     def _unknown(self) -> str:
         """Why no draft with a known acceptance was compared with plain decoding."""

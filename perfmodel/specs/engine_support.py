@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from perfmodel.errors import ConfigError, either, unknown_name
+from perfmodel.errors import ConfigError, either, shown, unknown_name
 from perfmodel.specs.draft import DraftPlan, DraftPolicy
 from perfmodel.specs.dtypes import StoredTypes
 from perfmodel.specs.model import ModelSpec
@@ -188,6 +188,8 @@ def named_version(name: str) -> EngineVersion:
 
     Raises `ConfigError` if the engine or its version is not known.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"the engine {shown(name)} is not valid: it must be text")
     known = profile_version(name)
     if known is not None:
         return known

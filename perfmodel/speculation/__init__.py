@@ -14,7 +14,7 @@ from perfmodel.speculation.break_even import (
     service_within,
     within,
 )
-from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose, implausible
+from perfmodel.speculation.diagnosis import SPREAD, Diagnosis, Measured, diagnose, implausible
 from perfmodel.speculation.evidence import Evidence, evidence
 from perfmodel.speculation.gain import (
     GAMMAS,
@@ -51,6 +51,7 @@ from perfmodel.speculation.uncertainty import (
 __all__ = [
     "GAMMAS",
     "OBJECTIVES",
+    "SPREAD",
     "BestGain",
     "BreakEven",
     "Diagnosis",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,31 @@ def test_records_of_the_same_workload_are_used(tmp_path: Path) -> None:
         observe([path], ran(batch=999))
 
 
+@pytest.mark.parametrize(
+    "version, factor, fault",
+    [
+        ("0.26", 1.0, ""),
+        ("0.23.0", 1.0, r"records\.jsonl: .* version 0\.23\.0 and 0\.26\.0"),
+        ("0.26.0", 2.0, r"records\.jsonl: a plain step takes .* in another report"),
+    ],
+)
+def test_records_must_agree_with_a_log(
+    version: str, factor: float, fault: str, tmp_path: Path
+) -> None:
+    plan, path, log = a_plan(), tmp_path / "records.jsonl", tmp_path / "server.log"
+    records, _ = records_of(plan)
+    write_records(path, HEADER, [*records.starts, *records.points])
+    record = next(r for r in records.points if r.point.setup.method == "plain")
+    target, tp, batch, tokens = record.point.workload
+    rate = f"{batch / (factor * record.seconds):.6f}"
+    line = LINE.format(prompt="0.0", rate=rate, running=batch)
+    log.write_text(f"vLLM API server version {version}\n{line}\n")
+    scenario = ran(target=target, tp=tp, batch=batch, prompt_tokens=tokens)
+    with pytest.raises(ConfigError, match=fault) if fault else nullcontext():
+        both = observe([path, log], scenario)
+        assert both.plain_s == record.seconds and both.version == "0.26.0"
+
+
 def test_no_record_of_the_project_is_refused() -> None:
     """With more drafts, rounds may grow less than predicted, or shrink within their spread."""
     path = RECORDS / "engine-vllm-0.26-h200-exported-graphs.jsonl"
@@ -162,10 +188,29 @@ def test_records_with_exported_graphs_are_not_said_to_miss_a_graph() -> None:
 def test_logs_of_two_versions_are_refused(together: bool, tmp_path: Path) -> None:
     steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
     logs = [f"vLLM API server version {v}\n{steady}\n" for v in ("0.23.0", "0.26.0")]
-    with pytest.raises(ConfigError, match="give the log of one"):
+    with pytest.raises(ConfigError, match=r"0\.23\.0 and 0\.26\.0; give reports of one"):
         read(tmp_path, *(["".join(logs)] if together else logs), draft="none", gamma=0)
-    restarted = read(tmp_path, logs[0] * 2, draft="none", gamma=0)
+    again = logs[0].replace("0.23.0", "0.23")
+    restarted = read(tmp_path, logs[0] + again, draft="none", gamma=0)
     assert restarted.version == "0.23.0" and restarted.plain_s == pytest.approx(8e-3)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_reports_of_two_engines_are_refused(order: int, tmp_path: Path) -> None:
+    steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
+    log, counters = (
+        f"vLLM API server version 0.26.0\n{steady}\n{SPEC}",
+        page("vllm", 5.0, 500, None),
+    )
+    plain = SGLANG.replace("accept len: 2.50, accept rate: 0.50, ", "")
+    for pair in ([plain, log], [plain, counters], [page("sglang", 5.0, 500, None), counters]):
+        with pytest.raises(ConfigError, match=r"sglang( and vllm)?; give reports of one"):
+            read(tmp_path, *pair[::order])
+        with pytest.raises(ConfigError, match="what ran is vllm and sglang"):
+            read(tmp_path, "\n".join(pair[::order]))
+    benchmark = json.dumps({"mean_tpot_ms": 20.0})  # by whatever client
+    assert read(tmp_path, *[SGLANG, benchmark][::order]).engine == "sglang"
+    assert read(tmp_path, benchmark).engine == "vllm"
 
 
 def test_a_report_without_figures_is_refused(tmp_path: Path) -> None:
@@ -186,6 +231,8 @@ def test_scrapes_around_a_restart_are_refused(tmp_path: Path) -> None:
     before, after = page("vllm", 10.0, 1000, None), page("vllm", 1.0, 90, None)
     with pytest.raises(ConfigError, match="restart"):
         read(tmp_path, before, after, draft="none", gamma=0)
+    with pytest.raises(ConfigError, match=r"counter is -5\.0; none can be negative"):
+        read(tmp_path, page("vllm", -5.0, 100, None))
 
 
 @pytest.mark.parametrize("value", ["1" + "0" * 400, "1e400", "NaN", "-3", "true", "[" * 10**5])

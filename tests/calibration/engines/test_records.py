@@ -127,6 +127,21 @@ def test_files_of_several_engines_are_refused(
         read_engine_records(paths)
 
 
+def test_files_that_were_appended_are_read_as_several(known: EngineRecords, tmp_path: Path) -> None:
+    first, *texts = (
+        written(tmp_path / "a.jsonl", known, **header).read_text()
+        for header in ({}, {"time": "later"}, {"version": "0.23.0"}, {"gpu": "NVIDIA L40S"})
+    )
+    both = tmp_path / "both.jsonl"
+    both.write_text(first + texts[0])
+    assert read_engine_records([both]).points == known.points
+    for text in texts[1:]:
+        both.write_text(first + text)
+        line = 1 + len(first.splitlines())
+        with pytest.raises(RecordError, match=rf"both\.jsonl, line {line}: .* fit each of them"):
+            read_engine_records([both])
+
+
 @pytest.mark.parametrize(
     "more, message",
     [

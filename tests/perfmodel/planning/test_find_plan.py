@@ -114,7 +114,13 @@ def test_values_that_a_search_cannot_use_are_refused(values: dict[str, Any], mes
 
 
 def test_options_that_are_not_valid_are_refused() -> None:
-    with pytest.raises(ConfigError, match="rate=-1 must be a positive number"):
+    for name, value in (("rate", "3"), ("rate", [1]), ("price_per_hour", "2"), ("rate", True)):
+        with pytest.raises(ConfigError, match=f"{name}=.* must be a positive number"):
+            find_plan(SMALL, **{name: value})
+    for engine in (5, ["vllm"], b"vllm"):
+        with pytest.raises(ConfigError, match=r"the engine .* is not valid: it must be text"):
+            find_plan(SMALL, runs_on=engine)
+    with pytest.raises(ConfigError, match=r"rate=-1.* must be a positive number"):
         find_plan(SMALL, rate=-1.0)
     with pytest.raises(ConfigError, match="acceptance_budget needs a given acceptance"):
         find_plan(SMALL, acceptance_budget=512)
