@@ -51,7 +51,7 @@ class RankProcess:
         """State of the main thread, and what changes while the rank works; None if it has ended.
 
         These are the main thread's CPU time and page faults, the bytes that the process has read,
-        and its position.
+        its position, and while it is suspended how often it was continued, as by cpulimit.
         """
         folder = PROC / str(self.process)
         fields = _stat(folder / "task" / str(self.process))
@@ -59,7 +59,9 @@ class RankProcess:
             return None
         read = _text(folder / "io").partition("\n")[0]
         numbers = (fields[index] for index in (_FAULTS, _USER, _SYSTEM))
-        return (fields[_STATE], _text(self.position), read, *numbers)
+        ran = _text(folder / "task" / str(self.process) / "schedstat").split()[2:]
+        runs = ran if fields[_STATE] == _SUSPENDED else ()
+        return (fields[_STATE], _text(self.position), read, *numbers, *runs)
 
     def continue_to_end(self) -> None:
         """If SIGTERM was sent to this suspended process, let it receive it."""
@@ -128,9 +130,8 @@ class RankMonitor:
             state, position, *_ = self._last[rank] = signs
             if state == _SUSPENDED:
                 process.continue_to_end()
-                same = before.get(rank, "")[:1] == (state,)
-            else:
-                same = signs == before.get(rank) and state != _READY and position[:1] != EXEMPT
+            judged = state == _SUSPENDED or (state != _READY and position[:1] != EXEMPT)
+            same = judged and signs == before.get(rank)
             self._same[rank] = counts.get(rank, 0) + 1 if same else 0
         if 2 * max(self._same.values(), default=0) >= self.looks:
             self._judge(ranks)

@@ -92,6 +92,22 @@ def test_a_rank_that_is_suspended_is_killed_and_named(start: Start, tmp_path: Pa
     assert is_suspended(stopped.pid) is None
 
 
+@pytest.mark.parametrize("code", [WORK, HANG])  # the second uses no CPU time between
+def test_a_rank_that_is_stopped_and_continued_in_turns_is_not_at_fault(
+    code: str, start: Start, tmp_path: Path
+) -> None:
+    """As by cpulimit; every look finds it stopped."""
+    rank = start(code)
+    assert ready(rank)
+    watch = monitor(tmp_path, rank)
+    for _ in range(3 * LOOKS):
+        suspend(rank)
+        watch.look()
+        rank.send_signal(signal.SIGCONT)
+        os.waitpid(rank.pid, os.WCONTINUED)
+    assert watch.verdict == ""
+
+
 def test_a_rank_whose_main_thread_hangs_is_killed_and_named(start: Start, tmp_path: Path) -> None:
     hangs, works = start(HANG), start(WORK)
     assert ready(hangs) and ready(works)
