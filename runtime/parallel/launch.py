@@ -7,6 +7,8 @@ Importing torch in the launcher takes 1.5 s, so a single rank runs without a lau
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -28,6 +30,7 @@ from runtime.parallel.watchdog import HERE, idle_limit_s, stall_limit_s
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a rank that the agent stops
 LOOKS = 15  # at each rank, within the time that it may be idle
+PR_SET_PDEATHSIG = 1
 PATIENCE_S = 5  # a rank that dies silently within this time of the first failure is its cause
 
 
@@ -200,8 +203,10 @@ def _tell_positions_on_sigterm() -> None:
 
 
 def _end_with_launcher() -> None:
-    """End soon after the launcher does, even if it is killed."""
+    """End when the launcher does, even if it is killed and, on Linux, this rank suspended."""
     launcher = _launcher()
+    with contextlib.suppress(AttributeError):  # Linux only; the launcher's main thread starts ranks
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == launcher:

@@ -158,6 +158,7 @@ sys.exit(bench.main())
 def test_a_launcher_that_is_stopped_leaves_no_rank(
     how: signal.Signals, code: int, tmp_path: Path
 ) -> None:
+    """Also if it is killed while one is suspended."""
     plan = tmp_path / "plan.json"
     RunPlan(mode="baseline", model=tmp_path, random_weights=True, tp=2).write(plan)
     command = [sys.executable, "-c", LAUNCHER, str(plan)]
@@ -166,6 +167,8 @@ def test_a_launcher_that_is_stopped_leaves_no_rank(
         wait_for(lambda: len([*tmp_path.glob("plan.json.*")]) == 2)
         ranks = children(launcher.pid)
         assert len(ranks) == 2
+        if how == signal.SIGKILL:
+            os.kill(ranks[1], signal.SIGSTOP)
         launcher.send_signal(how)
         assert launcher.wait(timeout=300) == code
     wait_for(lambda: not any(alive(rank) for rank in ranks))
