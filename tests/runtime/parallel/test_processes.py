@@ -162,6 +162,40 @@ def written(folder: Path, rank: int) -> Position:
     return here
 
 
+STATUS = """
+from pathlib import Path
+from runtime import show_status
+from runtime.parallel.watchdog import HERE
+show_status("")
+HERE.write_to(Path(sys.argv[1]))
+print("ready", flush=True)
+while True: show_status("prefill")
+"""
+
+
+def test_a_rank_whose_terminal_is_paused_is_not_judged(tmp_path: Path) -> None:
+    reader, terminal = os.openpty()  # never read, so a write waits when it is full
+    (folder := tmp_path / "0").mkdir()
+    command = [sys.executable, "-c", "import sys\n" + STATUS, str(folder / POSITION_FILE)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=terminal, text=True, env=environment
+    ) as rank:
+        try:
+            assert ready(rank)
+            stat = Path(f"/proc/{rank.pid}/stat")
+            while stat.read_text().rpartition(")")[2].split()[0] != "S":
+                pass
+            watch = monitor(tmp_path, rank)
+            for _ in range(3 * LOOKS):
+                watch.look()
+            assert watch.verdict == ""
+        finally:
+            rank.kill()
+            os.close(reader)
+            os.close(terminal)
+
+
 def test_a_rank_whose_peer_compiles_in_another_process_is_not_judged(
     start: Start, tmp_path: Path
 ) -> None:
