@@ -177,10 +177,14 @@ class Watchdog:
             thread.start()
 
     def run(self, every_s: float = _EVERY_S) -> None:
-        """Watch until stopped, or until this rank has waited too long."""
+        """Watch until stopped, or until this rank has waited too long.
+
+        Turns are counted, since a clock also runs while the whole job is frozen, as in a container.
+        """
+        here, since, turns = self.position, math.nan, 0
         while not self._stop.wait(every_s):
-            here = self.position
-            waited = time.monotonic() - here.since
+            turns = turns + 1 if here.since == since else 0
+            since, waited = here.since, turns * every_s
             if waited > here.limit_s:
                 silent = ", ".join(
                     f"rank {other}" for other, peer in self.peers.items() if peer.silent > _MISSED

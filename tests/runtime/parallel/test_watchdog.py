@@ -151,11 +151,12 @@ def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> Non
         raise ValueError("no")
     assert here.limit_s == math.inf  # a run that goes on after an error is not given up
     here.move("round 4", limit_s=0.2)
+    here.since -= 1000  # as after a time in which the whole job was frozen
     for _ in range(8):
         watchdog.exchange()
     watchdog.run(every_s=0.02)
     assert codes == [1] and len(said) == 1
-    assert said[0].startswith("rank 1 sent no sign of life, and rank 0 has waited")
+    assert said[0].startswith("rank 1 sent no sign of life, and rank 0 has waited 0 s")
     assert said[0].endswith("rank 0: round 4; rank 1: round 2: verify; rank 2: nothing heard")
     assert store["position-0"] == f"{socket.gethostname()} {os.getpid()} 8 round 4"
 
