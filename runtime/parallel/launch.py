@@ -24,7 +24,13 @@ from typing import Any
 
 from runtime.errors import EngineError, RankFailed, Terminated
 from runtime.parallel import watchdog
-from runtime.parallel.processes import FAILURE_FILE, POSITION_FILE, RankMonitor, last_positions
+from runtime.parallel.processes import (
+    FAILURE_FILE,
+    FINISHED,
+    POSITION_FILE,
+    RankMonitor,
+    last_positions,
+)
 from runtime.parallel.watchdog import HERE, idle_limit_s, stall_limit_s
 
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
@@ -62,7 +68,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     before = signal.getsignal(signal.SIGTERM)
-    monitor = RankMonitor(looks=LOOKS, every_s=idle_limit_s() / LOOKS)
+    monitor = RankMonitor(ranks, looks=LOOKS, every_s=idle_limit_s() / LOOKS)
     with tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -82,7 +88,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
             with monitor.watching():
                 elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
-            failed = _failure(error.failures, ranks)
+            failed = _failure(error.failures, ranks, monitor.ended_first)
             if monitor.verdict:
                 failed = RankFailed(f"{monitor.verdict}; all ranks were stopped")
             if failed.exit_code == 1:  # otherwise the input is at fault
@@ -96,26 +102,35 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
                 signal.signal(signal.SIGTERM, before)  # the agent leaves its handler behind
 
 
-def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
-    """The first failure: a rank that died without a report, otherwise the earliest report."""
+def _failure(failures: Mapping[int, Any], ranks: int, ended: Sequence[int]) -> RankFailed:
+    """The first failure: a rank that died without a report, otherwise the earliest report.
+
+    `ended` are the ranks that ended first, if known; others report lost connections to them.
+    """
     reports = {
         rank: f.error_file_data for rank, f in failures.items() if "code" in f.error_file_data
     }
     first = min(reports, key=lambda rank: reports[rank]["time_ns"], default=None)
+    for rank in sorted(set(ended) - reports.keys()):
+        return _silent(rank, failures[rank].exitcode if rank in failures else 0)
     for rank, failure in failures.items():
         code = failure.exitcode
         # The agent stops all others by SIGTERM, and by SIGKILL much later.
         late = first is not None and failure.timestamp > failures[first].timestamp + PATIENCE_S
         if rank not in reports and code not in STOPPED and not late:
-            killed = code < 0
-            how = f"was killed by {signal.Signals(-code).name}" if killed else f"ended with {code}"
-            return RankFailed(f"rank {rank} {how}; all ranks were stopped")
+            return _silent(rank, code)
     if first is None:
         return RankFailed("a rank was killed by SIGTERM; all ranks were stopped")
     report = reports[first]
     sys.stderr.write(report["trace"])  # of a bug; an expected outcome has none
     who = f"rank {first}: " if ranks > 1 else ""
     return RankFailed(who + report["message"], exit_code=report["code"])
+
+
+def _silent(rank: int, code: int) -> RankFailed:
+    """The failure of a rank that ended without a report."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    return RankFailed(f"rank {rank} {how}; all ranks were stopped")
 
 
 # ---- inside a rank ----------------------------------------------------------------------------
@@ -139,12 +154,15 @@ def run_rank(body: Callable[[], None]) -> int:
     try:
         stall_limit_s("cuda")  # refused before anything is loaded
         body()
+        HERE.move(FINISHED)
         code = 0
     except KeyboardInterrupt:
         code = 130
     except EngineError as error:
         code = _report(str(error), error.exit_code)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and _launcher() is None:
+            raise  # the handler of a signal, in the only process
         code = _report(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()

@@ -16,7 +16,9 @@ from tiny_models import FAMILIES, hf_config
 
 from runtime.bench.plan import RunPlan
 from runtime.errors import RankFailed
+from runtime.parallel import launch
 from runtime.parallel.launch import launch_ranks
+from runtime.parallel.processes import RankMonitor
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +58,47 @@ def test_a_rank_that_fails_ends_all_with_its_message(
     assert caught.value.exit_code == 1
     assert time.monotonic() - begun < 300
     assert not children(os.getpid())
+
+
+ENDS = """
+import os, sys, time
+from runtime.parallel.launch import run_rank
+def end():
+    {end}
+def body():
+    ended = sys.argv[1]
+    if os.environ["RANK"] == "1":
+        open(ended, "w").write(str(os.getpid()))
+        end()
+    while not (process := os.path.exists(ended) and open(ended).read()):
+        time.sleep(0.01)
+    while open(f"/proc/{{process}}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        pass
+    raise ConnectionError("rank 1 closed the connection")
+sys.exit(run_rank(body))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("os._exit(0)", "rank 1 ended with 0"),
+        ("os.kill(os.getpid(), 15)", "rank 1 was killed by SIGTERM"),
+        ("sys.exit(3)", "rank 1: SystemExit: 3"),
+    ],
+)
+def test_the_rank_that_ends_first_is_blamed_not_those_that_report_it(
+    end: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Monitor(RankMonitor):
+        """Knows it however late it looks."""
+
+        ended_first = property(lambda _: [1], lambda *_: None)
+
+    monkeypatch.setattr(launch, "RankMonitor", Monitor)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(RankFailed, match=message):
+        launch_ranks([sys.executable, "-c", ENDS.format(end=end), str(tmp_path / "ended")], 2)
 
 
 # Rank 1 ends with 143 when the agent stops it, as while `specroof` starts.

@@ -17,6 +17,7 @@ import pytest
 
 from runtime.parallel.processes import (
     EXEMPT,
+    FINISHED,
     POSITION_FILE,
     RankMonitor,
     RankProcess,
@@ -62,7 +63,7 @@ def monitor(tmp_path: Path, *processes: subprocess.Popen[str]) -> RankMonitor:
         rank: RankProcess(process.pid, tmp_path / f"{rank}" / POSITION_FILE)
         for rank, process in enumerate(processes)
     }
-    return RankMonitor(looks=LOOKS, every_s=0.5, ranks=lambda: ranks)
+    return RankMonitor(len(ranks), looks=LOOKS, every_s=0.5, ranks=lambda: ranks)
 
 
 def ready(process: subprocess.Popen[str]) -> list[str]:
@@ -160,6 +161,24 @@ def written(folder: Path, rank: int) -> Position:
     here = Position("loading")
     here.write_to(folder / f"{rank}" / POSITION_FILE)
     return here
+
+
+def test_the_rank_that_ends_first_is_known_unless_it_had_finished(
+    start: Start, tmp_path: Path
+) -> None:
+    ranks = [start(HANG) for _ in range(3)]
+    assert all(ready(rank) for rank in ranks)
+    for rank, position in enumerate([FINISHED, "round 4"]):
+        written(tmp_path, rank).note(position)
+        ranks[rank].terminate()
+        os.waitid(os.P_PID, ranks[rank].pid, os.WEXITED | os.WNOWAIT)
+    watch = monitor(tmp_path, *ranks)
+    watch.look()
+    while not watch.ended_first:
+        pass
+    ranks[2].kill()
+    ranks[2].wait()
+    assert watch.ended_first == [1]
 
 
 STATUS = """
