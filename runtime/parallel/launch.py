@@ -110,7 +110,8 @@ def _failure(failures: Mapping[int, Any], ranks: int, ended: Sequence[int]) -> R
     reports = {
         rank: f.error_file_data for rank, f in failures.items() if "code" in f.error_file_data
     }
-    first = min(reports, key=lambda rank: reports[rank]["time_ns"], default=None)
+    times = {rank: (report["code"] == 1, report["time_ns"]) for rank, report in reports.items()}
+    first = min(times, key=times.__getitem__, default=None)  # others may report lost connections
     for rank in sorted(set(ended) - reports.keys()):
         return _silent(rank, failures[rank].exitcode if rank in failures else 0)
     for rank, failure in failures.items():
