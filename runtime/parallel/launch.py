@@ -57,7 +57,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         and, for bad input, its exit code. Unless the input is at fault, the message ends with the
         last position of every rank.
     Terminated
-        On SIGTERM, after all ranks were stopped.
+        On SIGTERM, or SIGHUP if its action is the default, after all ranks were stopped.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -67,7 +67,9 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
     for name in logging.root.manager.loggerDict:  # each has a level and handler of its own
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] != signal.SIG_DFL:  # under nohup, or handled by the caller
+        del before[signal.SIGHUP]
     monitor = RankMonitor(ranks, looks=LOOKS, every_s=idle_limit_s() / LOOKS)
     with tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
         config = LaunchConfig(
@@ -81,7 +83,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
             max_restarts=0,
             monitor_interval=0.05,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGTERM",  # SIGINT still raises KeyboardInterrupt
+            signals_to_handle=",".join(number.name for number in before),  # not SIGINT
         )
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
@@ -95,11 +97,12 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
                 positions = last_positions(Path(folder), ranks)
                 failed.args = (f"{failed}; last positions: {positions}",)
             raise failed from None
-        except SignalException:
-            raise Terminated("terminated by SIGTERM; all ranks were stopped") from None
+        except SignalException as error:
+            raise Terminated(error.sigval) from None
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # the agent leaves its handler behind
+                for number, handler in before.items():
+                    signal.signal(number, handler)  # the agent leaves its own behind
 
 
 def _failure(failures: Mapping[int, Any], ranks: int, ended: Sequence[int]) -> RankFailed:

@@ -188,8 +188,9 @@ def body():
 sys.exit(run_rank(body))
 """
 LAUNCHER = f"""
-import sys
+import signal, sys
 import runtime.bench.run as bench
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests run under nohup
 from runtime.parallel.launch import launch_ranks
 rank = [sys.executable, "-c", {SLEEPER!r}, sys.argv[1]]
 bench.launch_ranks = lambda _, ranks: launch_ranks(rank, ranks)
@@ -197,15 +198,19 @@ sys.exit(bench.main())
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
 def test_a_launcher_that_is_stopped_leaves_no_rank(
     how: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    """Also if it is killed while one is suspended."""
+    """Also if it is killed while one is suspended; otherwise it leaves no file either."""
     plan = tmp_path / "plan.json"
     RunPlan(mode="baseline", model=tmp_path, random_weights=True, tp=2).write(plan)
     command = [sys.executable, "-c", LAUNCHER, str(plan)]
+    (temporary := tmp_path / "temporary").mkdir()
     patient = {**os.environ, "SPECROOF_STALL_S": "900"}  # with ranks that only sleep
+    patient["TMPDIR"] = str(temporary)
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=patient) as launcher:
         wait_for(lambda: len([*tmp_path.glob("plan.json.*")]) == 2)
         ranks = children(launcher.pid)
@@ -215,6 +220,7 @@ def test_a_launcher_that_is_stopped_leaves_no_rank(
         launcher.send_signal(how)
         assert launcher.wait(timeout=300) == code
     wait_for(lambda: not any(alive(rank) for rank in ranks))
+    assert how == signal.SIGKILL or not [*temporary.glob("specroof-*")]
 
 
 @pytest.mark.parametrize("long_run", ["app.cli.main"], indirect=True)
