@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 
 def os_reason(error: OSError) -> str:
     """Why a file cannot be used, as the end of a sentence: "no such file or directory"."""
@@ -48,6 +50,8 @@ class RankFailed(EngineError):
 
 
 class Terminated(EngineError):
-    """The launcher received SIGTERM."""
+    """The launcher received this signal, such as SIGTERM; the exit code is that of a shell."""
 
-    exit_code = 143  # 128 + SIGTERM, as in a shell
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"terminated by {number.name}; all ranks were stopped")
+        self.exit_code = 128 + number

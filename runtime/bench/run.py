@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -254,16 +254,24 @@ def open_log(path: Path) -> TextIO:
     try:
         return path.open("w", encoding="utf-8", buffering=1)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {os_reason(error)}; use another --output"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path | str, error: OSError) -> InputError:
+    return InputError(f"{path} cannot be written: {os_reason(error)}; use another --output")
 
 
 def write_line(log: TextIO | None, value: dict[str, Any]) -> None:
-    """Write one line and flush it; does nothing without a log."""
-    if log is not None:
+    """Write one line and flush it; nothing without a log. Raises `InputError`, if it cannot."""
+    if log is None:
+        return
+    try:
         log.write(json.dumps(value, allow_nan=False) + "\n")
         log.flush()
+    except OSError as error:
+        with suppress(OSError):
+            log.close()  # otherwise its owner would write the line again
+        raise _unwritable(log.name, error) from error
 
 
 def _print(plan: RunPlan, report: dict[str, Any]) -> None:

@@ -229,7 +229,7 @@ def exchange_words(word: str, *, failed: bool = False) -> list[str]:
     store.set(f"{key}-{rank}", word)
     keys = [f"{key}-{other}" for other in range(world)]
     limit_s = min(watchdog.idle_limit_s() if failed else math.inf, watchdog.START_S)
-    doing = f"failed: {word}" if failed else "waiting for other ranks"
+    doing = f"{HERE.text}, failed: {word}" if failed else "waiting for other ranks"
     mark = EXEMPT if failed else WAITS
     with _watched(), HERE.at(doing, limit_s=2 * limit_s), HERE.waiting(mark):
         try:

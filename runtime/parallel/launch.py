@@ -7,6 +7,8 @@ Importing torch in the launcher takes 1.5 s, so a single rank runs without a lau
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -22,12 +24,19 @@ from typing import Any
 
 from runtime.errors import EngineError, RankFailed, Terminated
 from runtime.parallel import watchdog
-from runtime.parallel.processes import FAILURE_FILE, POSITION_FILE, RankMonitor, last_positions
+from runtime.parallel.processes import (
+    FAILURE_FILE,
+    FINISHED,
+    POSITION_FILE,
+    RankMonitor,
+    last_positions,
+)
 from runtime.parallel.watchdog import HERE, idle_limit_s, stall_limit_s
 
 RUN_ID = "TORCHELASTIC_RUN_ID"  # "specroof-" and the launcher's process id, or another launcher's
 STOPPED = (-signal.SIGTERM, 128 + signal.SIGTERM)  # exit codes of a rank that the agent stops
 LOOKS = 15  # at each rank, within the time that it may be idle
+PR_SET_PDEATHSIG = 1
 PATIENCE_S = 5  # a rank that dies silently within this time of the first failure is its cause
 
 
@@ -48,7 +57,7 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
         and, for bad input, its exit code. Unless the input is at fault, the message ends with the
         last position of every rank.
     Terminated
-        On SIGTERM, after all ranks were stopped.
+        On SIGTERM, or SIGHUP if its action is the default, after all ranks were stopped.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -58,8 +67,10 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
     for name in logging.root.manager.loggerDict:  # each has a level and handler of its own
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    before = signal.getsignal(signal.SIGTERM)
-    monitor = RankMonitor(looks=LOOKS, every_s=idle_limit_s() / LOOKS)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] != signal.SIG_DFL:  # under nohup, or handled by the caller
+        del before[signal.SIGHUP]
+    monitor = RankMonitor(ranks, looks=LOOKS, every_s=idle_limit_s() / LOOKS)
     with tempfile.TemporaryDirectory(prefix="specroof-ranks-") as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -72,47 +83,58 @@ def launch_ranks(command: Sequence[str], ranks: int) -> None:
             max_restarts=0,
             monitor_interval=0.05,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
-            signals_to_handle="SIGTERM",  # SIGINT still raises KeyboardInterrupt
+            signals_to_handle=",".join(number.name for number in before),  # not SIGINT
         )
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
             with monitor.watching():
                 elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
-            failed = _failure(error.failures, ranks)
+            failed = _failure(error.failures, ranks, monitor.ended_first)
             if monitor.verdict:
                 failed = RankFailed(f"{monitor.verdict}; all ranks were stopped")
             if failed.exit_code == 1:  # otherwise the input is at fault
                 positions = last_positions(Path(folder), ranks)
                 failed.args = (f"{failed}; last positions: {positions}",)
             raise failed from None
-        except SignalException:
-            raise Terminated("terminated by SIGTERM; all ranks were stopped") from None
+        except SignalException as error:
+            raise Terminated(error.sigval) from None
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # the agent leaves its handler behind
+                for number, handler in before.items():
+                    signal.signal(number, handler)  # the agent leaves its own behind
 
 
-def _failure(failures: Mapping[int, Any], ranks: int) -> RankFailed:
-    """The first failure: a rank that died without a report, otherwise the earliest report."""
+def _failure(failures: Mapping[int, Any], ranks: int, ended: Sequence[int]) -> RankFailed:
+    """The first failure: a rank that died without a report, otherwise the earliest report.
+
+    `ended` are the ranks that ended first, if known; others report lost connections to them.
+    """
     reports = {
         rank: f.error_file_data for rank, f in failures.items() if "code" in f.error_file_data
     }
-    first = min(reports, key=lambda rank: reports[rank]["time_ns"], default=None)
+    times = {rank: (report["code"] == 1, report["time_ns"]) for rank, report in reports.items()}
+    first = min(times, key=times.__getitem__, default=None)  # others may report lost connections
+    for rank in sorted(set(ended) - reports.keys()):
+        return _silent(rank, failures[rank].exitcode if rank in failures else 0)
     for rank, failure in failures.items():
         code = failure.exitcode
         # The agent stops all others by SIGTERM, and by SIGKILL much later.
         late = first is not None and failure.timestamp > failures[first].timestamp + PATIENCE_S
         if rank not in reports and code not in STOPPED and not late:
-            killed = code < 0
-            how = f"was killed by {signal.Signals(-code).name}" if killed else f"ended with {code}"
-            return RankFailed(f"rank {rank} {how}; all ranks were stopped")
+            return _silent(rank, code)
     if first is None:
         return RankFailed("a rank was killed by SIGTERM; all ranks were stopped")
     report = reports[first]
     sys.stderr.write(report["trace"])  # of a bug; an expected outcome has none
     who = f"rank {first}: " if ranks > 1 else ""
     return RankFailed(who + report["message"], exit_code=report["code"])
+
+
+def _silent(rank: int, code: int) -> RankFailed:
+    """The failure of a rank that ended without a report."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+    return RankFailed(f"rank {rank} {how}; all ranks were stopped")
 
 
 # ---- inside a rank ----------------------------------------------------------------------------
@@ -136,12 +158,15 @@ def run_rank(body: Callable[[], None]) -> int:
     try:
         stall_limit_s("cuda")  # refused before anything is loaded
         body()
+        HERE.move(FINISHED)
         code = 0
     except KeyboardInterrupt:
         code = 130
     except EngineError as error:
         code = _report(str(error), error.exit_code)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and _launcher() is None:
+            raise  # the handler of a signal, in the only process
         code = _report(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
@@ -200,8 +225,10 @@ def _tell_positions_on_sigterm() -> None:
 
 
 def _end_with_launcher() -> None:
-    """End soon after the launcher does, even if it is killed."""
+    """End when the launcher does, even if it is killed and, on Linux, this rank suspended."""
     launcher = _launcher()
+    with contextlib.suppress(AttributeError):  # Linux only; the launcher's main thread starts ranks
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def watch() -> None:
         while os.getppid() == launcher:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,6 +21,7 @@ from pathlib import Path
 PROC = Path("/proc")
 FAILURE_FILE = "TORCHELASTIC_ERROR_FILE"  # the agent names one for every rank
 POSITION_FILE = "position"  # beside it: what the rank is doing
+FINISHED = "finished"
 WAITS, EXEMPT = "~", "!"  # first character of a position: waits for other ranks; is not judged
 _SUSPENDED = "T"
 _READY = "R"
@@ -51,7 +53,7 @@ class RankProcess:
         """State of the main thread, and what changes while the rank works; None if it has ended.
 
         These are the main thread's CPU time and page faults, the bytes that the process has read,
-        and its position.
+        its position, and while it is suspended how often it was continued, as by cpulimit.
         """
         folder = PROC / str(self.process)
         fields = _stat(folder / "task" / str(self.process))
@@ -59,7 +61,9 @@ class RankProcess:
             return None
         read = _text(folder / "io").partition("\n")[0]
         numbers = (fields[index] for index in (_FAULTS, _USER, _SYSTEM))
-        return (fields[_STATE], _text(self.position), read, *numbers)
+        ran = _text(folder / "task" / str(self.process) / "schedstat").split()[2:]
+        runs = ran if fields[_STATE] == _SUSPENDED else ()
+        return (fields[_STATE], _text(self.position), read, *numbers, *runs)
 
     def continue_to_end(self) -> None:
         """If SIGTERM was sent to this suspended process, let it receive it."""
@@ -83,24 +87,30 @@ def rank_processes() -> dict[int, RankProcess]:
 
 
 class RankMonitor:
-    """Kills a rank that is suspended or makes no progress for `looks` looks, one per `every_s`.
+    """Kills each of `count` ranks that is suspended or makes no progress for `looks` looks.
+
+    It looks every `every_s` seconds.
 
     All are killed if all of them wait for a third longer. `verdict` then says which ranks were at
-    fault; until then it is empty.
+    fault; until then it is empty. `ended_first` are the ranks that ended first, without finishing,
+    if this is known; several if they ended at almost the same time.
     """
 
     def __init__(
         self,
+        count: int,
         *,
         looks: int,
         every_s: float,
         ranks: Callable[[], Mapping[int, RankProcess]] = rank_processes,
     ) -> None:
-        self.looks, self.every_s, self.ranks = looks, every_s, ranks
+        self.count, self.looks, self.every_s, self.ranks = count, looks, every_s, ranks
         self.verdict = ""
+        self.ended_first: list[int] = []
         self._last: dict[int, tuple[str, ...]] = {}
         self._same: dict[int, int] = {}  # looks without progress
         self._helpers: dict[str, tuple[str, str]] = {}
+        self._waits = False  # for the first rank to end
         self._stop = threading.Event()
 
     @contextlib.contextmanager
@@ -118,9 +128,24 @@ class RankMonitor:
         while not self._stop.wait(self.every_s):
             self.look()
 
+    def _wait_for_first(self, ranks: Mapping[int, RankProcess]) -> None:
+        with contextlib.suppress(OSError, AttributeError), contextlib.ExitStack() as stack:
+            files, poll = {}, select.poll()
+            for rank, process in ranks.items():
+                file = os.pidfd_open(process.process)  # Linux only
+                stack.callback(os.close, file)
+                poll.register(file, select.POLLIN)
+                files[file] = rank
+            ended = [files[file] for file, _ in poll.poll()]
+            texts = {rank: _text(ranks[rank].position)[1:].strip() for rank in ended}
+            self.ended_first = [rank for rank in ended if texts[rank] != FINISHED]
+
     def look(self) -> None:
         """Look at every rank once."""
         ranks, before, counts = self.ranks(), self._last, self._same
+        if len(ranks) == self.count and not self._waits:
+            self._waits = True
+            threading.Thread(target=self._wait_for_first, args=(ranks,), daemon=True).start()
         self._last, self._same = {}, {}
         for rank, process in ranks.items():
             if (signs := process.signs()) is None:
@@ -128,9 +153,8 @@ class RankMonitor:
             state, position, *_ = self._last[rank] = signs
             if state == _SUSPENDED:
                 process.continue_to_end()
-                same = before.get(rank, "")[:1] == (state,)
-            else:
-                same = signs == before.get(rank) and state != _READY and position[:1] != EXEMPT
+            judged = state == _SUSPENDED or (state != _READY and position[:1] != EXEMPT)
+            same = judged and signs == before.get(rank)
             self._same[rank] = counts.get(rank, 0) + 1 if same else 0
         if 2 * max(self._same.values(), default=0) >= self.looks:
             self._judge(ranks)

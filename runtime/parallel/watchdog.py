@@ -33,6 +33,7 @@ STALL_S = 20.0  # longest round of a run that is under way, or time without anot
 JOIN_S = 300.0  # longest wait for another rank to start Python and join
 START_S = 1800.0  # longest first round, which compiles, chunk of a prompt, or round on a CPU
 _TEXT_BYTES = 80
+_AFTER = ", after "
 _EVERY_S = 1.0
 STORE_TIMEOUT = timedelta(seconds=10)  # of one call of the store
 _MISSED = 5  # counts after which a rank is named
@@ -117,15 +118,15 @@ class Position:
 
     @contextmanager
     def at(self, text: str, *, limit_s: float) -> Iterator[None]:
-        """Set this position within the body, and restore the previous one after it."""
-        before = self.text, self.limit_s
+        """Set this position within the body; after it, restore the previous one, with this one."""
+        phase, before_s = self.text.partition(_AFTER)[0], self.limit_s
         self.move(text, limit_s=limit_s)
         try:
             yield
         except BaseException:
-            self.limit_s = before[1]  # the text still names where the error was raised
+            self.limit_s = before_s  # the text still names where the error was raised
             raise
-        self.move(before[0], limit_s=before[1])
+        self.move(phase + _AFTER + text, limit_s=before_s)
 
     def write_to(self, path: Path) -> None:
         """From now on, also write to this file, which remains if the process is killed."""
@@ -177,10 +178,14 @@ class Watchdog:
             thread.start()
 
     def run(self, every_s: float = _EVERY_S) -> None:
-        """Watch until stopped, or until this rank has waited too long."""
+        """Watch until stopped, or until this rank has waited too long.
+
+        Turns are counted, since a clock also runs while the whole job is frozen, as in a container.
+        """
+        here, since, turns = self.position, math.nan, 0
         while not self._stop.wait(every_s):
-            here = self.position
-            waited = time.monotonic() - here.since
+            turns = turns + 1 if here.since == since else 0
+            since, waited = here.since, turns * every_s
             if waited > here.limit_s:
                 silent = ", ".join(
                     f"rank {other}" for other, peer in self.peers.items() if peer.silent > _MISSED

@@ -155,3 +155,12 @@ def test_without_torch_one_line_says_how_to_install_it() -> None:
         )
         assert done.returncode == 2, done.stderr
         assert "pip install 'specroof[runtime]'" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(specroof: Command, tiny: str) -> None:
+    flags = f"baseline --model {tiny} --random-weights --device cpu --output-tokens 2 --tp 2"
+    done = specroof(*flags.split(), "--output", "/dev/full")
+    line = "error: rank 0: /dev/full cannot be written: no space left on device; use another"
+    assert done.returncode == 2
+    assert done.stderr == f"{line} --output\n"

@@ -16,7 +16,9 @@ from tiny_models import FAMILIES, hf_config
 
 from runtime.bench.plan import RunPlan
 from runtime.errors import RankFailed
+from runtime.parallel import launch
 from runtime.parallel.launch import launch_ranks
+from runtime.parallel.processes import RankMonitor
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +58,47 @@ def test_a_rank_that_fails_ends_all_with_its_message(
     assert caught.value.exit_code == 1
     assert time.monotonic() - begun < 300
     assert not children(os.getpid())
+
+
+ENDS = """
+import os, sys, time
+from runtime.parallel.launch import run_rank
+def end():
+    {end}
+def body():
+    ended = sys.argv[1]
+    if os.environ["RANK"] == "1":
+        open(ended, "w").write(str(os.getpid()))
+        end()
+    while not (process := os.path.exists(ended) and open(ended).read()):
+        time.sleep(0.01)
+    while open(f"/proc/{{process}}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        pass
+    raise ConnectionError("rank 1 closed the connection")
+sys.exit(run_rank(body))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("os._exit(0)", "rank 1 ended with 0"),
+        ("os.kill(os.getpid(), 15)", "rank 1 was killed by SIGTERM"),
+        ("sys.exit(3)", "rank 1: SystemExit: 3"),
+    ],
+)
+def test_the_rank_that_ends_first_is_blamed_not_those_that_report_it(
+    end: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Monitor(RankMonitor):
+        """Knows it however late it looks."""
+
+        ended_first = property(lambda _: [1], lambda *_: None)
+
+    monkeypatch.setattr(launch, "RankMonitor", Monitor)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with pytest.raises(RankFailed, match=message):
+        launch_ranks([sys.executable, "-c", ENDS.format(end=end), str(tmp_path / "ended")], 2)
 
 
 # Rank 1 ends with 143 when the agent stops it, as while `specroof` starts.
@@ -145,8 +188,9 @@ def body():
 sys.exit(run_rank(body))
 """
 LAUNCHER = f"""
-import sys
+import signal, sys
 import runtime.bench.run as bench
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also if the tests run under nohup
 from runtime.parallel.launch import launch_ranks
 rank = [sys.executable, "-c", {SLEEPER!r}, sys.argv[1]]
 bench.launch_ranks = lambda _, ranks: launch_ranks(rank, ranks)
@@ -154,21 +198,29 @@ sys.exit(bench.main())
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
 def test_a_launcher_that_is_stopped_leaves_no_rank(
     how: signal.Signals, code: int, tmp_path: Path
 ) -> None:
+    """Also if it is killed while one is suspended; otherwise it leaves no file either."""
     plan = tmp_path / "plan.json"
     RunPlan(mode="baseline", model=tmp_path, random_weights=True, tp=2).write(plan)
     command = [sys.executable, "-c", LAUNCHER, str(plan)]
+    (temporary := tmp_path / "temporary").mkdir()
     patient = {**os.environ, "SPECROOF_STALL_S": "900"}  # with ranks that only sleep
+    patient["TMPDIR"] = str(temporary)
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=patient) as launcher:
         wait_for(lambda: len([*tmp_path.glob("plan.json.*")]) == 2)
         ranks = children(launcher.pid)
         assert len(ranks) == 2
+        if how == signal.SIGKILL:
+            os.kill(ranks[1], signal.SIGSTOP)
         launcher.send_signal(how)
         assert launcher.wait(timeout=300) == code
     wait_for(lambda: not any(alive(rank) for rank in ranks))
+    assert how == signal.SIGKILL or not [*temporary.glob("specroof-*")]
 
 
 @pytest.mark.parametrize("long_run", ["app.cli.main"], indirect=True)

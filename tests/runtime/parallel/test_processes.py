@@ -17,6 +17,7 @@ import pytest
 
 from runtime.parallel.processes import (
     EXEMPT,
+    FINISHED,
     POSITION_FILE,
     RankMonitor,
     RankProcess,
@@ -62,7 +63,7 @@ def monitor(tmp_path: Path, *processes: subprocess.Popen[str]) -> RankMonitor:
         rank: RankProcess(process.pid, tmp_path / f"{rank}" / POSITION_FILE)
         for rank, process in enumerate(processes)
     }
-    return RankMonitor(looks=LOOKS, every_s=0.5, ranks=lambda: ranks)
+    return RankMonitor(len(ranks), looks=LOOKS, every_s=0.5, ranks=lambda: ranks)
 
 
 def ready(process: subprocess.Popen[str]) -> list[str]:
@@ -90,6 +91,22 @@ def test_a_rank_that_is_suspended_is_killed_and_named(start: Start, tmp_path: Pa
     assert stopped.wait(300) == -signal.SIGKILL
     assert works.poll() is None
     assert is_suspended(stopped.pid) is None
+
+
+@pytest.mark.parametrize("code", [WORK, HANG])  # the second uses no CPU time between
+def test_a_rank_that_is_stopped_and_continued_in_turns_is_not_at_fault(
+    code: str, start: Start, tmp_path: Path
+) -> None:
+    """As by cpulimit; every look finds it stopped."""
+    rank = start(code)
+    assert ready(rank)
+    watch = monitor(tmp_path, rank)
+    for _ in range(3 * LOOKS):
+        suspend(rank)
+        watch.look()
+        rank.send_signal(signal.SIGCONT)
+        os.waitpid(rank.pid, os.WCONTINUED)
+    assert watch.verdict == ""
 
 
 def test_a_rank_whose_main_thread_hangs_is_killed_and_named(start: Start, tmp_path: Path) -> None:
@@ -144,6 +161,58 @@ def written(folder: Path, rank: int) -> Position:
     here = Position("loading")
     here.write_to(folder / f"{rank}" / POSITION_FILE)
     return here
+
+
+def test_the_rank_that_ends_first_is_known_unless_it_had_finished(
+    start: Start, tmp_path: Path
+) -> None:
+    ranks = [start(HANG) for _ in range(3)]
+    assert all(ready(rank) for rank in ranks)
+    for rank, position in enumerate([FINISHED, "round 4"]):
+        written(tmp_path, rank).note(position)
+        ranks[rank].terminate()
+        os.waitid(os.P_PID, ranks[rank].pid, os.WEXITED | os.WNOWAIT)
+    watch = monitor(tmp_path, *ranks)
+    watch.look()
+    while not watch.ended_first:
+        pass
+    ranks[2].kill()
+    ranks[2].wait()
+    assert watch.ended_first == [1]
+
+
+STATUS = """
+from pathlib import Path
+from runtime import show_status
+from runtime.parallel.watchdog import HERE
+show_status("")
+HERE.write_to(Path(sys.argv[1]))
+print("ready", flush=True)
+while True: show_status("prefill")
+"""
+
+
+def test_a_rank_whose_terminal_is_paused_is_not_judged(tmp_path: Path) -> None:
+    reader, terminal = os.openpty()  # never read, so a write waits when it is full
+    (folder := tmp_path / "0").mkdir()
+    command = [sys.executable, "-c", "import sys\n" + STATUS, str(folder / POSITION_FILE)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=terminal, text=True, env=environment
+    ) as rank:
+        try:
+            assert ready(rank)
+            stat = Path(f"/proc/{rank.pid}/stat")
+            while stat.read_text().rpartition(")")[2].split()[0] != "S":
+                pass
+            watch = monitor(tmp_path, rank)
+            for _ in range(3 * LOOKS):
+                watch.look()
+            assert watch.verdict == ""
+        finally:
+            rank.kill()
+            os.close(reader)
+            os.close(terminal)
 
 
 def test_a_rank_whose_peer_compiles_in_another_process_is_not_judged(

@@ -146,16 +146,21 @@ def test_a_position_within_its_limit_ends_nothing_and_a_longer_one_does() -> Non
     watchdog = Watchdog(store, 0, 3, position=here, report=said.append, end=codes.append)
     with here.at("round 3", limit_s=0.2):
         assert here.limit_s == 0.2
-    assert (here.text, here.limit_s) == ("starting", math.inf)
+        for number in range(4):
+            with here.at(f"step {number}", limit_s=0.1):
+                assert here.text == f"step {number}"
+        assert (here.text, here.limit_s) == ("round 3, after step 3", 0.2)
+    assert (here.text, here.limit_s) == ("starting, after round 3", math.inf)
     with pytest.raises(ValueError, match="no"), here.at("round 3", limit_s=0.2):
         raise ValueError("no")
     assert here.limit_s == math.inf  # a run that goes on after an error is not given up
     here.move("round 4", limit_s=0.2)
+    here.since -= 1000  # as after a time in which the whole job was frozen
     for _ in range(8):
         watchdog.exchange()
     watchdog.run(every_s=0.02)
     assert codes == [1] and len(said) == 1
-    assert said[0].startswith("rank 1 sent no sign of life, and rank 0 has waited")
+    assert said[0].startswith("rank 1 sent no sign of life, and rank 0 has waited 0 s")
     assert said[0].endswith("rank 0: round 4; rank 1: round 2: verify; rank 2: nothing heard")
     assert store["position-0"] == f"{socket.gethostname()} {os.getpid()} 8 round 4"
 
@@ -230,12 +235,13 @@ sys.exit(run_rank(body))
 
 
 def test_a_rank_that_fails_alone_ends_the_run_although_others_wait_for_it() -> None:
-    failure = "exchange_words('no pages', failed=True)"
+    failure = "watchdog.HERE.note('round 4'); exchange_words('no pages', failed=True)"
     done = launched(
         WAITS.format(failure=failure, wait="ranks.target.all_reduce(torch.ones(1))"), "5"
     )
     assert done.returncode == 1
     assert done.stderr.startswith("rank 1: no pages; other ranks have not"), done.stderr
+    assert done.stderr.endswith("; rank 1: round 4, failed: no pages\n")
 
 
 def test_no_thread_is_left_inside_the_store() -> None:
@@ -306,6 +312,6 @@ def test_a_limit_that_is_no_positive_number_is_refused_before_anything_is_loaded
 
 def test_between_runs_a_rank_may_wait_as_long_as_it_likes() -> None:
     case = Case(family="llama-2", prompts=[[1, 2, 3]], new_tokens=[6], draft="self-full", gamma=2)
-    before = HERE.text, HERE.limit_s
     run(case)
-    assert (HERE.text, HERE.limit_s) == before and HERE.limit_s == math.inf
+    assert HERE.limit_s == math.inf
+    assert ", after round " in HERE.text
