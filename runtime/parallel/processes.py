@@ -2,9 +2,9 @@
 
 A rank is at fault if it is suspended, or if its main thread, outside a wait for other ranks, has
 used no CPU time and read nothing for a stated time; and so are all if all of them wait. Loading,
-prefilling, compiling and capturing use CPU time or read, a wait for the GPU spins, and a rank whose
-compiler, or a peer's, runs in another process is not judged. So no phase needs a time limit, and a
-rank need not have joined. Systems without /proc are not watched.
+prefilling, compiling and capturing use CPU time or read, a wait for the GPU spins, and a rank that
+waits for a disk, or whose compiler, or a peer's, runs in another process, is not judged. So no
+phase needs a time limit, and a rank need not have joined. Systems without /proc are not watched.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POSITION_FILE = "position"  # beside it: what the rank is doing
 FINISHED = "finished"
 WAITS, EXEMPT = "~", "!"  # first character of a position: waits for other ranks; is not judged
 _SUSPENDED = "T"
-_READY = "R"
+_BUSY = "RD"  # runs, or waits for a disk
 _STATE, _SESSION, _FAULTS, _USER, _SYSTEM = 0, 3, 9, 11, 12  # in `stat`, after the name
 
 
@@ -153,7 +153,7 @@ class RankMonitor:
             state, position, *_ = self._last[rank] = signs
             if state == _SUSPENDED:
                 process.continue_to_end()
-            judged = state == _SUSPENDED or (state != _READY and position[:1] != EXEMPT)
+            judged = state == _SUSPENDED or (state not in _BUSY and position[:1] != EXEMPT)
             same = judged and signs == before.get(rank)
             self._same[rank] = counts.get(rank, 0) + 1 if same else 0
         if 2 * max(self._same.values(), default=0) >= self.looks:

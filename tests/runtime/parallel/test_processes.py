@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.parallel import processes
 from runtime.parallel.processes import (
     EXEMPT,
     FINISHED,
@@ -117,6 +118,22 @@ def test_a_rank_whose_main_thread_hangs_is_killed_and_named(start: Start, tmp_pa
         watch.look()
     assert watch.verdict == "rank 0 was hung, without computing or reading, for 3 s"
     assert hangs.wait(300) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("state", "is_at_fault"), [("S", True), ("D", False), ("R", False)])
+def test_a_rank_that_runs_or_waits_for_a_disk_is_not_at_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, is_at_fault: bool
+) -> None:
+    process = 2**22 + 1  # more than Linux gives
+    folder = tmp_path / str(process) / "task" / str(process)
+    folder.mkdir(parents=True)
+    (folder / "stat").write_text(f"{process} (python) {state} " + "0 " * 20)
+    monkeypatch.setattr(processes, "PROC", tmp_path)
+    ranks = {0: RankProcess(process, tmp_path / "position")}
+    watch = RankMonitor(1, looks=4, every_s=1.0, ranks=lambda: ranks)
+    for _ in range(6):
+        watch.look()
+    assert bool(watch.verdict) == is_at_fault
 
 
 def test_a_rank_that_waits_for_one_that_works_is_not_at_fault(start: Start, tmp_path: Path) -> None:
