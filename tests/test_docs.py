@@ -86,3 +86,21 @@ def test_the_table_of_two_gpus_shows_the_records() -> None:
         cells = [[float(word.strip(" %")) for word in cell.split(",")] for cell in shown.split("|")]
         rounding = 0.0051 * np.array([1, 1, 1, 1, 1, 10])[:, None]
         assert np.allclose(cells, np.transpose(pair), rtol=0, atol=rounding), row
+
+
+def test_the_table_of_scaling_shows_the_records() -> None:
+    page = (ROOT / "docs/results/engine.md").read_text(encoding="utf-8")
+    section = page.partition("## Scaling from one to two H200")[2].partition("\n## ")[0]
+    records = (ROOT / "calibration/measured/rounds-h200-scaling.jsonl").read_text().splitlines()
+    times: dict[str, list[list[float]]] = {}  # of two GPUs, then of one
+    for record in map(json.loads, records):
+        if "batch" in record:
+            row = f"{record['batch']} x {record['context_tokens']:,}"
+            keys = ("target_step_s", "verify_s", "draft_step_s", "round_s")
+            times.setdefault(row, []).append([1e3 * record[key] for key in keys])
+    assert len(times) == 5
+    for row, (two, one) in times.items():
+        (shown,) = re.findall(rf"^\| {row} \|(.*)\|$", section, flags=re.M)
+        cells = [[float(x) for x in re.findall(r"[\d.]+", cell)] for cell in shown.split("|")]
+        expected = [[a, b, a / b] for a, b in zip(one, two, strict=True)]
+        assert np.allclose(cells, expected, rtol=0, atol=0.0051), row

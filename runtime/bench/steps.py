@@ -34,9 +34,9 @@ from runtime.parallel.groups import connect
 from runtime.parallel.watchdog import HERE
 
 _PAGE_TOKENS = 16
-_WARM_S = 0.05
+WARM_S = 0.05
 _CASE_S = 300.0  # time limit of one case, with compilation and capture, before ranks are aborted
-_WARM_ROUNDS = 3
+WARM_ROUNDS = 3
 _PREFILL_TOKENS, _PREFILLS = 8192, 3  # most tokens of the prompt; repetitions
 _RATE = 0.7  # simulated acceptance, which does not affect the time of a round
 
@@ -254,7 +254,7 @@ class StepBench:
         start = time.perf_counter()
         graph.replay()
         torch.cuda.synchronize(self.device)
-        count = math.ceil(_WARM_S / (time.perf_counter() - start))
+        count = math.ceil(WARM_S / (time.perf_counter() - start))
         agreed = torch.tensor([count], device=self.device)
         return int(passes.decoder.group.broadcast(agreed))
 
@@ -288,7 +288,7 @@ def time_rounds(engine: Engine, repeats: int, clock: PhaseClock) -> tuple[float,
     could begin it, so that the launch latency of an idle device counts as part of the pass.
     """
     times = []
-    for _ in range(_WARM_ROUNDS + repeats):
+    for _ in range(WARM_ROUNDS + repeats):
         start = time.perf_counter()
         engine.round()
         times.append(time.perf_counter() - start)
@@ -297,7 +297,7 @@ def time_rounds(engine: Engine, repeats: int, clock: PhaseClock) -> tuple[float,
     replays = [seconds[name][-len(times) :] for name in ("draft", "verify") if name in seconds]
     within = [sum(round_replays) for round_replays in zip(*replays, strict=True)]
     between = [whole - inside for whole, inside in zip(times, within, strict=True)]
-    return statistics.median(times[_WARM_ROUNDS:]), statistics.median(between[_WARM_ROUNDS:])
+    return statistics.median(times[WARM_ROUNDS:]), statistics.median(between[WARM_ROUNDS:])
 
 
 def _release() -> None:

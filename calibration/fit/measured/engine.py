@@ -159,7 +159,7 @@ def _between_kernels(
     """
     from scipy.optimize import least_squares
 
-    parts = np.array([layer_parts(r, values, gemm, attention, gpu) for r in layers])
+    parts = np.array([layer_seconds(r, values, gemm, attention, gpu) for r in layers])
     seconds = np.array([r.seconds for r in layers])
     solved = least_squares(
         lambda x: (parts + x[0] * US) / seconds - 1.0, [0.0], loss="huber", f_scale=HUBER
@@ -177,14 +177,14 @@ def _between_kernels(
     return {"kernel_latency_s": latency, "kernel_gap_s": gap}
 
 
-def layer_parts(
+def layer_seconds(
     record: KernelRecord,
     values: dict[str, float],
     gemm: GemmCurve,
     attention: AttentionCurve,
     gpu: GPU,
 ) -> float:
-    """Seconds of a layer's kernels by the curves, without gaps between them."""
+    """Seconds of a layer's kernels, and of the gaps between them if `values` has them."""
     cell: Any = record.cell
     rates: dict[str, Any] = {"peak_flops": gpu.peak_flops, "hbm_bandwidth": gpu.hbm_bandwidth}
     rows = cell["batch"] * cell["query_tokens"]
@@ -193,19 +193,8 @@ def layer_parts(
     heads = 2 * cell["query_heads"] + 4 * cell["kv_heads"]
     moved = rows * (8 * cell["hidden"] + heads * cell["head_dim"] + 3 * cell["ffn"])
     total += values["activation_factor"] * ELEMENT_BYTES * float(moved) / gpu.hbm_bandwidth
+    total += (SMALL_KERNELS + BIG_KERNELS) * values.get("kernel_gap_s", 0.0)
     return total + SMALL_KERNELS * values["kernel_latency_s"]
-
-
-def layer_seconds(
-    record: KernelRecord,
-    values: dict[str, float],
-    gemm: GemmCurve,
-    attention: AttentionCurve,
-    gpu: GPU,
-) -> float:
-    """Seconds of a layer's kernels and of the gaps between them."""
-    gaps = (SMALL_KERNELS + BIG_KERNELS) * values["kernel_gap_s"]
-    return layer_parts(record, values, gemm, attention, gpu) + gaps
 
 
 def round_overhead(steps: Sequence[StepRecord]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from calibration.fit.measured.engine import (
     SMALL_KERNELS,
     ProfileFit,
     elements,
-    layer_parts,
+    layer_seconds,
     profile_text,
 )
 from calibration.fit.measured.gemm import spikes
@@ -111,7 +111,7 @@ def made_seconds(cell: Cell) -> float:
     record = KernelRecord(cell=cell, seconds=1.0, place="")
     if op == "layer":
         values = {"kernel_latency_s": LATENCY, "activation_factor": BYTES_FACTOR}
-        parts = layer_parts(record, values, OwnGemm(), TRUE_ATTENTION, GPU)
+        parts = layer_seconds(record, values, OwnGemm(), TRUE_ATTENTION, GPU)
         return parts + (SMALL_KERNELS + 5) * GAP
     return LATENCY + BYTES_FACTOR * 2.0 * elements(record) / GPU.hbm_bandwidth
 
