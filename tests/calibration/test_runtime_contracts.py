@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from tiny_models import MetaWeights
 
-from calibration.records import steps as records
 from perfmodel import DraftPlan, ModelSpec, catalog
 from runtime import (
     ALONE,
@@ -20,7 +17,6 @@ from runtime import (
     build_engine,
     config_of_shape,
 )
-from runtime.bench import steps
 from runtime.model.weights import load_weights
 
 RUN = [name for name in catalog.model_names() if not catalog.model(name).family]
@@ -59,9 +55,3 @@ def test_the_plan_that_was_predicted_is_the_one_that_runs() -> None:
     token_bytes = TINY.kv_bytes_per_token_per_rank(1) * 2  # float32 here, bf16 in the spec
     pages = engine.cache.pages + 1  # one for idle rows
     assert engine.cache.bytes == pages * engine.cache.page_tokens * token_bytes
-
-
-def test_benchmarks_warm_up_and_prefill_as_predictions_of_their_times_assume() -> None:
-    assert (steps.WARM_S, steps.WARM_ROUNDS) == (records.WARM_S, records.WARM_ROUNDS)
-    defaults = {entry.name: entry.default for entry in fields(EngineSetup)}
-    assert defaults["chunk_tokens"] == records.CHUNK_TOKENS

@@ -346,7 +346,7 @@ def test_short_passes_are_predicted_at_the_full_clock() -> None:
     pytest.importorskip("torch")
     from runtime.bench import steps as bench
 
-    assert (bench._WARM_S, bench._WARM_ROUNDS) == (WARM_S, WARM_ROUNDS)
+    assert (bench.WARM_S, bench.WARM_ROUNDS) == (WARM_S, WARM_ROUNDS)
     assert at_full_clock(6.6e-3) and not at_full_clock(6.7e-3)
     assert at_full_clock(9.5e-3, is_round=True) and not at_full_clock(9.6e-3, is_round=True)
     for batch, is_brief in ((32, True), (512, False)):
