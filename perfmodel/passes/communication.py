@@ -48,9 +48,10 @@ def loaded_during_sum(rank: Rank, rows: Floats | float) -> Floats:
 def _sum_gap(rank: Rank, rows: Floats | float) -> Floats:
     """Seconds that an all-reduce and the GEMM after it take longer in a step than in a chain.
 
-    Where it is negative, the GEMM is shorter, not the all-reduce: kernels timed in steps of two
-    ranks (the variants "base" and "new" of pass-kernels-h200.jsonl) show 0.5 to 0.7 us less for
-    either GEMM after an all-reduce, and the same all-reduce.
+    Where it is negative, the GEMM is shorter, not the all-reduce: kernels timed in plain steps of
+    8 and 32 sequences on one of two ranks (the variants "base" and "new" of
+    pass-kernels-h200.jsonl) show 0.5 to 0.7 us less for either GEMM after an all-reduce, which
+    itself takes as long.
     """
     engine = rank.engine
     return np.asarray(engine.sum_gap_s + engine.sum_wait_s * np.log(np.maximum(rows, 1.0)))
