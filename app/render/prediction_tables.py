@@ -108,9 +108,8 @@ def _round_table(prediction: Mapping[str, Any]) -> Table:
     table.add_row(
         "throughput", "unknown" if throughput is None else f"{throughput:,.0f} tokens/s", ""
     )
-    table.add_row(
-        "time to first token", seconds_text(prediction["ttft_s"]), "one request, idle machine"
-    )
+    first = f"{seconds_text(prediction['ttft_s'])}{_between(prediction['ttft_interval_90'])}"
+    table.add_row("time to first token", first, "90 %, one request, idle machine")
     return table
 
 

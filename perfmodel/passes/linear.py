@@ -8,11 +8,15 @@ import numpy as np
 
 from perfmodel._typing import Floats
 from perfmodel.kernels.gemm import GemmCurve
+from perfmodel.passes.communication import loaded_during_sum
 from perfmodel.passes.parts import Part
 from perfmodel.passes.rank import ACTIVATION_BYTES, Rank
 from perfmodel.specs.dtypes import PARTS, UNQUANTISED, stored_bytes, timed_bytes
 from perfmodel.specs.labels import Bound, Origin
 from perfmodel.specs.model import ModelSpec
+
+# Layers that read the sum over ranks of the layer before them, as many as there are sums.
+AFTER_SUM = frozenset({"qkv_proj", "qkv_down_proj", "linear_in_proj", "gate_up_proj", "lm_head"})
 
 
 def linear_shapes(rank: Rank) -> dict[str, tuple[int, int, int]]:
@@ -82,7 +86,7 @@ def _mlp_shapes(spec: ModelSpec, tp: int) -> dict[str, tuple[int, int, int]]:
 def linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
     """One part per dense layer; the LM head has `head_rows` rows, the others `rows`."""
     gpu, types = rank.machine.gpu, rank.types
-    parts = []
+    ahead, parts = loaded_during_sum(rank, rows), []
     for name, (n, k, count) in linear_shapes(rank).items():
         m = head_rows if name == "lm_head" else rows
         dtype = types.of_layer(name)
@@ -98,11 +102,14 @@ def linear_parts(rank: Rank, rows: Floats, *, head_rows: Floats) -> list[Part]:
         stored = stored_bytes(dtype, rank.spec.scale_bytes) * n * k
         traffic_bytes = stored + ACTIVATION_BYTES * m * (n + k)
         memory_s = count * traffic_bytes / gpu.hbm_bandwidth
+        # A curve of another GPU, or of other shapes, may read faster than this memory.
+        seconds = np.maximum(count * rank.engine.linear_factor * seconds, memory_s)
+        if name in AFTER_SUM or (name == "router" and rank.ep == 1):
+            seconds = seconds - count * ahead
         parts.append(
             Part(
                 name,
-                # A curve of another GPU, or of other shapes, may read faster than this memory.
-                np.maximum(count * rank.engine.linear_factor * seconds, memory_s),
+                seconds,
                 count * 2.0 * m * n * k / (peak_ratio * gpu.peak_flops),
                 memory_s,
                 Bound.WEIGHTS,

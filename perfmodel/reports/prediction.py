@@ -19,6 +19,7 @@ from perfmodel.speculation.uncertainty import (
     Interval,
     speedup_interval,
     tpot_interval,
+    ttft_interval,
 )
 
 
@@ -43,6 +44,7 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
         "break_even_acceptance": number(point.break_even_alpha),
         "throughput_tokens_per_s": number(scenario.workload.batch / point.tpot_s),
         "ttft_s": float(point.ttft_s),
+        "ttft_interval_90": ends(ttft_interval(point)),
         "memory_bytes_per_gpu": float(point.memory.total),
         "feasible": bool(point.feasible),
         "reason": infeasible_reason(point),

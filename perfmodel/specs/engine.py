@@ -92,7 +92,9 @@ class EngineProfile:
     sampling_factor: float = 1.0  # time over that of the logits' bytes at full rate
     comm_factor: float = 1.0
     all_reduce: str = "best"  # "nccl", "custom", "best", or "exchange" (in the norm kernel)
-    sum_gap_s: float = 0.0  # added per all-reduce in a layer, compared with one after a GEMM
+    # Added per all-reduce in a layer, compared with one after a GEMM; negative if the next GEMM is
+    # shortened more, because it loads weights meanwhile.
+    sum_gap_s: float = 0.0
     sum_wait_s: float = 0.0  # the same per e-fold of rows: the last of them is waited for
     kernel_latency_s: float = 0.0  # fixed time of one small fused kernel
     kernels_per_layer: float = 5.0  # two norms, rotary, cache append, activation

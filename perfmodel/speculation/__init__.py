@@ -46,6 +46,7 @@ from perfmodel.speculation.uncertainty import (
     sensitivities,
     speedup_interval,
     tpot_interval,
+    ttft_interval,
 )
 
 __all__ = [
@@ -96,6 +97,7 @@ __all__ = [
     "target_rank",
     "time_error",
     "tpot_interval",
+    "ttft_interval",
     "waits_for_launches",
     "within",
     "without_speculation",

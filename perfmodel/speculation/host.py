@@ -60,9 +60,15 @@ def prompt_launch_s(scenario: Scenario) -> float:
     Such a profile has the launches there. Without one, passes that mix prompts and rounds have
     none: they were not timed.
     """
-    engine, draft = scenario.engine, scenario.draft
-    layers = scenario.target.layers + (draft.layers if draft else 0)
-    return 0.0 if engine.host else layers * engine.eager_launch_s(scenario.group_tp)
+    engine = scenario.engine
+    launches = _prompt_layers(scenario) * engine.eager_launch_s(scenario.group_tp)
+    return 0.0 if engine.host else launches
+
+
+def _prompt_layers(scenario: Scenario) -> int:
+    """Layers that a prompt passes; a self-draft uses the target's cache."""
+    draft = None if scenario.plan.is_self else scenario.draft
+    return scenario.target.layers + (draft.layers if draft else 0)
 
 
 def mixed_pass_host_s(
@@ -75,10 +81,10 @@ def mixed_pass_host_s(
     are those that decode in the pass, and `tokens` all of it; arrays broadcast.
     """
     running, tokens = np.asarray(batch, float), np.asarray(tokens, float)
-    costs, draft = scenario.engine.host_costs(method_of(scenario)), scenario.draft
+    costs = scenario.engine.host_costs(method_of(scenario))
     if costs is None:
         return np.zeros(())
-    layers = scenario.target.layers + (draft.layers if draft else 0)
+    layers = _prompt_layers(scenario)
     steps = np.where(running > 0, gamma, 0)  # of drafts; those of a new sequence come later
     launches = layers * scenario.engine.mixed_launch_s(tokens, tp=scenario.group_tp)
     launches = launches + _drafts_launch_s(scenario, costs, steps)

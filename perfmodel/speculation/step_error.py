@@ -37,6 +37,7 @@ TP_ERROR = 0.079  # two ranks, predicted from one; taken for each doubling
 # LAUNCH_LAYER_S per layer: such passes may wait for the launch of kernels, whose time differs
 # between hosts. UNFITTED ones are of a profile that was not fitted to prompts.
 PREFILL_ERROR, LAUNCH_ERROR = 0.043, 0.211
+RANK_LAUNCH_ERROR = 0.237  # where several ranks wait for the last of their hosts
 UNFITTED_PREFILL_ERROR, UNFITTED_LAUNCH_ERROR = 0.123, 0.732
 LAUNCH_LAYER_S = 1.0e-3  # the runtime's host takes 0.3 ms with one rank, up to 1.05 ms with two
 # Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
@@ -174,16 +175,23 @@ def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, ...]) -> 
 
 
 def prefill_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) -> Floats:
-    """Standard error of ln(time of a prompt), relative to that of decoding.
+    """Standard error of ln(time of a prompt, by default the workload's) over that of decoding."""
+    prompt = _prompt_error(scenario, prompt_tokens)
+    return _total(prompt, relative_error(scenario), _ranks_error(scenario))
 
-    `prompt_tokens` defaults to that of the workload.
-    """
+
+def prompt_time_error(scenario: Scenario) -> float:
+    """Standard error of ln(time of a prompt) of a scenario without a draft."""
+    return float(_total(_prompt_error(scenario), time_error(scenario)))
+
+
+def _prompt_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) -> Floats:
+    """The same on GPUs and at numbers of ranks where the engine was timed."""
     tokens = scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens
-    waiting, busy = LAUNCH_ERROR, PREFILL_ERROR
+    waiting, busy = LAUNCH_ERROR if scenario.group_tp == 1 else RANK_LAUNCH_ERROR, PREFILL_ERROR
     if scenario.engine.prefill_compute_factor == 1.0:
         waiting, busy = UNFITTED_LAUNCH_ERROR, UNFITTED_PREFILL_ERROR
-    own = np.where(waits_for_launches(scenario, tokens), waiting, busy)
-    return _total(own, relative_error(scenario), _ranks_error(scenario))
+    return np.where(waits_for_launches(scenario, tokens), waiting, busy)
 
 
 def waits_for_launches(scenario: Scenario, prompt_tokens: ArrayLike) -> Bools:

@@ -2,7 +2,8 @@
 
 For each head dimension and tile of query rows, nine parameters of the form in
 `perfmodel/kernels/attention_scheduled.py` are fitted by robust least squares. The residual is then
-averaged around the knots of (group, blocks per multiprocessor, tokens of a KV range).
+averaged around the knots of (group, blocks per multiprocessor, tokens of a KV range), and between
+the numbers of blocks that were timed it is interpolated.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ SCALE = 0.05  # relative error beyond which a cell has less weight
 TOKEN_KNOTS = 128.0 * 2.0 ** np.arange(0.0, 10.6, 0.5)
 BLOCK_STEP, BLOCK_WIDTH, TOKEN_WIDTH = 0.1, 0.05, 0.3  # in logarithms
 PRIOR = 0.2  # weight of a zero residual at each knot, relative to a cell at the knot
+KNOWN = 0.5  # weight of the cells around a knot from which it has a residual of its own
 FOLDS = 5
 HEADER = """\
 Attention of the runtime, measured on this GPU; replaces the decode tables of attention.toml.
@@ -185,7 +187,11 @@ def _fit_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:
 
 
 def with_residual(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> BlockTable:
-    """The table with the mean ln(measured / form) of the cells around each knot as residual."""
+    """The table with the mean ln(measured / form) of the cells around each knot as residual.
+
+    Knots without a cell nearby take the residual between the next numbers of blocks that have one:
+    how well a block runs alone on a multiprocessor does not depend on how many others do.
+    """
     cut = _cut(table, cells, gpu)
     left = np.log(cells.seconds.to_numpy() / _form(table, cells, cut, gpu))
     blocks, tokens = np.log(cut.blocks / gpu.sm_count), np.log(cut.range_tokens)
@@ -201,8 +207,17 @@ def with_residual(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> BlockTabl
         of_group = (cells.group == group).to_numpy(float)
         weight = np.einsum("bc,tc,c->bt", *near, of_group)
         total = np.einsum("bc,tc,c->bt", *near, of_group * left)
-        planes.append(total / (weight + PRIOR))
+        planes.append(_between(total / (weight + PRIOR), weight >= KNOWN, table.block_knots))
     return replace(table, residual=np.round(planes, 3))
+
+
+def _between(plane: Array, known: NDArray[np.bool_], blocks: Array) -> Array:
+    """The plane (blocks, tokens), interpolated over ln(blocks) where it is not known."""
+    at, filled = np.log(blocks), plane.copy()
+    for column in np.flatnonzero(known.any(axis=0)):
+        has = known[:, column]
+        filled[~has, column] = np.interp(at[~has], at[has], plane[has, column])
+    return filled
 
 
 def _bell(distance: Array, width: float) -> Array:

@@ -65,6 +65,16 @@ def test_the_stated_errors_are_those_of_left_out_measurements(
     assert stated == pytest.approx(math.sqrt(np.mean([g.square for g in groups])), abs=0.002)
 
 
+def test_prompts_of_two_ranks_have_an_error_of_their_own(report: CoverageReport) -> None:
+    groups = report.distances["prompts on this GPU, waiting for launches"]
+    of_ranks = [group for group in groups if "-tp2-" in group.left_out]
+    rms = math.sqrt(np.mean([group.square for group in of_ranks]))
+    assert pytest.approx(rms, abs=0.002) == step_error.RANK_LAUNCH_ERROR
+    misses = [miss for group in of_ranks for miss in group.misses]
+    assert len(misses) > 90
+    assert CoverageGroup("prompts", "two ranks", tuple(misses)).coverage() > 0.85
+
+
 @pytest.mark.parametrize(
     ("distance", "stated"),
     [

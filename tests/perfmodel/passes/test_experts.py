@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfmodel import ConfigError, ModelSpec, catalog, estimate
+from perfmodel.passes.communication import loaded_during_sum
 from perfmodel.passes.forward import forward_pass, prefill_pass
 from perfmodel.passes.parts import GROUPS, Part, StepTime
 from perfmodel.passes.rank import Rank
@@ -119,10 +120,12 @@ def test_experts_are_never_read_faster_than_the_memory_allows(target: str, gpu: 
 @pytest.mark.parametrize("batch", [1.0, 16.0, 512.0])
 @pytest.mark.parametrize("tp", [1, 4])
 def test_one_expert_takes_the_time_of_the_dense_mlp(batch: float, tp: int) -> None:
-    plain = step(rank_of(dense(), tp=tp), batch)
+    """What a mixture loads during an all-reduce are the weights of its router."""
+    rank = rank_of(dense(), tp=tp)
     part = step(unmeasured(rank_of(mixture(1, 1), tp=tp)), batch).part("experts")
-    mlp = [plain.part(name) for name in ("gate_up_proj", "down_proj")]
-    assert float(part.seconds) == pytest.approx(sum(float(p.seconds) for p in mlp), rel=1e-12)
+    mlp = [step(rank, batch).part(name) for name in ("gate_up_proj", "down_proj")]
+    alone_s = sum(float(p.seconds) for p in mlp) + 32.0 * float(loaded_during_sum(rank, batch))
+    assert float(part.seconds) == pytest.approx(alone_s, rel=1e-12)
     assert float(part.compute_s) == pytest.approx(sum(float(p.compute_s) for p in mlp), rel=1e-12)
 
 

@@ -12,6 +12,7 @@ from strategies import ENGINES, a_scenario
 
 from perfmodel import catalog, estimate
 from perfmodel.catalog.engines import engine_profile
+from perfmodel.passes.forward import forward_pass
 from perfmodel.specs.labels import Origin
 from perfmodel.speculation import evidence, target_rank
 from perfmodel.units import MIB
@@ -29,6 +30,32 @@ def test_a_step_of_two_ranks_has_one_all_reduce_per_norm_and_no_other_kernels() 
     assert float(point.target_step.part("all_reduce").seconds) == pytest.approx(expected)
     alone = estimate(a_scenario(gpu="h200", engine="specroof", batch=32)).target_step
     assert point.target_step.part("launch").seconds == alone.part("launch").seconds
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(("llama-3.1-8b", "llama-3.2-1b", "tinyllama-1.1b", "llama-68m", "qwen2.5-7b")),
+    st.sampled_from((2, 4)),
+    st.integers(1, 256),
+    st.integers(0, 16),
+)
+def test_an_all_reduce_takes_no_less_than_alone_and_what_it_hides_is_taken_from_the_next_gemm(
+    target: str, tp: int, batch: int, gamma: int
+) -> None:
+    scenario = a_scenario(target=target, gpu="h200", engine="specroof", tp=tp, prompt_tokens=512)
+    engine = scenario.engine
+    hides_nothing = replace(scenario, engine=engine.changed(sum_gap_s=0.0, sum_wait_s=0.0))
+    at = {"batch": batch, "context_tokens": 512, "query_tokens": gamma + 1}
+    step, alone = (forward_pass(target_rank(s), **at) for s in (scenario, hides_nothing))
+    sums, hidden = (
+        float(step.group_s(group) - alone.group_s(group)) for group in ("comm", "linear")
+    )
+    count = 2 * scenario.target.layers + 1
+    gap_s = engine.sum_gap_s + engine.sum_wait_s * math.log(batch * (gamma + 1))
+    least_s = -float(alone.part("all_reduce").seconds) / count
+    assert sums == pytest.approx(count * max(gap_s, 0.0))
+    assert hidden == pytest.approx(count * max(min(gap_s, 0.0), least_s))
+    assert float(step.total_s - alone.total_s) == pytest.approx(sums + hidden)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])

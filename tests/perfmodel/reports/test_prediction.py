@@ -23,8 +23,8 @@ from perfmodel.planning.search import search
 
 KEYS = {
     "target_step_s", "verify_s", "draft_step_s", "overhead_s", "round_s", "tokens_per_round",
-    "tpot_s", "plain_tpot_s", "speedup", "ttft_s", "memory_bytes_per_gpu", "feasible", "reason",
-    "origin",
+    "tpot_s", "plain_tpot_s", "speedup", "ttft_s", "ttft_interval_90", "memory_bytes_per_gpu",
+    "feasible", "reason", "origin",
 }  # fmt: skip
 
 

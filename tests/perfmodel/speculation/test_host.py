@@ -48,6 +48,18 @@ def test_without_overlap_host_and_gpu_time_add_up(step_s: float, sequence_s: flo
     assert float(point.round_s) == pytest.approx(passes_s(point) + step_s + 8 * sequence_s)
 
 
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_prompt_is_launched_once_for_a_self_draft_and_twice_for_a_draft_model(tp: int) -> None:
+    """Short prompts wait for the host; a self-draft has no prompt of its own."""
+    work = {"engine": "specroof", "gpu": "h200", "tp": tp, "prompt_tokens": 256, "batch": 1}
+    drafts = {"draft": "self", "kv_budget": 64}, {"draft": "llama-3.2-1b", "acceptance": 0.8}
+    none, itself, model = (estimate(a_scenario(**work, **d)) for d in ({"draft": "none"}, *drafts))
+    launch_s = none.scenario.engine.eager_launch_s(tp)
+    assert float(none.prefill_s) == pytest.approx(32 * launch_s)
+    assert float(itself.prefill_s) == float(none.prefill_s)
+    assert float(model.prefill_s) == pytest.approx((32 + 16) * launch_s)
+
+
 @given(st.floats(0, 2e-3), st.sampled_from([1, 2, 4]))
 def test_several_ranks_add_host_time_to_a_step(rank_step_s: float, tp: int) -> None:
     costs, work = HostCosts(method="draft", step_s=1e-3), {**DRAFT, **WORK, "tp": tp}

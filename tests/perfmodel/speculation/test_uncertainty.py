@@ -36,6 +36,8 @@ from perfmodel.speculation import (
     service_tpot,
     time_error,
     tpot_interval,
+    ttft_interval,
+    without_speculation,
 )
 from perfmodel.speculation.step_error import (
     ARCHITECTURE_ERROR,
@@ -46,6 +48,7 @@ from perfmodel.speculation.step_error import (
     engine_distance,
     kernel_distance,
     pair_error,
+    prompt_time_error,
     ratio_error,
     relative_error,
 )
@@ -73,6 +76,30 @@ def test_no_gain_exceeds_the_tokens_of_a_round(alpha: float, gamma: int, batch: 
     tokens = float(estimate(scenario).tokens_per_round)
     assert interval(scenario).high <= tokens * (1.0 + 1e-9)
     assert float(service_gain(scenario).high) <= tokens * (1.0 + 1e-9)
+
+
+@given(scenarios())
+@settings(max_examples=25, deadline=None)
+def test_the_time_to_the_first_token_lies_between_its_ends(scenario: Scenario) -> None:
+    """The errors of prompt and step are independent, so the sum is as certain as the prompt."""
+    point, plain = estimate(scenario), without_speculation(scenario)
+    found = ttft_interval(point)
+    errors = [Z90 * error(plain) for error in (prompt_time_error, time_error)]
+    assert errors[0] > errors[1] > 0.0
+    assert 0.0 < found.low < found.value == float(point.ttft_s) < found.high
+    assert found.high <= found.value * math.exp(errors[0])
+    assert found.low >= found.value * math.exp(-errors[0])
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_short_prompt_is_less_certain_than_a_long_one(tp: int) -> None:
+    """The host may launch its kernels twice as fast or slow as assumed."""
+    ratios = []
+    for tokens in (256, 100_000):
+        work = {"engine": "specroof", "gpu": "h200", "tp": tp, "prompt_tokens": tokens}
+        ends = ttft_interval(estimate(a_scenario(**work, draft="none", batch=1)))
+        ratios.append(ends.high / ends.value)
+    assert ratios[0] > 1.3 > 1.15 > ratios[1]
 
 
 def width(scenario: Scenario) -> float:
