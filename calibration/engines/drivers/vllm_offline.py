@@ -13,7 +13,9 @@ accepted drafts and one token of the target.
 
 Random weights send equal tokens to equal experts, and the drafts of a sequence repeat a few tokens.
 So that a pass reads as many experts as with uniform routing, each layer and row of a decoding pass
-has its own random routing logits, which replace those that the layer has computed.
+has its own random routing logits, which replace those that the layer has computed. Packed weights
+(mxfp4), which vLLM leaves zero, are filled with random bytes, so that the GPU draws the power and
+holds the clock of real ones.
 
 Of `specroof calibrate traffic`, a job has runs instead of points. A run adds its requests as they
 arrive, and reports when each had its first and its last token, in seconds from the first arrival.
@@ -34,6 +36,7 @@ PERIOD_TOKENS = 97
 FIRST_TOKEN, LAST_TOKEN = 1000, 30_000  # of random prompts: ordinary tokens of any vocabulary
 WARM_REQUESTS, WARM_TOKENS = 12, 48  # of a run, served before it
 ROUTED_ROWS = 2048  # of a pass; longer ones have prompts, and are not timed
+BLOCK_SCALE = 118  # of packed weights, as an exponent with a bias of 127: values up to 6 / 512
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -48,6 +51,7 @@ def main(job_path: str, out_path: str) -> None:
     with open(out_path, "a", encoding="utf-8") as out:
         started = time.perf_counter()
         spread = spread_experts()
+        fill_packed_weights()
         llm = _engine(job["engine"])
         chosen = facts(llm)
         if chosen.get("mixture"):
@@ -178,6 +182,28 @@ def spread_experts() -> bool:
         return apply(layer, hidden_states, router_logits, *rest, **more)
 
     MoERunner._apply_quant_method = spread
+    return True
+
+
+def fill_packed_weights() -> bool:
+    """Have packed weights filled with random bytes; whether vLLM allows it.
+
+    To be called before the engine starts, as `spread_experts`.
+    """
+    try:
+        from vllm.model_executor.model_loader import dummy_loader
+
+        fill = dummy_loader.initialize_dummy_weights
+    except (ImportError, AttributeError):
+        return False
+
+    def filled(module: Any, *rest: Any, **more: Any) -> None:
+        fill(module, *rest, **more)
+        for name, weights in module.named_parameters(recurse=False):
+            if weights.element_size() == 1 and not weights.is_floating_point():
+                weights.data.fill_(BLOCK_SCALE) if "scale" in name else weights.data.random_()
+
+    dummy_loader.initialize_dummy_weights = filled
     return True
 
 

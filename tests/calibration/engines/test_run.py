@@ -214,13 +214,9 @@ def test_each_layer_and_row_of_a_mixture_has_its_own_random_logits(
         def _apply_quant_method(self, hidden_states: Any, router_logits: Any, *rest: Any) -> Any:
             return router_logits
 
-    path = "vllm.model_executor.layers.fused_moe.runner.moe_runner"
-    names = path.split(".")
-    for count in range(1, len(names) + 1):
-        name = ".".join(names[:count])
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    module = empty_module("vllm.model_executor.layers.fused_moe.runner.moe_runner", monkeypatch)
     assert not vllm_offline.spread_experts()
-    sys.modules[path].MoERunner = MoERunner  # type: ignore[attr-defined]
+    module.MoERunner = MoERunner
     assert vllm_offline.spread_experts()
     computed = torch.zeros(vllm_offline.ROUTED_ROWS + 1, 16)  # what random weights choose
     first, second = MoERunner(), MoERunner()
@@ -228,3 +224,31 @@ def test_each_layer_and_row_of_a_mixture_has_its_own_random_logits(
     assert all(len(logits.unique(dim=0)) == 8 for logits in decoding)
     assert torch.equal(decoding[0], decoding[2]) and not torch.equal(decoding[0], decoding[1])
     assert torch.equal(first._apply_quant_method(None, computed), computed)
+
+
+def test_packed_weights_are_random_and_their_scales_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    loader = empty_module("vllm.model_executor.model_loader.dummy_loader", monkeypatch)
+    sys.modules["vllm.model_executor.model_loader"].dummy_loader = loader  # type: ignore[attr-defined]
+    assert not vllm_offline.fill_packed_weights()
+    loader.initialize_dummy_weights = lambda module, config: module.bias.data.fill_(0.5)
+    assert vllm_offline.fill_packed_weights()
+    layer = torch.nn.Module()
+    for name, kind in (("weight", "uint8"), ("weight_scale", "uint8"), ("bias", "bfloat16")):
+        values = torch.zeros(4, 256, dtype=getattr(torch, kind))
+        layer.register_parameter(name, torch.nn.Parameter(values, requires_grad=False))
+    loader.initialize_dummy_weights(layer, None)
+    assert len(layer.weight.unique()) > 200
+    assert layer.weight_scale.unique().tolist() == [vllm_offline.BLOCK_SCALE]
+    assert layer.bias.unique().tolist() == [0.5]
+
+
+def empty_module(path: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module of vLLM's without anything in it, and its parents."""
+    names = path.split(".")
+    for count in range(1, len(names) + 1):
+        name = ".".join(names[:count])
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    return sys.modules[path]
