@@ -156,8 +156,8 @@ def _recommended(
         fleet = with_memory_share(answer.fleet, answer.rule.limits, share)
         chosen, at = fleet.capacity.candidate, fleet.capacity.scenario
         print(
-            f"{fleet.rate:g} requests/s need {fleet.replicas} of this configuration, on "
-            f"{fleet.gpus} GPUs in all",
+            f"{fleet.rate:g} requests/s need {fleet.replicas:,} of this configuration, on "
+            f"{fleet.gpus:,} GPUs in all",
             file=sys.stderr,
         )
     best = completed(ExportPlan.of_scenario(at, engine=engine))
