@@ -93,7 +93,8 @@ def export(
             stated, only_engines, "on a scenario file, which states no checkpoint or limit"
         )
     search = {"runs_on": runs_on or None, "objective": objective, "rate": rate}
-    search = {k: v for k, v in {**search, "acceptance_budget": acceptance_budget}.items() if v}
+    search |= {"acceptance_budget": acceptance_budget}
+    search = {k: v for k, v in search.items() if v not in (None, "")}
     if search and not recommended:
         raise ConfigError(
             f"--{next(iter(search)).replace('_', '-')} only changes --recommended; add it, or "
