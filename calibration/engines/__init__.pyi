@@ -6,6 +6,7 @@ from .drivers.vllm_process import start as start
 from .fit import EngineFit as EngineFit
 from .fit import fit_profile as fit_profile
 from .observed import observe as observe
+from .observed import version_note as version_note
 from .observed import with_times as with_times
 from .plan import METHODS as METHODS
 from .plan import Plan as Plan

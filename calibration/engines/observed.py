@@ -23,7 +23,7 @@ from calibration.acceptance.engine_means import NUMBER, Imported
 from calibration.engines.records import read_engine_records
 from calibration.records.jsonl import read_text
 from perfmodel import ConfigError, Scenario
-from perfmodel.acceptance import tokens_per_round
+from perfmodel.acceptance import Acceptance, tokens_per_round
 from perfmodel.errors import printable
 from perfmodel.specs import MAX_GAMMA, METHODS, named_version
 from perfmodel.speculation import SPREAD, Measured, implausible
@@ -99,6 +99,19 @@ def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -
     return replace(measured, rounds_s=rounds)
 
 
+def version_note(measured: Measured, runs_on: str) -> str:
+    """That the reports name another version than the stated one; empty if they do not."""
+    if not runs_on or not measured.version:
+        return ""
+    stated = named_version(runs_on)
+    if f"{measured.engine}-{measured.version}.".startswith(f"{stated.engine}-{stated.version}."):
+        return ""
+    return (
+        f"the reports are of {measured.engine} {measured.version}, but {stated.label} is stated "
+        f"and used"
+    )
+
+
 def _reports(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """Texts and names; /metrics pages with the same counters are joined."""
     pages: dict[bool, list[tuple[str, str]]] = {}
@@ -126,7 +139,7 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
     imported: Imported | None = None
     if _speculates(text) or "SpecDecoding" in text or "accept_length" in text:
         imported = parse_acceptance(text, name, gamma=gamma)
-        measured = replace(measured, acceptance=imported.acceptance())
+        measured = _accepted(measured, name, imported.acceptance(), gamma)
     tokens = 1.0
     if imported is not None:
         tokens = float(tokens_per_round(imported.per_position, gamma))
@@ -141,6 +154,20 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
     drafts = 0 if imported is None else gamma
     check_step(seconds, name, scenario, drafts=drafts)
     return _timed(measured, name, {drafts: seconds})
+
+
+def _accepted(measured: Measured, name: str, found: Acceptance, gamma: int) -> Measured:
+    """The measurement with an acceptance; raises `ConfigError` if another report has another."""
+    tokens = [
+        float(tokens_per_round(one.per_position, gamma))
+        for one in (found, measured.acceptance or found)
+    ]
+    if abs(tokens[0] - tokens[1]) > SPREAD * tokens[0]:
+        raise ConfigError(
+            f"{name}: a round has {tokens[0]:.2f} tokens, but in another report {tokens[1]:.2f}; "
+            f"give one of them"
+        )
+    return replace(measured, acceptance=found)
 
 
 def _of_one(

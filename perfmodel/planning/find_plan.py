@@ -62,7 +62,7 @@ def find_plan(
     objective : str
         "throughput" or "latency", see `search`.
     rate : float, optional
-        Requests per second to serve. Without a given batch, the concurrency is searched too. [1/s]
+        Requests per second to serve, up to 1e6. Without a batch, it is searched too. [1/s]
     price_per_hour : float, optional
         Price of a GPU hour, in any currency.
     acceptance_budget : int or str, optional
@@ -73,7 +73,7 @@ def find_plan(
         by default the one that the engine profile names, if any. Times are those of its profile
         if no other engine is given.
     """
-    version = named_version(runs_on) if runs_on else None
+    version = None if runs_on in ("", None) else named_version(runs_on)
     given = _given(values, version)
     if "gamma" in given and not any(key in given for key in OBSERVED_KEYS):
         raise ConfigError("recommend chooses gamma; use predict or sweep for a given gamma")
@@ -87,10 +87,10 @@ def find_plan(
         choices = of_engine(choices, version or profile_version(plain.scenario().engine.name))
     _check_single_choice(given, choices)
     _check_curves(plain.scenario(), choices)
-    for name, value in (("rate", rate), ("price_per_hour", price_per_hour)):
+    for name, value, most in (("rate", rate, 1e6), ("price_per_hour", price_per_hour, 1e300)):
         number = isinstance(value, Real) and not isinstance(value, bool)
-        if value is not None and not (number and 0.0 < value < 1e300):
-            raise ConfigError(f"{name}={shown(value)} must be a positive number")
+        if value is not None and not (number and 0.0 < value <= most):
+            raise ConfigError(f"{name}={shown(value)} must be a positive number up to {most:g}")
     _check_draft_tp(given, plain, choices)
     budgets = _budgets(given, plain.prompt_tokens, choices)
     measured = _measured_budget(acceptance_budget, plain.prompt_tokens)
@@ -119,7 +119,7 @@ def find_plan(
 
 def plain_scenarios(values: Mapping[str, Any], *, runs_on: str = "") -> list[Scenario]:
     """Plain decoding at each TP and EP that `find_plan` searches, fewest GPUs first."""
-    given = _given(values, named_version(runs_on) if runs_on else None)
+    given = _given(values, None if runs_on == "" else named_version(runs_on))
     plain = parse_scenario({key: v for key, v in given.items() if key not in _NOT_PLAIN})
     layouts = sorted((tp, ep) for ep, degrees in _layouts(given, plain) for tp in degrees)
     return [replace(plain.scenario(), tp=tp, ep=ep) for tp, ep in layouts]

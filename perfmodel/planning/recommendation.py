@@ -275,8 +275,9 @@ class Recommendation:
         tp, plain_tp = self.studied.scenario.tp, self.saturated.scenario.tp
         share = 1.0 if self.advantage is None else self.advantage.value  # of plain decoding
         loses = self.saturated_verdict is Verdict.DO_NOT_SPECULATE
+        is_best = self.faster is None or self.faster.candidate is self.studied
         start = "Do not speculate" if loses else "No clear gain"
-        start += f": the best draft ({self.studied.label}, TP {tp})"
+        start += f": the {'best' if is_best else 'bundled'} draft ({self.studied.label}, TP {tp})"
         if tp == plain_tp:
             what = f"costs {100.0 * (1.0 - share):.2g} %:" if loses else "gives"
             return f"{start} {what} {self._gain()}; {self._where()}"
@@ -298,8 +299,7 @@ class Recommendation:
 
     def _over_plain(self) -> str:
         """The gain over plain decoding at the batch that is best for it, if that is another one."""
-        over = self.advantage
-        if self.studied is None or over is None:
+        if self.studied is None or (over := self.advantage) is None:
             return ""
         work, plain = self.studied.scenario.workload, self.plain.scenario
         if work.batch == plain.workload.batch:

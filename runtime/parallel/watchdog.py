@@ -87,6 +87,7 @@ class Position:
     text: str = "starting"
     since: float = field(default_factory=time.monotonic)
     limit_s: float = math.inf
+    _phase: str = "starting"  # the text before that of `at`
     _mark: str = " "
     _file: mmap.mmap | None = None
 
@@ -97,7 +98,7 @@ class Position:
 
     def note(self, text: str) -> None:
         """Name the next part of the current position."""
-        self.text = text
+        self.text = self._phase = text
         if self._file is not None:
             self._file[1:] = text.encode()[:_TEXT_BYTES].ljust(_TEXT_BYTES)
 
@@ -119,14 +120,17 @@ class Position:
     @contextmanager
     def at(self, text: str, *, limit_s: float) -> Iterator[None]:
         """Set this position within the body; after it, restore the previous one, with this one."""
-        phase, before_s = self.text.partition(_AFTER)[0], self.limit_s
+        phase, before_s = self._phase, self.limit_s
         self.move(text, limit_s=limit_s)
         try:
             yield
         except BaseException:
             self.limit_s = before_s  # the text still names where the error was raised
             raise
-        self.move(phase + _AFTER + text, limit_s=before_s)
+        else:
+            self.move(phase + _AFTER + text, limit_s=before_s)
+        finally:
+            self._phase = phase
 
     def write_to(self, path: Path) -> None:
         """From now on, also write to this file, which remains if the process is killed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +60,7 @@ def explain(
     overhead. Acceptance flags give the expected acceptance; reports give the measured one.
     """
     import perfmodel
-    from calibration.engines import observe, with_times
+    from calibration.engines import observe, version_note, with_times
     from perfmodel.specs import check_decodes
     from perfmodel.speculation import Measured, diagnose
 
@@ -73,6 +74,8 @@ def explain(
     times = {"plain_s": plain_ms, "verify_s": verify_ms, "draft_step_s": draft_ms}
     times |= {"host_s": host_ms}
     stated: dict[str, Any] = {name: 1e-3 * ms for name, ms in times.items() if ms is not None}
+    if note := version_note(measured, runs_on):
+        print(f"note: {note}", file=sys.stderr)
     measured = with_times(
         replace(measured, **stated),
         runs_on=runs_on,

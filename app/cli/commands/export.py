@@ -93,7 +93,8 @@ def export(
             stated, only_engines, "on a scenario file, which states no checkpoint or limit"
         )
     search = {"runs_on": runs_on or None, "objective": objective, "rate": rate}
-    search = {k: v for k, v in {**search, "acceptance_budget": acceptance_budget}.items() if v}
+    search |= {"acceptance_budget": acceptance_budget}
+    search = {k: v for k, v in search.items() if v not in (None, "")}
     if search and not recommended:
         raise ConfigError(
             f"--{next(iter(search)).replace('_', '-')} only changes --recommended; add it, or "
@@ -156,8 +157,8 @@ def _recommended(
         fleet = with_memory_share(answer.fleet, answer.rule.limits, share)
         chosen, at = fleet.capacity.candidate, fleet.capacity.scenario
         print(
-            f"{fleet.rate:g} requests/s need {fleet.replicas} of this configuration, on "
-            f"{fleet.gpus} GPUs in all",
+            f"{fleet.rate:g} requests/s need {fleet.replicas:,} of this configuration, on "
+            f"{fleet.gpus:,} GPUs in all",
             file=sys.stderr,
         )
     best = completed(ExportPlan.of_scenario(at, engine=engine))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app.explorer.address import PAGE
 from app.explorer.cached import scenario_of
 from app.explorer.inputs import widgets
 from app.explorer.inputs.acceptance import acceptance_inputs
@@ -65,8 +64,6 @@ def sidebar() -> Values | None:
         _plan(uploaded)
         acceptance_inputs()
         _limits()
-        with st.container(key=f"hidden_{PAGE}"):  # after the inputs that it confirms
-            st.number_input("Page", key=PAGE, step=1, label_visibility="collapsed")
         return _outcome()
 
 

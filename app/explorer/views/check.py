@@ -67,7 +67,7 @@ def _reports() -> list[tuple[str, bytes]]:
 
 def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured | None:
     """Draw the times to state; returns what was measured, or None if nothing was given."""
-    from calibration.engines import with_times
+    from calibration.engines import version_note, with_times
 
     columns = st.columns(3)
     with columns[0]:
@@ -87,9 +87,12 @@ def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured 
             measured = replace(measured, plain_s=1e-3 * parse_number(plain_ms))
         except ValueError:
             raise ConfigError(f"the plain step {plain_ms[:40]!r} is not a number") from None
+    runs_on = widgets.value_of("measured_on").strip()
+    if note := version_note(measured, runs_on):
+        st.caption(plain(f"Note: {note}."))
     return with_times(
         measured,
-        runs_on=widgets.value_of("measured_on").strip(),
+        runs_on=runs_on,
         round_ms=rounds.replace(" ", ""),
         gamma=scenario.plan.gamma,
     )

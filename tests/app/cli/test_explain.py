@@ -40,6 +40,11 @@ def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert terms["round_s"]["measured"] == pytest.approx(8 * 3.03 / 630.0, rel=2e-3)
     assert terms["tokens_per_round"]["measured"] == pytest.approx(3.03, rel=2e-3)
     assert answer["speedup"] < 1 and answer["best_gamma"] == 0
+    log.write_text(f"vLLM API server version 0.26.0\n{LOG}")
+    assert run(["explain", str(log), *RAN, *WORK, "--runs-on", "vllm-0.23", "--json"]) == 0
+    stated = capsys.readouterr()
+    note = "note: the reports are of vllm 0.26.0, but vLLM 0.23 is stated and used\n"
+    assert stated.err == note and json.loads(stated.out) == answer
     assert run(["explain", str(log), *RAN, "--batch", "9", "--prompt-tokens", "4096"]) == 2
     assert "give --batch one of 8" in capsys.readouterr().err
 

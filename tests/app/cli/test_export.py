@@ -145,3 +145,5 @@ def test_the_replica_of_a_fleet_is_exported_so_that_the_engine_starts(
     assert re.search(rf"20 requests/s need {fleet['replicas']} of this", err)
     assert run(["export", *flags, "--to", "vllm"]) == 2
     assert "--rate only changes --recommended" in capsys.readouterr().err
+    assert run(["export", *flags[:-1], "0", "--recommended", "--to", "vllm"]) == 2
+    assert "rate=0.0 must be a positive number" in capsys.readouterr().err

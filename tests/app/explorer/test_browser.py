@@ -210,16 +210,18 @@ def test_a_click_right_after_back_is_applied_to_the_inputs_that_it_restored(
     page = watched.page
     batch = page.get_by_label("Batch (sequences)")
     playwright.expect(batch).not_to_have_value("0")  # which an input has before its value
-    before = batch.input_value()
+    before, link = batch.input_value(), page.get_by_label("Page", exact=True)
+    shown = link.input_value()
     batch.fill("9")
     batch.press("Enter")
-    playwright.expect(page).to_have_url(re.compile("batch=9"))
+    playwright.expect(page).to_have_url(re.compile("batch=9"), timeout=60_000)
+    playwright.expect(link).not_to_have_value(shown)  # the browser has said that it shows it
     watched.settle()
     place = page.get_by_text("Search all TP degrees in Decide").bounding_box()
     page.evaluate("new Promise(went => { addEventListener('popstate', went); history.back() })")
     page.mouse.click(place["x"] + 5, place["y"] + 5)
-    playwright.expect(page).to_have_url(re.compile("search_tp=true"))
-    playwright.expect(batch).to_have_value(before)
+    playwright.expect(page).to_have_url(re.compile("search_tp=true"), timeout=60_000)
+    playwright.expect(batch).to_have_value(before, timeout=60_000)
     playwright.expect(page).not_to_have_url(re.compile("batch="))
 
 

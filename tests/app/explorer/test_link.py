@@ -14,9 +14,11 @@ pytest.importorskip("streamlit")
 
 import streamlit as st
 from explorer_views import CONFIG, opened
+from streamlit.runtime.scriptrunner_utils.exceptions import StopException
+from streamlit.runtime.state.safe_session_state import SafeSessionState
 from streamlit.testing.v1 import AppTest
 
-from app.explorer.address import MAX_LINK
+from app.explorer.address import MAX_LINK, PAGE
 from app.explorer.inputs.uploads import NEEDED
 from app.explorer.link import former_note, query_of, state_of
 from app.explorer.packing import pack, pack_files, unpack
@@ -240,16 +242,75 @@ def test_going_back_twice_at_once_goes_back_twice() -> None:
         links.append(link(at))
         plans.append(plan(at))
         at.number_input(key="batch").set_value(batch).run()
+    shown = at.session_state[PAGE]
     _go(at, links[2])
-    _show(at, links[1])
+    _show(at, links[1], shown)
     at.number_input(key="batch").set_value(5).run()
     assert plan(at) == plans[1] and link(at) == links[1]
-    _show(at, links[1])
     at.number_input(key="batch").set_value(5).run()  # now it is typed
     assert plan(at).workload.batch == 5 and link(at)["batch"] == "5"
 
 
-def _show(at: AppTest, query: dict[str, str]) -> None:
+def test_a_click_that_streamlit_joins_to_back_is_applied_to_the_inputs_of_the_link() -> None:
+    """The run has the link and the click, but is not said to be of Back."""
+    at = page(view="Check")
+    earlier, before = link(at), plan(at)
+    at.number_input(key="batch").set_value(9).run()
+    _show(at, earlier)
+    at.number_input(key="output_tokens").set_value(77).run()
+    assert plan(at).workload == replace(before.workload, output_tokens=77)
+    assert link(at) == earlier | {"output_tokens": "77"}
+
+
+def test_a_click_before_back_is_shown_is_applied_to_the_inputs_of_the_link() -> None:
+    at = page(view="Check")
+    earlier, before = link(at), plan(at)
+    at.number_input(key="batch").set_value(9).run()
+    shown = at.session_state[PAGE]
+    _go(at, earlier)
+    _show(at, earlier, shown)
+    at.number_input(key="batch").set_value(9)  # as the browser still shows it
+    at.number_input(key="output_tokens").set_value(77).run()
+    assert plan(at).workload == replace(before.workload, output_tokens=77)
+
+
+def test_a_click_at_any_moment_of_backs_run_is_applied_to_the_inputs_of_the_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Streamlit ends a run for a newer one at an access to the session's state."""
+    written: list[str] = []
+    end_after = ""
+    write = SafeSessionState.__setitem__
+
+    def write_and_end(state: Any, key: str, value: Any) -> None:
+        write(state, key, value)
+        written.append(key)
+        if key == end_after:
+            raise StopException
+
+    monkeypatch.setattr(SafeSessionState, "__setitem__", write_and_end)
+    at = page(view="Check")
+    earlier, before = link(at), plan(at)
+    moments = [key for key in dict.fromkeys(written) if key in at.session_state]
+    assert {"address", "target", "batch"} < {*moments}
+    for moment in [key for key in moments if key not in DEFAULTS or key in ("target", "batch")]:
+        at.number_input(key="batch").set_value(9).run()
+        shown = at._tree
+        end_after = moment
+        _go(at, earlier)
+        end_after = ""
+        at._tree = shown  # the browser has not been sent another page
+        _show(at, earlier)
+        at.number_input(key="output_tokens").set_value(77).run()
+        assert plan(at).workload == replace(before.workload, output_tokens=77), moment
+        _go(at, earlier)
+        assert plan(at) == before
+
+
+def _show(at: AppTest, query: dict[str, str], shown: int | None = None) -> None:
+    """Set the browser's URL, and the number of the link that it has shown if not the last."""
+    if shown is not None:
+        at.number_input(key=PAGE).set_value(shown)
     for key in list(at.query_params):
         del at.query_params[key]
     for key, value in query.items():
@@ -263,10 +324,9 @@ def _go(at: AppTest, query: dict[str, str]) -> None:
 
 def test_a_click_before_the_url_arrives_is_not_taken_for_going_back() -> None:
     at = page(view="Check")
-    stale = link(at)
+    stale, shown = link(at), at.session_state[PAGE]
     at.number_input(key="batch").set_value(9).run()
-    at.query_params.pop("batch")
-    assert link(at) == stale
+    _show(at, stale, shown)
     at.number_input(key="output_tokens").set_value(77).run()
     assert (plan(at).workload.batch, plan(at).workload.output_tokens) == (9, 77)
     assert link(at)["batch"] == "9"
@@ -397,9 +457,9 @@ def test_an_input_that_is_set_back_at_once_stays_so(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(proxy, "from_dict", from_dict)
     at = page(view="Check")
-    before, stale = plan(at), link(at)
+    before, stale, shown = plan(at), link(at), at.session_state[PAGE]
     at.number_input(key="batch").set_value(9).run()
-    _show(at, stale)
+    _show(at, stale, shown)
     at.number_input(key="batch").set_value(before.workload.batch).run()
     _go(at, sent[-1])  # what the browser shows in the end
     assert len(sent) == 2 and plan(at) == before and link(at) == stale

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from engine_samples import HEADER, a_plan, records_of
 
-from calibration.engines import observe
+from calibration.engines import observe, version_note
 from calibration.engines.records import read_engine_records
 from calibration.records.jsonl import write_records
 from perfmodel import ConfigError, parse_scenario
@@ -211,6 +211,41 @@ def test_reports_of_two_engines_are_refused(order: int, tmp_path: Path) -> None:
     benchmark = json.dumps({"mean_tpot_ms": 20.0})  # by whatever client
     assert read(tmp_path, *[SGLANG, benchmark][::order]).engine == "sglang"
     assert read(tmp_path, benchmark).engine == "vllm"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_reports_of_two_acceptances_are_refused(order: int, tmp_path: Path) -> None:
+    """They are not pooled: their rounds may be of different prompts."""
+    other = SPEC.replace("0.700, 0.500, 0.300", "0.700, 0.600, 0.500")
+    texts = [
+        SPEC,
+        other.replace("2.50", "2.80")
+        .replace("Accepted: 150", "Accepted: 180")
+        .replace("50%", "60%"),
+    ][::order]
+    with pytest.raises(ConfigError, match=r"a round has 2\.[58]0 tokens, but in another report 2"):
+        read(tmp_path, *texts)
+    assert read(tmp_path, SPEC, SPEC).acceptance == read(tmp_path, SPEC).acceptance
+
+
+@pytest.mark.parametrize(
+    ("version", "runs_on", "said"),
+    [
+        ("0.23.0", "vllm-0.26", "vllm 0.23.0, but vLLM 0.26 is stated"),
+        ("0.23.0", "vllm", "vllm 0.23.0, but vLLM 0.26 is stated"),
+        ("0.26.1", "sglang", "vllm 0.26.1, but SGLang"),
+        ("0.26.1", "vllm-0.26", ""),
+        ("0.26.1", "vllm", ""),
+        ("0.23.0", "", ""),
+    ],
+)
+def test_a_version_that_the_log_does_not_name_is_noted(
+    version: str, runs_on: str, said: str, tmp_path: Path
+) -> None:
+    steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
+    log = f"vLLM API server version {version}\n{steady}\n"
+    note = version_note(read(tmp_path, log, draft="none", gamma=0), runs_on)
+    assert said in note if said else note == ""
 
 
 def test_a_report_without_figures_is_refused(tmp_path: Path) -> None:

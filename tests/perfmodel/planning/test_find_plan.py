@@ -117,11 +117,12 @@ def test_options_that_are_not_valid_are_refused() -> None:
     for name, value in (("rate", "3"), ("rate", [1]), ("price_per_hour", "2"), ("rate", True)):
         with pytest.raises(ConfigError, match=f"{name}=.* must be a positive number"):
             find_plan(SMALL, **{name: value})
-    for engine in (5, ["vllm"], b"vllm"):
+    for engine in (5, 0, ["vllm"], [], b"vllm", False):
         with pytest.raises(ConfigError, match=r"the engine .* is not valid: it must be text"):
             find_plan(SMALL, runs_on=engine)
-    with pytest.raises(ConfigError, match=r"rate=-1.* must be a positive number"):
-        find_plan(SMALL, rate=-1.0)
+    for rate in (-1.0, 1e18):
+        with pytest.raises(ConfigError, match=r"rate=.* must be a positive number up to 1e\+06"):
+            find_plan(SMALL, rate=rate)
     with pytest.raises(ConfigError, match="acceptance_budget needs a given acceptance"):
         find_plan(SMALL, acceptance_budget=512)
     with pytest.raises(ConfigError, match="acceptance_budget='0' is not valid"):
@@ -408,3 +409,5 @@ def test_of_two_heads_that_tie_the_one_in_the_checkpoint_is_preferred() -> None:
     assert unclear.verdict == "no clear gain" and unclear.faster is not None
     assert unclear.faster.candidate.scenario.plan.draft == "eagle3"
     assert unclear.studied is not None and unclear.studied.scenario.plan.draft == "mtp"
+    own = f"No clear gain: the bundled draft ({unclear.studied.label}, TP 1) gives "
+    assert unclear.sentence.startswith(own)

@@ -310,6 +310,18 @@ def test_a_limit_that_is_no_positive_number_is_refused_before_anything_is_loaded
     assert f"SPECROOF_STALL_S='{text}' is not" in capsys.readouterr().err
 
 
+def test_the_position_of_an_error_is_not_that_of_the_next_case() -> None:
+    here = Position()
+    here.move("case 1")
+    with pytest.raises(ValueError), here.at("round 5", limit_s=1.0):
+        here.note("round 5: verify")
+        raise ValueError
+    assert here.text == "round 5: verify"  # where the error was raised
+    with here.at("prefill", limit_s=1.0), here.at("loading", limit_s=1.0):
+        pass
+    assert here.text == "case 1, after prefill"
+
+
 def test_between_runs_a_rank_may_wait_as_long_as_it_likes() -> None:
     case = Case(family="llama-2", prompts=[[1, 2, 3]], new_tokens=[6], draft="self-full", gamma=2)
     run(case)
