@@ -14,11 +14,12 @@ from calibration.engines.fit import grouped, predicted
 from calibration.engines.records import PointRecord, read_engine_records
 from calibration.engines.report import misses_graph
 from calibration.records.jsonl import read_lines
-from perfmodel import catalog
+from perfmodel import EngineProfile, catalog
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.units import Z90
 
 MEASURED = Path(calibration.__file__).parent / "measured"
+KINDS = ("", "-tp2", "-exported-graphs", "-processes", "-seed3101", "-tp2-processes")
 
 
 def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
@@ -44,8 +45,7 @@ def test_the_published_spread_of_rounds_whose_layers_the_host_launches() -> None
     """docs/results/serving-engines.md: repeats of one process, and points timed several times."""
     profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
     timed: dict[str, list[PointRecord]] = {}
-    kinds = ("", "-tp2", "-exported-graphs", "-processes", "-seed3101", "-tp2-processes")
-    for kind in kinds:
+    for kind in KINDS:
         for line in read_lines(MEASURED / f"engine-vllm-0.26-h200{kind}.jsonl"):
             if line.value.get("op") == "engine-point":
                 record = line.decode(PointRecord)
@@ -62,6 +62,47 @@ def test_the_published_spread_of_rounds_whose_layers_the_host_launches() -> None
     percent = {key: 100.0 * np.sqrt(np.mean(rows, axis=0)) for key, rows in spread.items()}
     assert percent[False] == pytest.approx([3.6, 2.5, 2.1], abs=0.06)
     assert percent[True] == pytest.approx([16.2, 16.4, 9.3], abs=0.06)
+
+
+def with_host_times(profile: EngineProfile, factor: float) -> EngineProfile:
+    """The profile with all of its host times multiplied."""
+    scaled = {
+        name: factor * getattr(profile, name)
+        for name in ("rank_step_s", "eager_layer_s", "rank_eager_layer_s", "piecewise_layer_s")
+    }
+    terms = ("step_s", "sequence_s", "draft_step_s", "draft_layer_s", "lookup_token_s")
+    hosts = [replace(h, **{t: factor * getattr(h, t) for t in terms}) for h in profile.host]
+    return replace(profile, host=tuple(hosts), **scaled)
+
+
+def test_errors_grow_with_the_share_of_the_host() -> None:
+    """docs/results/serving-engines.md: held-back points as exported, by the host's share."""
+    paths = [MEASURED / f"engine-vllm-0.26-h200{kind}.jsonl" for kind in KINDS]
+    records = read_engine_records(paths[:2], check=paths[2:])
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    held = [r for r in records.held_back if not misses_graph(r.point, profile)]
+    groups = grouped(held, records.gpu)
+    rows = [record for group in groups for record in group.records]
+    more, less = (predicted(with_host_times(profile, factor), groups) for factor in (1.25, 0.8))
+    share = np.log(more / less) / np.log(1.25 / 0.8)
+    error = np.log(predicted(profile, groups) / [r.seconds for r in rows])
+    above = np.abs(np.expm1(error)) > 0.15
+    found = []
+    for inside in (share < 0.2, (share >= 0.2) & (share < 0.6), share >= 0.6):
+        rms = 100.0 * float(np.sqrt(np.mean(error[inside] ** 2)))
+        found.append((int(inside.sum()), rms, int(above[inside].sum())))
+    assert [n for n, *_ in found] == [102, 52, 36]
+    assert [rms for _, rms, _ in found] == pytest.approx([3.8, 6.5, 16.6], abs=0.06)
+    assert [n for *_, n in found] == [1, 1, 10]
+    assert all(share[above & [r.point.setup.method == "draft" for r in rows]] > 0.5)
+    launched = [r for r, each in zip(rows, share, strict=True) if each >= 0.6]
+    repeats = np.mean([np.var(np.log(r.all_seconds), ddof=1) for r in launched])
+    assert 100.0 * float(np.sqrt(repeats)) == pytest.approx(15.6, abs=0.06)
+    apart = np.hypot(0.038, 0.158 * share)
+    stated = np.array([profile.error_of(r.point.setup.method) for r in rows])
+    held_by = [float(np.mean(np.abs(error) < Z90 * each)) for each in (apart, stated)]
+    assert [round(100.0 * each) for each in held_by] == [91, 99]
+    assert float(apart.mean() / stated.mean()) == pytest.approx(0.46, abs=0.005)
 
 
 Blind = dict[tuple[str, str, int, int, int, int], float]  # target, method, γ, TP, batch, prompt
