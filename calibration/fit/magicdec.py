@@ -98,7 +98,8 @@ def fit_rows(rows: Sequence[PublishedRow]) -> PublishedFit:
 
 def _design(rows: Iterable[PublishedRow]) -> tuple[Array, Array]:
     """One line per row and phase: the seconds that each coefficient scales, and the rest."""
-    lines, measured = [], []
+    lines: list[list[float]] = []
+    measured: list[float] = []
     for row in rows:
         assert row.verify_s is not None and row.draft_step_s is not None
         lines += _lines(row)
