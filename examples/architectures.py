@@ -242,18 +242,19 @@ def faster() -> Iterator[str]:
 
 def measured() -> Iterator[str]:
     """vLLM's steps and rounds, and errors of what was predicted before they were measured."""
-    timed = read_engine_records([MEASURED / "engine-vllm-0.26-h200-experts.jsonl"]).points
-    seconds = {record.point.id: record.seconds for record in timed}
-    setups = {record.point.setup.key: record.point.setup for record in timed}
-    lines = (MEASURED / "predicted-vllm-0.26-h200-experts.csv").read_text(encoding="utf-8")
     rows: dict[tuple[str, int, int], dict[str, tuple[float, float, float]]] = {}
-    for line in csv.DictReader(lines.splitlines()):
-        key = f"{line['target']}/{line['method']}-none-{line['gamma']}/tp1"
-        batch, prompt = int(line["batch"]), int(line["prompt_tokens"])
-        if (point := f"{key}/{batch}x{prompt}") in seconds:
-            passes = float(line["T_V_s"] or line["T_T_s"])
-            values = seconds[point], float(line["default_graphs_s"]), passes
-            rows.setdefault((line["target"], batch, prompt), {})[setups[key].method] = values
+    for name in ("experts", "mxfp4-mla"):
+        records = read_engine_records([MEASURED / f"engine-vllm-0.26-h200-{name}.jsonl"])
+        timed = {record.point.id: record for record in records.points}
+        path = MEASURED / f"predicted-vllm-0.26-h200-{name}.csv"
+        for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+            key = f"{line['target']}/{line['method']}-none-{line['gamma']}/tp1"
+            batch, prompt = int(line["batch"]), int(line["prompt_tokens"])
+            if record := timed.get(f"{key}/{batch}x{prompt}"):
+                passes = float(line["T_V_s"] or line["T_T_s"])
+                values = record.seconds, float(line["default_graphs_s"]), passes
+                by_method = rows.setdefault((line["target"], batch, prompt), {})
+                by_method[record.point.setup.method] = values
     columns = "target", "batch", "prompt", "plain step (ms)", "error", "round, γ 3 (ms)", "error"
     yield from header(*columns, "T_V/T_T", "predicted")
     for (target, batch, prompt), by_method in sorted(rows.items()):

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 LEAST_BUDGET = {DraftPolicy.STREAMINGLLM: 32, DraftPolicy.SNAPKV: 48}
 
 # Steps of models that `specroof run` does not implement, by engine and GPU
-# (calibration/measured/engine-*-experts.jsonl).
+# (calibration/measured/engine-*-experts.jsonl and -mxfp4-mla.jsonl).
 MEASURED_STEPS = {
+    ("vllm-0.26", "h200", "deepseek-v2-lite"): "plain steps, with uniform routing,",
     ("vllm-0.26", "h200", "gemma-3-27b"): "plain steps",
+    ("vllm-0.26", "h200", "gpt-oss-120b"): "plain steps, with uniform routing,",
     ("vllm-0.26", "h200", "qwen3-30b-a3b"): "plain steps and n-gram rounds, with uniform routing,",
 }
 

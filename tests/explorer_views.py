@@ -37,6 +37,11 @@ def opened(link: dict[str, Any] | None = None, **state: Any) -> AppTest:
     return at.run()
 
 
+def button(at: AppTest, label: str) -> Any:
+    """The button of a page with this label."""
+    return next(b for b in at.button if b.label == label)
+
+
 def tables(at: Any) -> list[Any]:
     """The tables of a page under AppTest as data frames, without the escapes of Markdown."""
     wrapped = [table.value.rename(columns=_unescaped).map(_unescaped) for table in at.table]

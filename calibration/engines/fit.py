@@ -3,9 +3,9 @@
 The terms are fields of `EngineProfile` (factors for dense layers, attention and attention in
 verification, the time between a layer's kernels, the sustained clock) and, per method, fields of
 `HostCosts` (host time per step, sequence, draft step or layer, and searched token). A residual is
-the logarithm of predicted over measured seconds. Predictions come from `perfmodel.estimate`, so
-a fitted profile predicts exactly what the fit computed. Weak priors keep terms that the points do
-not determine near their expected values.
+the logarithm of predicted over measured seconds. Predictions are the rounds of
+`perfmodel.estimate`, so a fitted profile predicts exactly what the fit computed. Weak priors keep
+terms that the points do not determine near their expected values.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from calibration.engines.plan import point_scenario
 from calibration.engines.records import EngineRecords, PointRecord, Setup
-from calibration.engines.terms import LAUNCHES, Term, terms_of
-from perfmodel import ConfigError, EngineProfile, Scenario, catalog, estimate
+from calibration.engines.terms import COMMON_HOST, LAUNCHES, Term, terms_of
+from perfmodel import ConfigError, EngineProfile, Scenario, catalog
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import HostCosts, Origin
-from perfmodel.speculation import host_wait_s
+from perfmodel.speculation import host_wait_s, round_seconds
 
 Array = NDArray[np.float64]
 
@@ -83,11 +83,21 @@ class Group:
         gamma = np.asarray(float(scenario.plan.gamma))
         return host_wait_s(scenario, self.method, self.batch, self.context_tokens, gamma, passes_s)
 
+    def passes_s(self, profile: EngineProfile) -> Array:
+        """Predicted seconds of the passes alone, per record; the same for any host time."""
+        bare = replace(profile, host=(), **dict.fromkeys(COMMON_HOST, 0.0))  # type: ignore[arg-type]
+        return round_seconds(
+            replace(self.scenario, engine=bare),
+            batch=self.batch,
+            prompt_tokens=self.context_tokens,
+            gamma=np.asarray(float(self.scenario.plan.gamma)),
+            kv_budget_tokens=np.zeros(()),  # drafts read the whole cache
+        )
+
     def seconds(self, profile: EngineProfile) -> Array:
         """Predicted seconds of a step or round, per record."""
-        scenario = replace(self.scenario, engine=self._started(profile))
-        point = estimate(scenario, batch=self.batch, prompt_tokens=self.context_tokens)
-        return np.asarray(np.broadcast_to(point.round_s, self.batch.shape), dtype=np.float64)
+        passes_s = self.passes_s(profile)
+        return passes_s + self.waits(profile, passes_s)
 
     def _started(self, profile: EngineProfile) -> EngineProfile:
         """The profile with the CUDA graphs of the setup."""
@@ -258,7 +268,7 @@ def _host_search(
     """
     searched = [i for i, t in enumerate(terms) if t.method == method and t.is_host]
     chosen = [group for group in groups if method in ("", group.method)]
-    passes = [group.seconds(replace(_with(base, terms, x), host=())) for group in chosen]
+    passes = [group.passes_s(_with(base, terms, x)) for group in chosen]
 
     def predict(values: Array) -> Array:
         moved = x.copy()

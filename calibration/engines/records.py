@@ -93,9 +93,10 @@ class PointRecord:
     `seconds` is the median of `all_seconds`; if a point was timed several times, for example in
     several processes, these are all repeats. Each is the difference in time between two runs of
     different output lengths, divided by their difference in `rounds`, so that prefill and ramps
-    cancel. `context_tokens` is the mean length of a sequence
-    over these rounds. `latency_s` is the mean inter-token latency that the engine reports for them,
-    or 0; it serves as a check.
+    cancel. `disturbed` are repeats that were left out, because others agree and these differ from
+    them (`drivers.vllm_offline.repeated`). `context_tokens` is the mean length of a sequence over
+    these rounds. `latency_s` is the mean inter-token latency that the engine reports for them, or
+    0; it serves as a check.
     """
 
     op: Literal["engine-point"] = "engine-point"
@@ -110,6 +111,7 @@ class PointRecord:
     latency_s: NonNegative = 0.0
     prefill_s: NonNegative = 0.0
     wall_s: NonNegative = 0.0
+    disturbed: tuple[Annotated[float, Field(ge=-MOST, le=MOST)], ...] = ()
 
     @property
     def spread(self) -> float:
@@ -288,7 +290,8 @@ def _pooled(records: Sequence[PointRecord], *, held_back: bool) -> PointRecord:
     marked = [replace(r, point=replace(r.point, held_back=held_back)) for r in records]
     *_, last = different = list(dict.fromkeys(marked))
     every = tuple(seconds for record in different for seconds in record.all_seconds)
-    return replace(last, seconds=median(every), all_seconds=every)
+    left_out = tuple(seconds for record in different for seconds in record.disturbed)
+    return replace(last, seconds=median(every), all_seconds=every, disturbed=left_out)
 
 
 def _same(header: Mapping[str, Any], first: Mapping[str, Any], place: str) -> Mapping[str, Any]:

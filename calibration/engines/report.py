@@ -275,7 +275,8 @@ def _judged(errors: Sequence[PointError]) -> tuple[list[Decision], list[float]]:
                 for e in drafts
             ]
             plans = _grouped(rows, _plan).values()
-            measured = [_tpot(_mean_s(same), same[0], alpha) for same in plans]
+            seconds = [float(np.mean([e.record.seconds for e in same])) for same in plans]
+            measured = [_tpot(s, same[0], alpha) for s, same in zip(seconds, plans, strict=True)]
             expected = [_tpot(same[0].predicted_s, same[0], alpha) for same in plans]
             regrets.append(measured[int(np.argmin(expected))] / min(measured) - 1.0)
     return decisions, regrets
@@ -285,10 +286,6 @@ def _plan(error: PointError) -> str:
     """The method and γ; apart if graphs of other sizes change the prediction."""
     setup = error.record.point.setup
     return f"{setup.method} {setup.draft} {setup.gamma} {error.predicted_s:.6g}"
-
-
-def _mean_s(errors: Sequence[PointError]) -> float:
-    return float(np.mean([e.record.seconds for e in errors]))
 
 
 def _tpot(seconds: float, error: PointError, alpha: float) -> float:

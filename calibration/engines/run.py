@@ -183,4 +183,5 @@ def point_record(point: Point, line: Mapping[str, Any]) -> PointRecord:
         latency_s=line.get("latency_s", 0.0),
         prefill_s=line.get("prefill_s", 0.0),
         wall_s=line.get("wall_s", 0.0),
+        disturbed=tuple(line.get("disturbed", ())),
     )

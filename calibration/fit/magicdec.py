@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -97,18 +98,26 @@ def fit_rows(rows: Sequence[PublishedRow]) -> PublishedFit:
 
 def _design(rows: Iterable[PublishedRow]) -> tuple[Array, Array]:
     """One line per row and phase: the seconds that each coefficient scales, and the rest."""
-    lines, measured = [], []
+    lines: list[list[float]] = []
+    measured: list[float] = []
     for row in rows:
-        point = predict_row(row, bare)
-        draft = point.draft_step
-        assert draft is not None and point.scenario.draft is not None
         assert row.verify_s is not None and row.draft_step_s is not None
-        layers, draft_layers = point.scenario.target.layers, point.scenario.draft.layers
-        lines.append(_line(point.target_step, layers, row.batch, "target"))
-        lines.append(_line(point.verify, layers, row.batch, "verify"))
-        lines.append(_line(draft, draft_layers, row.batch, "draft"))
+        lines += _lines(row)
         measured += [row.target_step_s, row.verify_s, row.draft_step_s]
     return np.array(lines), np.array(measured)
+
+
+@cache
+def _lines(row: PublishedRow) -> tuple[list[float], ...]:
+    point = predict_row(row, bare)
+    draft = point.draft_step
+    assert draft is not None and point.scenario.draft is not None
+    layers, draft_layers = point.scenario.target.layers, point.scenario.draft.layers
+    return (
+        _line(point.target_step, layers, row.batch, "target"),
+        _line(point.verify, layers, row.batch, "verify"),
+        _line(draft, draft_layers, row.batch, "draft"),
+    )
 
 
 def _line(step: StepTime, layers: int, batch: int, phase: str) -> list[float]:

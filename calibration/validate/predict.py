@@ -39,7 +39,12 @@ def phases_of(point: RoundEstimate, *, to_tokens: bool) -> dict[str, float]:
 
     T_T and T_V end at the logits unless `to_tokens`.
     """
-    long, brief = _phases(point, to_tokens), _phases(_brief(point), to_tokens)
+    return _timed_phases(point, _brief(point), to_tokens)
+
+
+def _timed_phases(point: RoundEstimate, full: RoundEstimate, to_tokens: bool) -> dict[str, float]:
+    """The phases of a point, and of the same one at the full clock where a pass is short."""
+    long, brief = _phases(point, to_tokens), _phases(full, to_tokens)
     repeats = {"draft_step_s": float(point.scenario.plan.gamma)}  # drafts of a replay
     return {
         name: seconds if at_full_clock(seconds * repeats.get(name, 1.0)) else long[name]
@@ -48,8 +53,10 @@ def phases_of(point: RoundEstimate, *, to_tokens: bool) -> dict[str, float]:
 
 
 def _brief(point: RoundEstimate) -> RoundEstimate:
-    scenario = point.scenario
-    return estimate(replace(scenario, engine=full_clock(scenario.engine)))
+    engine = full_clock(point.scenario.engine)
+    if engine == point.scenario.engine:
+        return point
+    return estimate(replace(point.scenario, engine=engine))
 
 
 def _phases(point: RoundEstimate, to_tokens: bool) -> dict[str, float]:
@@ -65,8 +72,9 @@ def predicted_times(
     point: RoundEstimate, *, to_tokens: bool, prompt_tokens: int = 0
 ) -> dict[str, float]:
     """Every timed quantity of a record; the prefill only if there are `prompt_tokens`."""
-    phases = phases_of(point, to_tokens=to_tokens)
-    brief_s, round_s = float(_brief(point).round_s), float(point.round_s)
+    brief = _brief(point)
+    phases = _timed_phases(point, brief, to_tokens)
+    brief_s, round_s = float(brief.round_s), float(point.round_s)
     timed_s = brief_s if at_full_clock(brief_s, is_round=True) else round_s
     speedup = phases["target_step_s"] / float(point.tpot_s) * round_s / timed_s
     times = phases | {"round_s": timed_s, "speedup": speedup}

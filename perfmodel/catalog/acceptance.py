@@ -11,7 +11,7 @@ import numpy as np
 
 from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint
 from perfmodel.catalog._files import names, table, user_table
-from perfmodel.catalog._schema import build, build_rows, parse_toml
+from perfmodel.catalog._schema import build, build_rows
 from perfmodel.errors import ConfigError
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.labels import Origin
@@ -52,11 +52,6 @@ def acceptance_curve(
 def measured_curves() -> tuple[AcceptanceCurve, ...]:
     """All curves of the catalog, sorted by target, draft and policy."""
     return tuple(_load(name) for name in names("acceptance"))
-
-
-def parse_acceptance_curve(text: str, name: str) -> AcceptanceCurve:
-    """The curve in a TOML text; `name` is the file's name in the message of a `ConfigError`."""
-    return _curve_of_table(parse_toml(text, name), name)
 
 
 def read_acceptance_curves(path: str | Path) -> tuple[AcceptanceCurve, ...]:

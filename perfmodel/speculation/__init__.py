@@ -28,7 +28,13 @@ from perfmodel.speculation.gain import (
 )
 from perfmodel.speculation.host import host_wait_s, most_sequences_in_graph
 from perfmodel.speculation.paying_ranges import BreakEven, End
-from perfmodel.speculation.round import RoundEstimate, estimate, target_rank, without_speculation
+from perfmodel.speculation.round import (
+    RoundEstimate,
+    estimate,
+    round_seconds,
+    target_rank,
+    without_speculation,
+)
 from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.speculation.step_error import (
     pair_error,
@@ -88,6 +94,7 @@ __all__ = [
     "probability_of_gain",
     "ratio_error",
     "relative_gain",
+    "round_seconds",
     "sensitivities",
     "service",
     "service_gain",

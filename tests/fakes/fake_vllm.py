@@ -2,6 +2,7 @@
 
 It is written to a folder as the package `vllm`, and the adapter script imports it in a subprocess.
 A round takes `ROUND_MS` milliseconds plus `SEQUENCE_MS` per sequence, and a prefill 1 ms per token.
+Calls of `generate` whose numbers FAKE_VLLM_COMPILES lists take a second longer.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class LLM:
         if os.environ.get("FAKE_VLLM_REFUSES") == str(self.gamma):
             raise RuntimeError("no such luck")
         self.longest = arguments["max_model_len"]
-        self.seen, self.accepted, self.drafts, self.latency = 0, 0, 0, [0.0, 0]
+        self.calls, self.accepted, self.drafts, self.latency = 0, 0, 0, [0.0, 0]
         _clock[0] += 90.0
         scheduler = type("S", (), {"async_scheduling": self.gamma == 0})()
         graphs = type("C", (), {"max_cudagraph_capture_size": 512})()
@@ -109,6 +110,8 @@ class LLM:
         assert len({tuple(r["prompt_token_ids"]) for r in requests}) == batch
         if os.environ.get("FAKE_VLLM_FAILS") == str(batch):
             raise RuntimeError("out of luck at this batch")
+        self.calls += 1
+        _clock[0] += str(self.calls) in os.environ.get("FAKE_VLLM_COMPILES", "").split()
         left, rounds = sampling.tokens - 1, 0
         while left > 0:
             taken = min(left, self.gamma + 1)

@@ -28,7 +28,7 @@ from calibration.engines.drivers.server_checks import (
     check_queue,
     check_time,
 )
-from calibration.engines.drivers.vllm_offline import Prompts
+from calibration.engines.drivers.vllm_offline import Prompts, repeated
 from calibration.engines.plan import LONG_ROUNDS, PAGE, REPEATS, SHORT_ROUNDS
 from calibration.engines.records import Point, Setup
 from perfmodel import ConfigError
@@ -230,21 +230,28 @@ class ServerAdapter:
         per_round = self._setup.gamma + 1
         short, long = SHORT_ROUNDS * per_round, LONG_ROUNDS * per_round
         prefill = self._batch(point, per_round)
-        runs = [(self._batch(point, short), self._batch(point, long)) for _ in range(REPEATS)]
-        gained = [_rounds(b, point.batch) - _rounds(a, point.batch) for a, b in runs]
-        if min(gained) <= 0:
-            raise ConfigError(
-                "the server counted no more rounds in a longer run; stop its other requests"
-            )
-        check_queue([long_run for _, long_run in runs], point)
-        seconds = [_step_s(a, b, rounds) for (a, b), rounds in zip(runs, gained, strict=True)]
+
+        def pair() -> tuple[float, Any]:
+            runs = self._batch(point, short), self._batch(point, long)
+            more = _rounds(runs[1], point.batch) - _rounds(runs[0], point.batch)
+            if more <= 0:
+                raise ConfigError(
+                    "the server counted no more rounds in a longer run; stop its other requests"
+                )
+            return _step_s(*runs, more), (*runs, more)
+
+        kept, disturbed = repeated(pair, REPEATS)
+        seconds = [each for each, _ in kept]
+        gained = [more for _, (_, _, more) in kept]
+        check_queue([long_run for _, (_, long_run, _) in kept], point)
         check_time(self._server.url, point, median(seconds), gpu=self._gpu)
         return {
             "all_seconds": seconds,
+            "disturbed": disturbed,
             "rounds": sum(gained) / len(gained),
             "context_tokens": point.prompt_tokens + (short + long) / 2.0,
             "tokens_per_round": (long - short) * len(gained) / sum(gained),
-            "latency_s": max(0.0, _latency(*runs[-1])),
+            "latency_s": max(0.0, _latency(*kept[-1][1][:2])),
             "prefill_s": prefill["seconds"],
         }
 

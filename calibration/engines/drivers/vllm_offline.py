@@ -5,7 +5,9 @@ standard library. JOB has the arguments of `vllm.LLM`, the number of rounds to t
 OUT receives one JSON line when the engine has started, and one per point.
 
 A point generates from distinct prompts twice, with a few rounds and with more, so that the
-difference contains only steady rounds. Points and repeats share prompts, so that all prefills but
+difference contains only steady rounds. If it differs from others by more than a factor, one of the
+runs was disturbed, for example by kernels that are compiled for a number of tokens that no pass had
+before, and the point is timed once more. Points and repeats share prompts, so that all prefills but
 the first come from vLLM's prefix cache. A prompt repeats a period of 97 tokens, so that n-gram
 look-up finds a continuation. Every draft is accepted (`synthetic_acceptance_rates` of 1), so that
 all sequences have the same length. Rounds are derived from vLLM's counters: each yields the
@@ -37,6 +39,8 @@ FIRST_TOKEN, LAST_TOKEN = 1000, 30_000  # of random prompts: ordinary tokens of 
 WARM_REQUESTS, WARM_TOKENS = 12, 48  # of a run, served before it
 ROUTED_ROWS = 2048  # of a pass; longer ones have prompts, and are not timed
 BLOCK_SCALE = 118  # of packed weights, as an exponent with a bias of 127: values up to 6 / 512
+AGREEING = 1.5  # longest over shortest of the repeats of a point
+MOST_PAIRS = 2  # times the repeats, until so many agree
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -98,22 +102,45 @@ def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str,
     short, long = (rounds * per_round for rounds in (job["short_rounds"], job["long_rounds"]))
     requests = [{"prompt_token_ids": prompts.get(i, prompt_tokens)} for i in range(batch)]
     prefill_s = _generate(llm, requests, per_round)["seconds"]
-    runs = [
-        (_generate(llm, requests, short), _generate(llm, requests, long))
-        for _ in range(job["repeats"])
-    ]
-    rounds = [_rounds(b, batch, per_round) - _rounds(a, batch, per_round) for a, b in runs]
-    latencies = [_mean_latency(a, b) for a, b in runs]
+
+    def pair() -> tuple[float, Any]:
+        runs = _generate(llm, requests, short), _generate(llm, requests, long)
+        more = _rounds(runs[1], batch, per_round) - _rounds(runs[0], batch, per_round)
+        return (runs[1]["seconds"] - runs[0]["seconds"]) / more, (*runs, more)
+
+    kept, disturbed = repeated(pair, job["repeats"])
+    rounds = [more for _, (_, _, more) in kept]
+    latencies = [_mean_latency(a, b) for _, (a, b, _) in kept]
     return {
-        "all_seconds": [
-            (b["seconds"] - a["seconds"]) / r for (a, b), r in zip(runs, rounds, strict=True)
-        ],
+        "all_seconds": [seconds for seconds, _ in kept],
+        "disturbed": disturbed,
         "rounds": sum(rounds) / len(rounds),
         "context_tokens": prompt_tokens + (short + long) / 2.0,
         "tokens_per_round": (long - short) * len(rounds) / sum(rounds),
         "latency_s": sorted(latencies)[len(latencies) // 2],
         "prefill_s": prefill_s,
     }
+
+
+def repeated(
+    time_pair: Callable[[], tuple[float, Any]], repeats: int
+) -> tuple[list[tuple[float, Any]], list[float]]:
+    """Time pairs of runs until `repeats` agree; these in order, and the seconds of the others.
+
+    `time_pair` returns the seconds per round of a pair, and anything about it. Pairs agree if all
+    are positive and the longest takes at most `AGREEING` times as long as the shortest; if several
+    sets do, the closest counts. If none does among `MOST_PAIRS` times as many pairs, all are kept.
+    """
+    pairs: list[tuple[float, Any]] = []
+    while len(pairs) < MOST_PAIRS * repeats:
+        pairs.append(time_pair())
+        order = sorted(range(len(pairs)), key=lambda i: pairs[i][0])
+        sets = [order[i : i + repeats] for i in range(len(pairs) - repeats + 1)]
+        ratios = {pairs[s[-1]][0] / pairs[s[0]][0]: s for s in sets if pairs[s[0]][0] > 0.0}
+        if ratios and min(ratios) <= AGREEING:
+            kept = sorted(ratios[min(ratios)])
+            return [pairs[i] for i in kept], [p[0] for i, p in enumerate(pairs) if i not in kept]
+    return pairs, []
 
 
 def play_run(llm: Any, prompts: Prompts, run: dict[str, Any]) -> dict[str, Any]:

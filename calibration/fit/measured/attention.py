@@ -196,7 +196,7 @@ def with_residual(table: BlockTable, cells: pd.DataFrame, gpu: GPU) -> BlockTabl
     left = np.log(cells.seconds.to_numpy() / _form(table, cells, cut, gpu))
     blocks, tokens = np.log(cut.blocks / gpu.sm_count), np.log(cut.range_tokens)
     near = [
-        _bell(np.log(knots)[:, None] - at, width)
+        np.exp(-0.5 * ((np.log(knots)[:, None] - at) / width) ** 2)
         for knots, at, width in (
             (table.block_knots, blocks, BLOCK_WIDTH),
             (table.token_knots, tokens, TOKEN_WIDTH),
@@ -218,10 +218,6 @@ def _between(plane: Array, known: NDArray[np.bool_], blocks: Array) -> Array:
         has = known[:, column]
         filled[~has, column] = np.interp(at[~has], at[has], plane[has, column])
     return filled
-
-
-def _bell(distance: Array, width: float) -> Array:
-    return np.asarray(np.exp(-0.5 * (distance / width) ** 2))
 
 
 def _empty_table(cells: pd.DataFrame, gpu: GPU) -> BlockTable:

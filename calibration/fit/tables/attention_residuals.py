@@ -97,7 +97,9 @@ def fill_plane(plane: Array, log_units: Array, log_tokens: Array) -> Array:
     """A (units, tokens) plane with NaNs filled as described in `residual_table`."""
     along_tokens = np.stack([_line(row, log_tokens) for row in plane])
     along_units = np.stack([_line(column, log_units) for column in plane.T]).T
-    both = _mean_of(along_tokens, along_units)
+    mean = (along_tokens + along_units) / 2
+    either = np.where(np.isnan(along_units), along_tokens, mean)
+    both = np.where(np.isnan(along_tokens), along_units, either)
     result = np.where(np.isnan(plane), both, plane)
     # Beyond the measurements utilisation is near its limit: use the better one of both neighbours.
     for u in range(len(result)):
@@ -110,10 +112,6 @@ def fill_plane(plane: Array, log_units: Array, log_tokens: Array) -> Array:
     for column in result.T:
         _hold(column)
     return np.nan_to_num(result)
-
-
-def _mean_of(a: Array, b: Array) -> Array:
-    return np.where(np.isnan(a), b, np.where(np.isnan(b), a, (a + b) / 2))
 
 
 def _line(values: Array, x: Array) -> Array:

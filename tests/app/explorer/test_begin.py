@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import opened
+from explorer_views import button, opened
 from streamlit.testing.v1 import AppTest
 
 from app.cli.main import run
@@ -332,7 +332,7 @@ def test_a_tp_that_too_few_gpus_replaced_returns_with_more_of_them() -> None:
 
 
 def _use_gpu(at: AppTest) -> None:
-    next(b for b in at.button if b.label == "Use this GPU").click().run()
+    button(at, "Use this GPU").click().run()
 
 
 @pytest.mark.parametrize("pasted", ["Qwen/Qwen3-32B-FP8", "RedHatAI/Qwen3-32B-quantized.w4a16"])

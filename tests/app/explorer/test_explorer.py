@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import CONFIG, ENTRY, opened, tables
+from explorer_views import CONFIG, ENTRY, button, opened, tables
 from streamlit.testing.v1 import AppTest
 
 from app.cli.commands.explore import explorer_command
@@ -162,7 +162,7 @@ def test_no_path_of_the_session_is_shown_and_a_saved_scenario_is_opened_again() 
     at = uploaded("model_file", "mine.json", json.dumps(CONFIG).encode(), "", view="Decide")
     values = at.session_state["values"]
     at.button(key="use_0").click().run()
-    next(b for b in at.button if b.label == "Pin").click().run()
+    button(at, "Pin").click().run()
     at.number_input(key="batch").set_value(9).run()
     shown = [e.value for kind in (at.code, at.caption, at.markdown) for e in kind]
     shown += [str(table.value) for table in at.table]
@@ -230,7 +230,7 @@ def test_vllm_counters_become_conditional_acceptance() -> None:
     assert vllm_acceptance(COUNTERS) == pytest.approx((0.8, 0.75, 0.5))
     at = opened(view="Check", acceptance_form=PER_POSITION)
     at.text_area(key="counters").set_value(COUNTERS).run()
-    next(b for b in at.button if b.label == "Import").click().run()
+    button(at, "Import").click().run()
     assert not at.exception
     assert at.session_state["acceptance_per_position"] == "0.8, 0.75, 0.5"
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("streamlit")
 
 import streamlit as st
-from explorer_views import CONFIG, opened
+from explorer_views import CONFIG, button, opened
 from streamlit.runtime.scriptrunner_utils.exceptions import StopException
 from streamlit.runtime.state.safe_session_state import SafeSessionState
 from streamlit.testing.v1 import AppTest
@@ -52,10 +52,6 @@ def page(query: dict[str, str] | None = None, view: str = "") -> AppTest:
 
 def link(at: AppTest) -> dict[str, str]:
     return {k: v if isinstance(v, str) else v[0] for k, v in at.query_params.items()}
-
-
-def button(at: AppTest, label: str) -> Any:
-    return next(b for b in at.button if b.label == label)
 
 
 def plan(at: AppTest) -> Scenario:

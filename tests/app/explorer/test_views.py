@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("streamlit")
 
-from explorer_views import CHARTS, UNMEASURED_PRESETS, tables
+from explorer_views import CHARTS, UNMEASURED_PRESETS, button, tables
 from explorer_views import opened as page
 from streamlit.testing.v1 import AppTest
 
@@ -54,10 +54,6 @@ def opened(view: str = "Decide", **state: Any) -> AppTest:
 def said(at: AppTest) -> list[str]:
     """Texts of the page without escapes."""
     return [element.value.replace("\\", "") for element in at.main.markdown]
-
-
-def button(at: AppTest, label: str) -> Any:
-    return next(b for b in at.button if b.label == label)
 
 
 def assert_fine(at: AppTest, charts: int) -> None:
@@ -308,7 +304,7 @@ def test_an_output_of_one_token_is_refused_as_by_recommend(
     for command in ("recommend", "predict"):
         assert run([command, *flags]) == 2
         assert error.value.replace("\\", "") in capsys.readouterr().err
-    assert next(b for b in at.button if b.label == "Pin").disabled
+    assert button(at, "Pin").disabled
     at.number_input(key="output_tokens").set_value(2).run()
     assert not at.error and not at.exception
 

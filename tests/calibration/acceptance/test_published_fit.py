@@ -22,7 +22,11 @@ from calibration.acceptance.published_fit import (
 )
 from calibration.records.acceptance import read_acceptance
 from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint, acceptance_loss
-from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, parse_acceptance_curve
+from perfmodel.catalog.acceptance import (
+    acceptance_curve,
+    measured_curves,
+    read_acceptance_curves,
+)
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured"
 RECORDS = MEASURED / "acceptance-h200-smollm2-135m.jsonl.gz"
@@ -89,16 +93,17 @@ def test_refitting_the_committed_records_reproduces_smollm2s_curves() -> None:
             assert float(found.alpha(**at)) == pytest.approx(float(known.alpha(**at)), abs=2e-4)
 
 
-def test_a_written_curve_reads_back() -> None:
-    curve = measured_curves()[0]
-    text = curves_text([(curve, ("level",))], command="x")
-    assert parse_acceptance_curve(text, "curve.toml") == curve
+def test_a_written_curve_reads_back(tmp_path: Path) -> None:
+    curve, path = measured_curves()[0], tmp_path / "curve.toml"
+    path.write_text(curves_text([(curve, ("level",))], command="x"), encoding="utf-8")
+    assert read_acceptance_curves(path) == (curve,)
 
 
-def test_the_catalog_gets_a_file_for_every_published_curve() -> None:
+def test_the_catalog_gets_a_file_for_every_published_curve(tmp_path: Path) -> None:
     files, _ = fit_published_curves()
     for name, text in files.items():
-        assert parse_acceptance_curve(text, name).points, name
+        (path := tmp_path / "curve.toml").write_text(text, encoding="utf-8")
+        assert [curve for curve in read_acceptance_curves(path) if curve.points], name
     curves = {f"acceptance/{c.target}--{c.draft}--{c.draft_policy}.toml" for c in measured_curves()}
     assert set(files) == {name for name in curves if "smollm2" not in name}
 

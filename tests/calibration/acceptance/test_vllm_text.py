@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from counter_samples import LINE, RIGHT
 
 from calibration.acceptance.engine_counters import parse_acceptance
 from perfmodel import ConfigError
@@ -172,3 +173,30 @@ def test_what_does_not_determine_the_rate_is_refused(
     with pytest.raises(ConfigError) as error:
         parse_acceptance(text, "f", gamma=gamma)
     assert reason in str(error.value)
+
+
+def test_vllm_log_lines_are_weighted_by_their_rounds() -> None:
+    first, second = LINE.format(*RIGHT), LINE.format("1.50", 50, 200, "0.400, 0.100", "25.0")
+    alone = parse_acceptance(first, "f")
+    assert (alone.rounds, alone.per_position) == (300, pytest.approx((0.8, 0.75)))
+    both = parse_acceptance(f"{first}\n{second}\n", "f")
+    assert both.rounds == 400
+    assert both.per_position == pytest.approx((280 / 400, 190 / 280))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (("9.10", *RIGHT[1:]), "length is 9.10, but the rates give 2.40"),
+        (("1.40", *RIGHT[1:]), "length is 1.40"),
+        (("2.90", 420, 600, "1.300, 0.600", "70.0"), "above 1"),
+        (("2.40", 420, 600, "0.600, 0.800", "70.0"), "that of an earlier position"),
+        (("2.40", 700, 600, "0.800, 0.600", "70.0"), "accepted (700) than drafted (600)"),
+        ((*RIGHT[:4], "7.0"), "the acceptance rate is 7.0%, but 420/600 accepted"),
+    ],
+)
+def test_an_impossible_log_line_is_named(values: tuple[object, ...], reason: str) -> None:
+    right = LINE.format(*RIGHT)
+    with pytest.raises(ConfigError) as error:
+        parse_acceptance(f"{right}\n{LINE.format(*values)}{right}", "f")
+    assert str(error.value).startswith("f: line 3: ") and reason in str(error.value)

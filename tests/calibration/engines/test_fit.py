@@ -10,19 +10,12 @@ import numpy as np
 import pytest
 from engine_samples import a_plan, records_of
 
-from calibration.engines.fit import (
-    EngineFit,
-    fit_profile,
-    reserved_bytes,
-)
+from calibration.engines.fit import EngineFit, fit_profile, grouped, reserved_bytes
 from calibration.engines.profile_file import profile_text
-from calibration.engines.records import (
-    EngineRecords,
-    StartRecord,
-)
+from calibration.engines.records import EngineRecords, StartRecord
 from calibration.engines.report import engine_report, report_dict, report_lines
 from calibration.engines.terms import terms_of
-from perfmodel import ConfigError, EngineProfile, catalog
+from perfmodel import ConfigError, EngineProfile, catalog, estimate
 from perfmodel.catalog.engines import engine_profile
 
 
@@ -52,6 +45,18 @@ def test_known_terms_are_recovered(
     draft, eagle = fit.profile.host_costs("draft"), fit.profile.host_costs("eagle3")
     assert draft is not None and draft.draft_layer_s == pytest.approx(4e-4, rel=0.05)
     assert eagle is not None and eagle.draft_step_s == pytest.approx(3e-3, rel=0.05)
+
+
+def test_the_fit_computes_the_rounds_that_a_prediction_has(
+    known: tuple[EngineRecords, EngineProfile],
+) -> None:
+    """With the host time of every method, of layers without a graph and of several ranks."""
+    times = {"eager_layer_s": 3e-4, "rank_eager_layer_s": 2e-4, "rank_step_s": 8e-4}
+    profile = replace(known[1], **times)
+    for group in grouped([*known[0].points, *records_of(a_plan(tp=2))[0].points], "h200"):
+        scenario = replace(group.scenario, engine=profile)
+        point = estimate(scenario, batch=group.batch, prompt_tokens=group.context_tokens)
+        assert np.array_equal(group.seconds(profile), point.round_s)
 
 
 def test_terms_of_several_ranks_are_recovered() -> None:

@@ -283,3 +283,28 @@ def test_steps_of_a_mixture_have_their_published_errors() -> None:
             one = group.batch == 1
             assert np.max(np.abs(errors)) < 9.0 and np.abs(errors[one]).item() < 1.0
     assert medians == pytest.approx({"plain": 5.5, "ngram": 1.9}, abs=0.06)
+
+
+def test_steps_with_latent_attention_and_mxfp4_have_their_published_errors() -> None:
+    """docs/results/architectures.md: predictions that were committed before the run."""
+    name = "mxfp4-mla"
+    records = read_engine_records([MEASURED / f"engine-vllm-0.26-h200-{name}.jsonl"])
+    assert [f.point.batch for f in records.failed] == [48, 107]
+    expected = blind_predictions(name, "default_graphs_s")
+    stated = Z90 * engine_profile("vllm", catalog.gpu("h200")).error_of("plain")
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in records.points:
+        point, target = record.point, record.point.setup.target
+        ratio = expected[target, "plain", 0, 1, point.batch, point.prompt_tokens] / record.seconds
+        assert abs(np.log(ratio)) < stated
+        found.setdefault(target, []).append((record.spread, 100.0 * (ratio - 1.0)))
+    published = {
+        "deepseek-v2-lite": [(12, 6.3, -17.6), (4, 2.5, -5.8)],
+        "gpt-oss-120b": [(9, 1.8, 12.3), (8, 1.8, 12.3)],
+    }
+    assert found.keys() == published.keys()
+    for target, rows in found.items():
+        for most, figures in zip((np.inf, 0.1), published[target], strict=True):
+            errors = [error for spread, error in rows if spread <= most]
+            got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
+            assert got == pytest.approx(figures, abs=0.06), target

@@ -99,6 +99,41 @@ def test_a_failed_point_is_recorded_and_tried_again_by_the_next_run(
     assert len(read_engine_records([fake / "a.jsonl"]).points) == len(plan.points)
 
 
+@pytest.mark.parametrize(("calls", "signs"), [("2", "-"), ("3 6", "+-"), ("2 4 7", "--+")])
+def test_repeats_in_which_the_engine_compiles_are_timed_again(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, calls: str, signs: str
+) -> None:
+    """Calls 2, 4, ... of an engine are the short runs of its first point, 3, 5, ... the long."""
+    monkeypatch.setenv("FAKE_VLLM_COMPILES", calls)
+    measured(fake, plan)
+    records = read_engine_records([fake / "a.jsonl"])
+    first = [plan.of(setup)[0] for setup in plan.setups]
+    assert len(records.points) == len(plan.points)
+    for record in records.points:
+        step_s = (ROUND_MS + SEQUENCE_MS * record.point.batch) / 1e3
+        assert record.all_seconds == pytest.approx([step_s] * 3, rel=1e-6)
+        expected = [step_s + float(f"{sign}1") / record.rounds for sign in signs]
+        assert record.disturbed == pytest.approx(expected if record.point in first else [])
+
+
+def test_if_too_few_repeats_agree_all_are_kept() -> None:
+    seconds = [0.01, 0.03, -0.5, 0.02, 0.05, 0.011, 0.01]
+    timed = iter([(each, i) for i, each in enumerate(seconds)])
+    kept, disturbed = vllm_offline.repeated(lambda: next(timed), 3)
+    assert [each for each, _ in kept] == seconds[:6] and not disturbed
+    assert next(timed) == (0.01, 6)  # was not timed
+
+
+def test_a_point_that_is_always_disturbed_fails(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM_COMPILES", "2 4 6 8 10 12")
+    lines = measured(fake, plan)
+    assert len(lines) == len(plan.setups) + 1 and "are not valid step times" in lines[0]
+    records = read_engine_records([fake / "a.jsonl"])
+    assert [f.point for f in records.failed] == [plan.of(setup)[0] for setup in plan.setups]
+
+
 def test_a_run_ends_if_the_first_engine_does_not_start(
     fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from calibration.engines.drivers.server import Server, ServerAdapter
 from calibration.engines.drivers.server_checks import OtherServer, check_model
-from calibration.engines.plan import PlanOptions, plan_run
+from calibration.engines.plan import LONG_ROUNDS, PlanOptions, plan_run
 from calibration.engines.records import Point, Setup, read_engine_records
 from calibration.engines.run import run_plan
 from perfmodel import ConfigError
@@ -33,6 +33,7 @@ class FakeServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock, self.counts_latency, self.sglang = threading.Lock(), counts_latency, sglang
         self.rounds, self.taken, self.now_s = 0, 0, 0.0
+        self.pauses_s: dict[int, float] = {}  # by tokens of a request, once
         self.clock = SimpleNamespace(perf_counter=lambda: self.now_s)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -43,7 +44,7 @@ class FakeServer(ThreadingHTTPServer):
     def complete(self, tokens: int) -> None:
         rounds = -(-(tokens - 1) // (self.accepted + 1))
         with self.lock:
-            self.now_s += rounds * self.step_s / 4
+            self.now_s += rounds * self.step_s / 4 + self.pauses_s.pop(tokens, 0.0)
             self.rounds += rounds
             self.taken += tokens - 1 - rounds
 
@@ -161,6 +162,16 @@ def test_without_latencies_the_difference_in_duration_is_used(
     server.shutdown()
     assert line["all_seconds"] == pytest.approx([0.004] * 3)
     assert line["latency_s"] == 0.0
+
+
+def test_a_disturbed_repeat_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = FakeServer(counts_latency=False)
+    server.pauses_s = {LONG_ROUNDS * 4: 1.0}
+    monkeypatch.setattr("calibration.engines.drivers.server.time", server.clock)
+    line = timed(server, a_point())
+    server.shutdown()
+    assert line["all_seconds"] == pytest.approx([0.004] * 3)
+    assert line["disturbed"] == pytest.approx([0.004 + 1.0 / line["rounds"]])
 
 
 def test_the_accept_length_of_sglang_yields_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from calibration.fit.inputs import fit_inputs
 from calibration.fit.nccl_tests import read_nccl_tests
 from calibration.records.jsonl import RecordError
 from perfmodel import catalog
@@ -109,6 +111,19 @@ def test_anything_else_is_refused(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (output(name="all_gather_perf"), "all_gather_perf"),
+        (output(redop="none"), "not an all-reduce"),
+        (output().replace("Rank  1", "Rank  0"), "rank 0 more than once"),
+    ],
+)
+def test_other_output_is_refused_with_the_reason(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(RecordError, match=says):
+        read(tmp_path, text)
+
+
 def test_aggregated_launches_are_refused(tmp_path: Path) -> None:
     text = output().replace("minBytes 65536", "minBytes 65536 iters: 20 agg iters: {}")
     assert read(tmp_path, text.format(1)) == read(tmp_path, output())
@@ -155,3 +170,49 @@ def test_times_are_read_only_for_their_own_gpu(tmp_path: Path, device: str) -> N
             with pytest.raises(RecordError) as error:
                 read(tmp_path, text, gpu)
             assert repr(device) in str(error.value) and gpu in str(error.value)
+
+
+OF_H200 = output(ranks=2, device="NVIDIA H200")
+
+
+def test_a_run_becomes_an_all_reduce_table(tmp_path: Path) -> None:
+    path = tmp_path / "nccl.txt"
+    path.write_text(OF_H200)
+    report = fit_inputs([path], gpu="h200")
+    table = tomllib.loads(report.files["efficiency/h200/collectives-specroof.toml"])
+    pair = ("all_reduce", "nccl", 2)
+    keys = ("operation", "algorithm", "ranks")
+    own = next(e for e in table["measured"] if tuple(e[k] for k in keys) == pair)
+    assert own["message_bytes"] == list(SIZES)
+    assert own["time_us"] == pytest.approx(list(SIZES.values()), rel=1e-2)
+    assert any(e["operation"] == "all_gather" for e in table["measured"])
+    path.write_text(OF_H200.replace("#  Rank", "# none"))
+    with pytest.raises(RecordError, match="lists 0 ranks"):
+        fit_inputs([path], gpu="h200")
+    with pytest.raises(RecordError, match="add --gpu"):
+        fit_inputs([path])
+
+
+def test_the_gpu_of_a_run_is_read(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
+    one.write_text(OF_H200)
+    assert fit_inputs([one]).files == fit_inputs([one], gpu="h200").files != {}
+    other.write_text(OF_H200.replace("NVIDIA H200", "Tesla V100"))
+    with pytest.raises(RecordError, match="add --gpu"):
+        fit_inputs([other])
+
+
+def test_a_file_is_not_fitted_twice(tmp_path: Path) -> None:
+    one, copy = tmp_path / "one.txt", tmp_path / "copy.txt"
+    for path in (one, copy):
+        path.write_text(OF_H200)
+    for pair in ([one, one], [one, copy]):
+        with pytest.raises(RecordError, match="are the same; give a file once"):
+            fit_inputs(pair, gpu="h200")
+
+
+def test_three_message_sizes_are_too_few(tmp_path: Path) -> None:
+    (tmp_path / "nccl.txt").write_text(OF_H200.partition(f" {max(SIZES)}")[0])
+    report = fit_inputs([tmp_path / "nccl.txt"], gpu="h200")
+    assert not report.files
+    assert "all-reduce: 3 message sizes; 4 are needed" in report.missing

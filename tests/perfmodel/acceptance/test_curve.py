@@ -15,7 +15,6 @@ from perfmodel.acceptance.tokens import alpha_for_tokens_per_round
 from perfmodel.catalog.acceptance import (
     acceptance_curve,
     measured_curves,
-    parse_acceptance_curve,
     read_acceptance_curves,
 )
 from perfmodel.errors import ConfigError
@@ -244,10 +243,12 @@ budget_range = [512.0, 512.0]
         (VALID + "= =", "not valid TOML"),
     ],
 )
-def test_an_invalid_file_is_refused_with_the_key(text: str, said: str) -> None:
-    assert parse_acceptance_curve(VALID, "a.toml").origin == "fitted"
+def test_an_invalid_file_is_refused_with_the_key(text: str, said: str, tmp_path: Path) -> None:
+    (path := tmp_path / "a.toml").write_text(VALID, encoding="utf-8")
+    assert [curve.origin for curve in read_acceptance_curves(path)] == ["fitted"]
+    path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="a") as refused:
-        parse_acceptance_curve(text, "a.toml")
+        read_acceptance_curves(path)
     assert said in str(refused.value)
 
 

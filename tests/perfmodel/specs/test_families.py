@@ -1,7 +1,4 @@
-"""Sizes of the families that only the cost model reads, compared with transformers' modules.
-
-Modules are built on the meta device, so that those of any size take no memory.
-"""
+"""Sizes of the families that only the cost model reads, compared with transformers' modules."""
 
 from __future__ import annotations
 
@@ -17,18 +14,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from meta_modules import TYPES_OF_TRANSFORMERS, module_of, transformers
 
 from perfmodel import ConfigError, ModelSpec, catalog
 from perfmodel.specs.families import _FAMILIES, MODEL_TYPES, NOT_MODELLED, model_spec
 from perfmodel.specs.layers import LocalAttention
 
-transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
-
 SIZES = {
     "num_hidden_layers": 6, "hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 2,
     "intermediate_size": 96, "vocab_size": 131, "max_position_embeddings": 512, "pad_token_id": 0,
 }  # fmt: skip
-TYPES_OF_TRANSFORMERS = {"kimi_k2": "deepseek_v3"}
 FULL, SLIDING, CHUNKED, LINEAR = (
     f"{kind}_attention" for kind in ("full", "sliding", "chunked", "linear")
 )
@@ -59,30 +54,6 @@ def sizes_of_transformers(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """
     module = module_of(config)
     return (*parameters_of(module), sum(cached_bytes(module, 1).values()))
-
-
-def module_of(config: Mapping[str, Any]) -> Any:
-    if config["model_type"] in VISUAL:
-        return decoder_of(dict(config))
-    fields = dict(config.get("text_config", config))
-    model_type = fields.pop("model_type")
-    stated = transformers.AutoConfig.for_model(
-        TYPES_OF_TRANSFORMERS.get(model_type, model_type), **fields
-    )
-    build = transformers.AutoModelForCausalLM.from_config
-    with torch.device("meta"):
-        return (
-            transformers.Mistral4ForCausalLM(stated) if model_type == "mistral4" else build(stated)
-        )
-
-
-def decoder_of(fields: dict[str, Any]) -> Any:
-    """The text decoder and the LM head of a multimodal model."""
-    stated = transformers.AutoConfig.for_model(fields.pop("model_type"), **fields)
-    with torch.device("meta"):
-        module = transformers.AutoModelForImageTextToText.from_config(stated)
-    module.model, module.config = module.model.language_model, stated.text_config
-    return module
 
 
 def parameters_of(module: Any) -> tuple[int, int]:
@@ -224,9 +195,6 @@ CASES = {
     "a multimodal kimi": {"model_type": "kimi_k25", "text_config": case("kimi_k2", **MLA)},
 }  # fmt: skip
 
-# Multimodal models whose decoder is only built as a part of them.
-VISUAL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v",
-          "glm4v_moe", "llava", "llava_next", "internvl")  # fmt: skip
 OF_QWEN = {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
 AXES = {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
 OF_GLM = {"rope_scaling": {"rope_type": "default", "mrope_section": [2, 1, 1]}}

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from meta_modules import module_of
 
 from perfmodel import ConfigError, catalog, estimate, parse_scenario
 from perfmodel.specs.checkpoint.modules import Stored
 from perfmodel.specs.checkpoint.quantisation import without_quantisation
 from perfmodel.specs.families import model_spec
-
-transformers = pytest.importorskip("transformers", reason="transformers is the reference here")
 
 LLAMA = catalog.model_config("llama-3.2-1b")
 QWEN = catalog.model_config("qwen2.5-7b")
@@ -473,16 +471,6 @@ CHECKPOINTS: dict[str, tuple[str, dict[str, Any], str, int, str]] = {
         r"experts\.(gate_up|down)_proj$",
     ),
 }
-
-
-def module_of(config: dict[str, Any]) -> Any:
-    fields = dict(config) | {"quantization_config": None}
-    model_type = fields.pop("model_type")
-    known = {"kimi_k2": "deepseek_v3"}.get(model_type, model_type)
-    with torch.device("meta"):
-        return transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.for_model(known, **fields)
-        )
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

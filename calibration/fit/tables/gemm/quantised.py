@@ -80,7 +80,7 @@ def fit_formats(data: Path, gpu: MeasuredGpu) -> tuple[dict[str, str], list[Erro
         fit = fit_gemm_table(on_knots(table), gpu.sheet)
         errors = knot_errors(kind.dtype, fit, table, gpu)
         if (later := kind.read(data, gpu, later=True)) is not None:
-            add_later(errors, fit, later, gpu)
+            _add(errors, "later kernels", later, _error(fit, later, gpu))  # not fitted to them
         text = catalog_text(gpu.name, fit, errors, gpu.sheet, source=kind.table, scope=SCOPE)
         files[file] = text
         reports.append(errors)
@@ -118,11 +118,6 @@ def knot_errors(dtype: str, fit: GemmFit, table: GemmTable, gpu: MeasuredGpu) ->
     for way, cells in ways.items():
         _add(errors, way, table, np.where(cells, error, np.nan))
     return errors
-
-
-def add_later(errors: Errors, fit: GemmFit, table: GemmTable, gpu: MeasuredGpu) -> None:
-    """Errors for the kernels of a later version, which the curve was not fitted to."""
-    _add(errors, "later kernels", table, _error(fit, table, gpu))
 
 
 def _error(fit: GemmFit, table: GemmTable, gpu: MeasuredGpu) -> FloatArray:

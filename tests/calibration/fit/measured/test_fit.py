@@ -38,7 +38,6 @@ from calibration.measure.grid import (
     sustained_cells,
 )
 from calibration.records.cells import Cell, flops
-from calibration.records.jsonl import RecordError
 from calibration.records.kernels import KernelRecord
 from perfmodel import EngineProfile, catalog
 from perfmodel.catalog.engines import profile_from_table
@@ -297,96 +296,6 @@ def test_the_command_writes_its_files_and_charts(
     value = json.loads(capsys.readouterr().out)
     assert value["files"] == ["efficiency/h200/gemm-specroof.toml"]
     assert list(value) == documented_keys("calibrate: fit")
-
-
-NCCL = """# nThread 1 nGpus 2 minBytes 8192 maxBytes 67108864 step: 2(factor)
-#  Rank  0 Group  0 Pid  1 on host device  0 [0x18] NVIDIA H200
-#  Rank  1 Group  0 Pid  1 on host device  1 [0x2a] NVIDIA H200
-#       size         count      type   redop    root     time   algbw   busbw #wrong
-#        (B)    (elements)                               (us)  (GB/s)  (GB/s)
-"""
-
-
-def test_nccl_tests_output_becomes_an_all_reduce_table(tmp_path: Path) -> None:
-    sizes = [8192 * 4**i for i in range(7)]
-    rows = [nccl_row(size) for size in sizes]
-    path = tmp_path / "nccl.txt"
-    path.write_text(NCCL + "\n".join(rows) + "\n# Avg bus bandwidth : 1\n")
-    report = fit_inputs([path], gpu="h200")
-    table = tomllib.loads(report.files["efficiency/h200/collectives-specroof.toml"])
-    pair = ("all_reduce", "nccl", 2)
-    keys = ("operation", "algorithm", "ranks")
-    own = next(e for e in table["measured"] if tuple(e[k] for k in keys) == pair)
-    assert own["message_bytes"] == sizes
-    assert own["time_us"] == pytest.approx([10 + s / 3e5 for s in sizes], rel=1e-2)
-    assert any(e["operation"] == "all_gather" for e in table["measured"])
-    path.write_text(NCCL.replace("#  Rank", "# none") + rows[0] + "\n")
-    with pytest.raises(RecordError, match="lists 0 ranks"):
-        fit_inputs([path], gpu="h200")
-    with pytest.raises(RecordError, match="add --gpu"):
-        fit_inputs([path])
-
-
-def test_the_gpu_of_nccl_tests_output_is_read(tmp_path: Path) -> None:
-    one, other = tmp_path / "one.txt", tmp_path / "other.txt"
-    one.write_text(NCCL + nccl_rows(5) + "\n")
-    assert fit_inputs([one]).files == fit_inputs([one], gpu="h200").files != {}
-    other.write_text(one.read_text().replace("NVIDIA H200", "Tesla V100"))
-    with pytest.raises(RecordError, match="add --gpu"):
-        fit_inputs([other])
-
-
-def test_a_file_is_not_fitted_twice(tmp_path: Path) -> None:
-    one, copy = tmp_path / "one.txt", tmp_path / "copy.txt"
-    for path in (one, copy):
-        path.write_text(NCCL + nccl_rows(5) + "\n")
-    for pair in ([one, one], [one, copy]):
-        with pytest.raises(RecordError, match="are the same; give a file once"):
-            fit_inputs(pair, gpu="h200")
-
-
-def nccl_row(size: int) -> str:
-    time = 10 + size / 3e5
-    rate = f"{size / time / 1e3:.2f}"  # GB/s; of two ranks both bandwidths are the same
-    return f"{size} {size // 4} float sum -1 {time:.2f} {rate} {rate} 0 9.9 1 1 0"
-
-
-def nccl_rows(count: int) -> str:
-    return "\n".join(nccl_row(65536 * 4**i) for i in range(count))
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("# Collective test starting: all_gather_perf\n" + NCCL + nccl_rows(5), "all_gather_perf"),
-        (NCCL + nccl_rows(5).replace(" sum ", " none "), "not an all-reduce"),
-        (NCCL.replace("Rank  1", "Rank  0") + nccl_rows(5), "rank 0 more than once"),
-    ],
-)
-def test_other_nccl_tests_output_is_refused(text: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "nccl.txt").write_text(text + "\n")
-    with pytest.raises(RecordError, match=says):
-        fit_inputs([tmp_path / "nccl.txt"], gpu="h200")
-
-
-def test_three_message_sizes_are_too_few(tmp_path: Path) -> None:
-    (tmp_path / "nccl.txt").write_text(NCCL + nccl_rows(3) + "\n")
-    report = fit_inputs([tmp_path / "nccl.txt"], gpu="h200")
-    assert not report.files
-    assert "all-reduce: 3 message sizes; 4 are needed" in report.missing
-
-
-def test_an_older_nccl_tests_without_root_is_read_by_its_columns(tmp_path: Path) -> None:
-    head = NCCL.replace("   root ", "")
-    rows = nccl_rows(5).replace(" -1 ", " ")
-    (tmp_path / "nccl.txt").write_text(head + rows + "\n")
-    table = tomllib.loads(
-        fit_inputs([tmp_path / "nccl.txt"], gpu="h200").files[
-            "efficiency/h200/collectives-specroof.toml"
-        ]
-    )
-    assert table["measured"][0]["message_bytes"][:2] == [65536, 262144]
-    assert table["measured"][0]["time_us"][-1] == pytest.approx(10 + 65536 * 4**4 / 3e5, rel=1e-3)
 
 
 def test_flops_of_the_synthetic_records_are_possible() -> None:
