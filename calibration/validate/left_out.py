@@ -62,8 +62,8 @@ RECORDS = {
 }
 OF_RANKS = ("steps-h200-tp2-seed2921-even",)
 VLLM = "vllm-0.26"
-# Its held-back points: of the files of the fit, and of two predicted before they were timed.
-VLLM_RECORDS = ("h200", "h200-tp2", "h200-seed3101", "h200-tp2-processes")
+# Its held-back points: of the files of the fit, and of three predicted before they were timed.
+VLLM_RECORDS = ("h200", "h200-tp2", "h200-seed3101", "h200-seed4101", "h200-tp2-processes")
 # Profiles that predict InferenceX's rows of a dense model.
 SERVED, DENSE = {"vLLM": VLLM, "TensorRT-LLM": "tensorrt-llm-1.2"}, "llama-3.1-70b"
 SISTERS = {"h200": "h100-sxm", "h100-sxm": "h200"}

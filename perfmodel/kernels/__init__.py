@@ -10,7 +10,7 @@ from perfmodel.kernels.attention_split import (
     SplitKV,
     tile_index,
 )
-from perfmodel.kernels.attention_tail import tail_ratio
+from perfmodel.kernels.attention_tail import saturating_share, tail_ratio
 from perfmodel.kernels.collectives import Exchange, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.kernels.experts import ExpertsCurve
@@ -40,6 +40,7 @@ __all__ = [
     "TallBlocks",
     "Waves",
     "roofline_seconds",
+    "saturating_share",
     "tail_ratio",
     "tile_index",
 ]

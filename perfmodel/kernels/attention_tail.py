@@ -4,10 +4,13 @@ FlashAttention-3 runs one block per multiprocessor. It splits the KV of all sequ
 that there are about 1.1 ranges per multiprocessor, but at least one per sequence and KV head. Few
 blocks are then left for a last wave, in which most multiprocessors are idle; since one of them
 reads at most a multiple of its share of the memory bandwidth, this wave takes longer than its bytes
-would. With 8 KV heads on 132 multiprocessors, a batch of 6 has 144 blocks: a wave of 132 and one of
-12. A kernel table measured at powers of two, which divide the work evenly, does not show this.
+would. The tiles of narrower heads than 128 have as many tokens, so a multiprocessor has fewer bytes
+in flight, and that multiple is smaller. With 8 KV heads on 132 multiprocessors, a batch of 6 has
+144 blocks: a wave of 132 and one of 12. A kernel table measured at powers of two, which divide the
+work evenly, does not show this.
 
-Source: `prepare_varlen_num_blocks_kernel` in hopper/flash_prepare_scheduler.cu of FlashAttention.
+Sources: `prepare_varlen_num_blocks_kernel` in hopper/flash_prepare_scheduler.cu of FlashAttention,
+and `tile_size_fwd_sm90` in hopper/tile_size.h (128 tokens of a paged cache for heads up to 128).
 """
 
 from __future__ import annotations
@@ -21,9 +24,19 @@ from perfmodel._typing import Floats
 BLOCK_TOKENS = 128.0  # of KV that a block processes at once
 RANGES = 1.1  # wanted ranges per multiprocessor
 
+WIDE_HEAD = 128  # from which on tiles have fewer tokens, but as many bytes
+
 # Where a wave begins is uncertain by so much (ln units) on a GPU without measured kernels; its
 # ratio is a mean over this range.
 UNCERTAIN_WAVES = np.linspace(-0.15, 0.15, 11)
+
+
+def saturating_share(wide: float, head_dim: int) -> float:
+    """Share of the multiprocessors that reach the memory bandwidth; `wide` is that of wide heads.
+
+    Each has two tiles of K and V in flight, which for heads of 64 have half the bytes.
+    """
+    return min(1.0, wide * max(1.0, WIDE_HEAD / head_dim))
 
 
 def tail_ratio(

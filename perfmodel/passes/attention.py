@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from perfmodel._typing import Floats
-from perfmodel.kernels import tail_ratio
+from perfmodel.kernels import saturating_share, tail_ratio
 from perfmodel.passes.attention_kinds import (
     latent_attention,
     latent_prefill,
@@ -104,7 +104,7 @@ def _attention(
             kv,
             sm_count=gpu.sm_count,
             measured_sm_count=curve.sm_count,
-            saturating_share=engine.attention_tail_share,
+            saturating_share=saturating_share(engine.attention_tail_share, spec.head_dim),
             is_measured=rank.curves.name == gpu.name,
         )
     if engine.verify_attention_factor != 1.0:

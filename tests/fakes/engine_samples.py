@@ -64,6 +64,7 @@ def records_of(
     true = replace(
         base_profile(blank),
         linear_factor=1.07,
+        attention_tail_share=0.3,
         attention_factor=0.94,
         verify_attention_factor=1.2,
         layer_overhead_s=6e-6,

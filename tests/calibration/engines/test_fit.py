@@ -36,6 +36,7 @@ def test_known_terms_are_recovered(
     assert fit.rms_percent < 0.2
     for name in ("linear_factor", "attention_factor", "verify_attention_factor"):
         assert getattr(fit.profile, name) == pytest.approx(getattr(true, name), rel=0.02)
+    assert fit.profile.attention_tail_share == pytest.approx(true.attention_tail_share, abs=0.02)
     for costs in true.host:
         if costs.method != "plain":  # whose host time is hidden behind the GPU
             found = fit.profile.host_costs(costs.method)

@@ -12,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import calibration
-from perfmodel.kernels import tail_ratio
+from perfmodel import catalog
+from perfmodel.catalog.engines import engine_profile
+from perfmodel.kernels import saturating_share, tail_ratio
 
-RECORDS = Path(calibration.__file__).parent / "measured" / "engine-vllm-0.26-h200.jsonl"
+MEASURED = Path(calibration.__file__).parent / "measured"
+RECORDS = MEASURED / "engine-vllm-0.26-h200.jsonl"
 
 
 def ratio(units: float, tokens: float, share: float = 0.43) -> float:
@@ -59,6 +62,39 @@ def test_a_wave_of_few_blocks_is_as_long_as_measured() -> None:
     measured = per_token[6, 28_672] / per_token[3, 51_264]
     predicted = ratio(48.0, 28_704) / ratio(24.0, 51_296)
     assert predicted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize(("head_dim", "rms"), [(128, 0.042), (64, 0.044)])
+def test_narrow_heads_have_the_measured_waves_with_twice_the_share(
+    head_dim: int, rms: float
+) -> None:
+    """docs/results/serving-engines.md: vLLM's kernel alone, 1 to 32 x 8,592 tokens, 8 KV heads."""
+    path = MEASURED / "attention-vllm-h200.jsonl"
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines()[1:])
+    chosen = {"dim": head_dim, "kv_heads": 8, "tokens": 8592, "query": 1}
+    times = {row["batch"]: row["us"] for row in rows if chosen.items() <= row.items()}
+    powers = [2**n for n in range(6) if 2**n in times]
+    batch = np.arange(1, 33)
+    at_powers = [np.log(times[n] / n) for n in powers]
+    table = batch * np.exp(np.interp(np.log(batch), np.log(powers), at_powers))
+    measured = np.array([times[int(n)] for n in batch])
+
+    def error(share: float) -> float:
+        found = np.log(table * ratios(8.0 * batch, 8592, share=share) / measured)
+        return float(np.sqrt(np.mean(found**2)))
+
+    profile = engine_profile("vllm-0.26", catalog.gpu("h200")).attention_tail_share
+    share = saturating_share(profile, head_dim)
+    other = saturating_share(profile, 192 - head_dim)
+    assert error(share) == pytest.approx(rms, abs=0.0006)
+    assert error(other) > 3.0 * error(share)
+
+
+@given(st.floats(0.0, 1.0), st.integers(16, 512))
+def test_no_more_multiprocessors_than_all_reach_the_bandwidth(wide: float, head_dim: int) -> None:
+    share = saturating_share(wide, head_dim)
+    assert wide <= share <= min(1.0, 8.0 * wide + 1e-12)
+    assert head_dim < 128 or share == wide
 
 
 def test_on_gpus_without_measured_kernels_waves_begin_gradually() -> None:
