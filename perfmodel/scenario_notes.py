@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from perfmodel import catalog
 from perfmodel.catalog.kernels import measured_attention
 from perfmodel.errors import either
 from perfmodel.kernels.latent import PADDED_TIME, UNSPLIT_TIME
@@ -269,9 +270,13 @@ def _type_notes(scenario: Scenario) -> list[str]:
 
 def _link_note(scenario: Scenario) -> str:
     """A warning if all-reduces were not measured on this machine; "" otherwise."""
-    link, exchange = scenario.machine.link, scenario.exchange
-    if scenario.tp == 1 or link.ring_hop_s is not None:
+    machine, link, exchange = scenario.machine, scenario.machine.link, scenario.exchange
+    if scenario.tp == 1:
         return ""
+    if link.ring_hop_s is not None:
+        if machine.gpu.path or link != catalog.machine(machine.name).link:
+            return ""  # the user states it
+        return f"all-reduces take the ring of {machine.name}, {link.source.rpartition('; ')[2]}"
     if link.kind == "pcie" and scenario.tp > 2:
         return (
             f"all-reduce over PCIe among {scenario.tp} GPUs was measured on one L40S node; other "

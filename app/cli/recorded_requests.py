@@ -34,7 +34,7 @@ def _replica(answer: Recommendation) -> tuple[Scenario, float]:
     scenario, fleet = answer.studied.scenario, answer.fleet
     if fleet is None:
         return scenario, DEFAULT_RATE
-    sized = fleet_of(answer.studied, answer.rule.limits, fleet.rate)
+    sized = fleet_of(answer.studied, answer.rule.limits, fleet.rate, fleet.most_requests)
     return sized.capacity.scenario if sized else scenario, fleet.rate * scenario.tp / fleet.gpus
 
 

@@ -70,16 +70,21 @@ def observe(paths: Sequence[Path], scenario: Scenario) -> Measured:
     return replace(measured, engine=measured.engine or "vllm")
 
 
-def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -> Measured:
-    """The measurement with an engine such as "vllm-0.23" or "vllm", and rounds in milliseconds.
+def with_times(
+    measured: Measured, *, runs_on: str, round_ms: str, gamma: int, plain_s: float | None = None
+) -> Measured:
+    """The measurement with an engine such as "vllm-0.23" or "vllm", and stated times.
 
     `round_ms` is the round of `gamma`, or rounds of several γ, such as "1:15.6,3:41"; both texts
-    may be empty. Raises `ConfigError` if the engine is not known or a round is not a number.
+    may be empty. Raises `ConfigError` if the engine is not known, a round is not a number, or a
+    report has another time.
     """
     if runs_on:
         known = named_version(runs_on)
         measured = replace(measured, engine=known.engine, version=known.version)
-    rounds, stated = dict(measured.rounds_s), set[int]()
+    if plain_s is not None:
+        measured = _timed(measured, "--plain-ms", {0: plain_s})
+    rounds = dict[int, float]()
     for part in round_ms.split(",") if round_ms else ():
         count, colon, milliseconds = part.rpartition(":")
         try:
@@ -92,11 +97,10 @@ def with_times(measured: Measured, *, runs_on: str, round_ms: str, gamma: int) -
                 f"--round-ms {round_ms[:40]!r} is not valid; give milliseconds such as 41, or "
                 f"several gamma such as 1:15.6,3:41"
             ) from None
-        if drafts in stated:
+        if drafts in rounds:
             raise ConfigError(f"--round-ms {round_ms!r} states gamma {drafts} twice; give it once")
-        stated.add(drafts)
         rounds[drafts] = seconds
-    return replace(measured, rounds_s=rounds)
+    return _timed(measured, "--round-ms", rounds)
 
 
 def version_note(measured: Measured, runs_on: str) -> str:

@@ -292,6 +292,7 @@ L40_ROW = PublishedRow(
     table="T1",
     engine="magicdec",
     gpu="l40",
+    machine="magicdec-8xl40",
     target="llama-2-7b-32k",
     tp=8,
     batch=32,

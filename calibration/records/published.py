@@ -29,6 +29,7 @@ class PublishedRow:
     batch: int
     prompt_tokens: int
     target_step_s: float
+    machine: str | None = None  # by default that of the GPU
     draft: str = "none"
     draft_policy: str | None = None
     kv_budget: int | None = None
@@ -135,6 +136,7 @@ def predict_row(
             "kv_budget": row.kv_budget,
             "gamma": row.gamma,
             "gpu": row.gpu,
+            "machine": row.machine,
             "tp": row.tp,
             "draft_tp": row.draft_tp,
             "batch": row.batch,

@@ -1,7 +1,8 @@
 """Sample validation cases from ranges with a seed, so that each seed is a new test.
 
-Only cases that fit on the GPU are used, by the predicted memory with a margin. Some scenarios are
-also timed with every γ and a second KV budget, to compute the regret of the predicted choice.
+Only models that split over the ranks are drawn, and only cases that fit on the GPU are used, by the
+predicted memory with a margin. Some scenarios are also timed with every γ and a second KV budget,
+to compute the regret of the predicted choice.
 
 Cases for the overhead of a round come from a Latin hypercube (McKay et al. 1979) instead: batch and
 γ each have as many strata as there are cases, and every stratum is used once. A few rounds then
@@ -14,10 +15,12 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from calibration.records.steps import Case, CaseFile, CasePlan, case_scenario
-from perfmodel import ConfigError, RoundEstimate, estimate
+from perfmodel import ConfigError, RoundEstimate, catalog, estimate
+from perfmodel.errors import either
 
 TARGETS = ("llama-3.1-8b", "llama-2-7b", "llama-3.2-1b", "tinyllama-1.1b", "qwen2.5-7b")
 DRAFT_MODELS = {"llama-3.1-8b": "llama-3.2-1b", "llama-2-7b": "tinyllama-1.1b"}
@@ -60,12 +63,13 @@ class SampleOptions:
 def sample_cases(options: SampleOptions) -> CaseFile:
     """Scenarios in the order of sampling, each followed by its further choices.
 
-    Raises `ConfigError` if no case fits in the GPU's memory.
+    Raises `ConfigError` if no case fits in the GPU's memory, or no model splits over the ranks.
     """
     rng, cases = random.Random(options.seed), []
+    targets = _that_split(TARGETS, options.tp)
     every = max(1, options.count // options.choices) if options.choices else 0
     for number in range(options.count):
-        case = _sample_that_fits(rng, options, number)
+        case = _sample_that_fits(rng, options, number, targets)
         cases.append(case)
         if every and number % every == 0 and number // every < options.choices:
             cases += [other for other in _other_choices(case) if _fits(other, options)]
@@ -81,7 +85,8 @@ def sample_cases(options: SampleOptions) -> CaseFile:
 def sample_rounds(options: SampleOptions) -> CaseFile:
     """Cases to fit the overhead of a round to; `options.choices` is ignored.
 
-    Raises `ConfigError` if a case does not fit in the GPU's memory.
+    Raises `ConfigError` if a case does not fit in the GPU's memory, or no model splits over the
+    ranks.
     """
     rng, count = random.Random(options.seed), options.count
     low, high = (math.log(edge) for edge in ROUND_BATCH)
@@ -89,7 +94,9 @@ def sample_rounds(options: SampleOptions) -> CaseFile:
     gammas = [GAMMAS[i * len(GAMMAS) // count] for i in range(count)]
     orders = [rng.sample(gammas, count) for _ in range(ORDERS)]
     gammas = min(orders, key=lambda order: abs(_correlation(batches, order)))
-    ways = [ROUND_WAYS[i % len(ROUND_WAYS)] for i in range(count)]
+    targets = _that_split([target for target, _ in ROUND_WAYS], options.tp)
+    split = [way for way in ROUND_WAYS if way[0] in targets and _draft_splits(way[1], options.tp)]
+    ways = [split[i % len(split)] for i in range(count)]
     rng.shuffle(ways)
     cases = []
     for number, (batch, gamma, (target, draft)) in enumerate(
@@ -120,12 +127,32 @@ def expected_seconds(cases: CaseFile, *, repeats: int, gpu: str = "h200") -> flo
     return total
 
 
-def _sample_that_fits(rng: random.Random, options: SampleOptions, number: int) -> Case:
+def _that_split(targets: Sequence[str], tp: int) -> list[str]:
+    """The targets that split over `tp` ranks; raises `ConfigError` if none does."""
+    specs = [catalog.model(target) for target in targets]
+    split = [spec.name for spec in specs if spec.splits_over(tp)]
+    if not split:
+        valid = [str(n) for n in range(1, tp) if any(spec.splits_over(n) for spec in specs)]
+        raise ConfigError(
+            f"no model of the cases splits over tp={tp} ranks: {', '.join(dict.fromkeys(targets))};"
+            f" use {either(valid)}"
+        )
+    return split
+
+
+def _draft_splits(draft: str, tp: int) -> bool:
+    return draft == "self" or catalog.model(draft).splits_over(tp)
+
+
+def _sample_that_fits(
+    rng: random.Random, options: SampleOptions, number: int, targets: Sequence[str]
+) -> Case:
     """Choose target and draft first and redraw the rest, so that large models are not rarer."""
-    target = rng.choice(TARGETS)
+    target = rng.choice(targets)
     ways = [("self", "streamingllm"), ("self", "snapkv")]
-    if target in DRAFT_MODELS:
-        ways.append((DRAFT_MODELS[target], "streamingllm"))
+    draft = DRAFT_MODELS.get(target)
+    if draft is not None and _draft_splits(draft, options.tp):
+        ways.append((draft, "streamingllm"))
     way = rng.choice(ways)
     for _ in range(TRIES):
         case = _sample(rng, options, number, target, way)

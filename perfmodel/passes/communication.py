@@ -97,16 +97,15 @@ def _sum_seconds(rank: Rank, message: Floats) -> Floats:
 def sum_error(rank: Rank, rows: Floats) -> Floats:
     """Standard error of ln(time of an all-reduce) of each number of rows; 0 if it was measured.
 
-    On PCIe machines whose ring is not known, the time lies between that of the measured node and
-    that of a ring at the rate of two cards. An exchange is extrapolated to numbers of ranks that
-    were not measured.
+    On PCIe machines whose wiring is not known, also those of a measured GPU, the time lies between
+    that of the measured node and that of a ring at the rate of two cards. An exchange is
+    extrapolated to numbers of ranks that were not measured.
     """
     curve, link = rank.curves.collectives, rank.machine.link
     if rank.tp == 1 or link.ring_hop_s is not None:
         return np.zeros(())
     message = _message(rank, rows)
-    measured = rank.machine.gpu.efficiency_origin == Origin.FITTED
-    if link.kind == "pcie" and rank.tp > 2 and not measured:
+    if link.kind == "pcie" and rank.tp > 2:
         ring = curve.all_reduce_seconds(
             message_bytes=message, ranks=rank.tp, algorithm="ring", link_bandwidth=link.bandwidth
         )

@@ -52,6 +52,7 @@ class Fleet:
     rate: float
     replicas: int
     capacity: Capacity
+    most_requests: int  # at once per replica
 
     @property
     def gpus(self) -> int:
@@ -85,10 +86,12 @@ class Fleet:
         return self.gpus * price_per_hour / 3600.0 / tokens_per_s * 1e6
 
 
-def capacity(candidate: Candidate, limits: SLO) -> Capacity | None:
-    """The largest concurrency at which a plan meets the limits; None if none does."""
+def capacity(
+    candidate: Candidate, limits: SLO, most_requests: int = MOST_REQUESTS
+) -> Capacity | None:
+    """The largest concurrency up to `most_requests` at which a plan meets the limits, or None."""
     scenario = candidate.scenario
-    most = min(largest_batch(scenario), MOST_REQUESTS)
+    most = min(largest_batch(scenario), most_requests)
     if most < 1:
         return None
     steps = np.geomspace(1, most, 256).round()
@@ -180,22 +183,16 @@ def fleets(result: Search, rate: float) -> list[Fleet]:
     A choice whose plans all miss the limits at the scenario's batch may meet them at a lower one.
     """
     best = _best((*result.ranked(), *sorted(result.candidates, key=result.cost)))
-    sized = [fleet_of(candidate, result.slo, rate) for candidate in best]
+    most = result.most_requests or MOST_REQUESTS
+    sized = [fleet_of(candidate, result.slo, rate, most) for candidate in best]
     made = [fleet for fleet in sized if fleet is not None]
     return sorted(made, key=lambda f: (f.gpus, f.capacity.candidate.parts, f.load))
 
 
 def with_memory_share(fleet: Fleet, limits: SLO, share: float) -> Fleet:
     """The fleet of the same plan if each replica uses at most this share of the memory."""
-    most = min(limits.memory_fraction or 1.0, share)
-    smaller = capacity(fleet.capacity.candidate, replace(limits, memory_fraction=most))
-    if smaller is None:
-        return fleet
-    return Fleet(
-        rate=fleet.rate,
-        replicas=math.ceil(fleet.rate / smaller.requests_per_s),
-        capacity=smaller,
-    )
+    slo = replace(limits, memory_fraction=min(limits.memory_fraction or 1.0, share))
+    return fleet_of(fleet.capacity.candidate, slo, fleet.rate, fleet.most_requests) or fleet
 
 
 def fewest(sized: Sequence[Fleet], limits: SLO) -> Fleet | None:
@@ -217,17 +214,20 @@ def fewest(sized: Sequence[Fleet], limits: SLO) -> Fleet | None:
     )
 
 
-def fleet_of(candidate: Candidate, limits: SLO, rate: float, gain: float = 1.0) -> Fleet | None:
+def fleet_of(
+    candidate: Candidate, limits: SLO, rate: float, most_requests: int, gain: float = 1.0
+) -> Fleet | None:
     """The replicas of a plan that serve a rate if rounds are `gain` times as fast as predicted.
 
-    None if the plan misses the limits, or if its acceptance is unknown.
+    Each has at most `most_requests` at once. None if the plan misses the limits, or if its
+    acceptance is unknown.
     """
     slo = limits if limits.tpot_s is None else replace(limits, tpot_s=limits.tpot_s * gain)
-    sized = capacity(candidate, slo)
+    sized = capacity(candidate, slo, most_requests)
     if sized is None or math.isnan(sized.requests_per_s):
         return None
     replicas = math.ceil(rate / (sized.requests_per_s * gain))
-    return Fleet(rate=rate, replicas=replicas, capacity=sized)
+    return Fleet(rate=rate, replicas=replicas, capacity=sized, most_requests=most_requests)
 
 
 def _beats(rival: Fleet, fleet: Fleet, limits: SLO) -> bool:
@@ -237,5 +237,5 @@ def _beats(rival: Fleet, fleet: Fleet, limits: SLO) -> bool:
     one, other = rival.capacity.scenario, fleet.capacity.scenario
     gain = relative_gain(one, other) if other.plan.speculates else service_gain(one)
     low = float(gain.low / gain.value)
-    slower = fleet_of(rival.capacity.candidate, limits, rival.rate, low)
+    slower = fleet_of(rival.capacity.candidate, limits, rival.rate, rival.most_requests, low)
     return slower is not None and slower.gpus < fleet.gpus

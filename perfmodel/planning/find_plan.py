@@ -62,7 +62,8 @@ def find_plan(
     objective : str
         "throughput" or "latency", see `search`.
     rate : float, optional
-        Requests per second to serve, up to 1e6. Without a batch, it is searched too. [1/s]
+        Requests per second to serve, up to 1e6. A batch is the most requests at once of a replica;
+        without one, it is searched too. [1/s]
     price_per_hour : float, optional
         Price of a GPU hour, in any currency.
     acceptance_budget : int or str, optional
@@ -114,6 +115,8 @@ def find_plan(
     result = joined(searches)
     if batches:
         result = at_capacity(result)
+    elif rate is not None:
+        result = replace(result, most_requests=plain.batch)
     return recommend(result, rate=rate, price_per_hour=price_per_hour)
 
 

@@ -251,7 +251,7 @@ class Recommendation:
         if self.fleet is not None:
             sized = next(
                 (f for f in (self.fleet, self.plain_fleet) if f and f.runs(candidate.scenario)),
-                fleet_of(candidate, self.rule.limits, self.fleet.rate),
+                fleet_of(candidate, self.rule.limits, self.fleet.rate, self.fleet.most_requests),
             )
             return None if sized is None else sized.cost_per_million_tokens(self.price_per_hour)
         return self.price_per_hour / 3600.0 / candidate.throughput_per_gpu * 1e6

@@ -151,7 +151,7 @@ def _shorter_prompts(base: Scenario) -> Iterator[int]:
 def _machines(result: Search, plans: list[Scenario]) -> list[str]:
     """Machines that help, each at its smallest TP; those with the smallest TP first."""
     found: list[tuple[int, str]] = []
-    for name in catalog.machine_names():
+    for name in _machine_names():
         if name == plans[0].machine.name:
             continue
         most = catalog.machine(name).gpus_per_node
@@ -164,7 +164,7 @@ def _machines(result: Search, plans: list[Scenario]) -> list[str]:
 def _machines_for_fewer(result: Search, plain: Scenario) -> str:
     """The machines that take the most requests, for limits that no single change meets."""
     found: list[tuple[int, str]] = []
-    for name in catalog.machine_names():
+    for name in _machine_names():
         for tp in (tp for tp in TP_DEGREES if tp <= catalog.machine(name).gpus_per_node):
             if (changed := _changed(result, plain, _on(name, tp))) is not None:
                 sized = capacity(evaluated(changed, result.objective), result.slo)
@@ -178,6 +178,12 @@ def _machines_for_fewer(result: Search, plain: Scenario) -> str:
     return (
         f"; no single change meets them; fewer requests and {either(best)} would, without a draft"
     )
+
+
+def _machine_names() -> list[str]:
+    """The machines of the catalog, except single nodes, whose ring is that of a publication."""
+    names = catalog.machine_names()
+    return [name for name in names if catalog.machine(name).link.ring_hop_s is None]
 
 
 def _on(name: str, tp: int) -> Change:

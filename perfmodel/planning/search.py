@@ -43,6 +43,7 @@ class Search:
     not_runnable: tuple[Candidate, ...] = ()  # the same for plans that `version` cannot run
     drafts: tuple[str, ...] = ()  # that were searched
     version: EngineVersion | None = None
+    most_requests: int | None = None  # at once per replica of a fleet, if stated
 
     def ranked(self) -> list[Candidate]:
         """Candidates within the limits, best first."""

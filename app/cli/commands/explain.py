@@ -71,8 +71,7 @@ def explain(
     subject = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
     check_decodes(subject.workload.output_tokens)
     measured = observe(reports, subject) if reports else Measured()
-    times = {"plain_s": plain_ms, "verify_s": verify_ms, "draft_step_s": draft_ms}
-    times |= {"host_s": host_ms}
+    times = {"verify_s": verify_ms, "draft_step_s": draft_ms, "host_s": host_ms}
     stated: dict[str, Any] = {name: 1e-3 * ms for name, ms in times.items() if ms is not None}
     if note := version_note(measured, runs_on):
         print(f"note: {note}", file=sys.stderr)
@@ -81,6 +80,7 @@ def explain(
         runs_on=runs_on,
         round_ms=round_ms,
         gamma=subject.plan.gamma,
+        plain_s=None if plain_ms is None else 1e-3 * plain_ms,
     )
     answer = diagnose(subject, measured)
     if as_json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from typing import Any
 
 import streamlit as st
@@ -81,10 +80,10 @@ def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured 
         return None
     if not scenario.plan.speculates:
         raise ConfigError("choose the draft that ran, and its γ, in the sidebar")
-    measured = observed(reports, scenario)
+    measured, plain_s = observed(reports, scenario), None
     if plain_ms.strip():
         try:
-            measured = replace(measured, plain_s=1e-3 * parse_number(plain_ms))
+            plain_s = 1e-3 * parse_number(plain_ms)
         except ValueError:
             raise ConfigError(f"the plain step {plain_ms[:40]!r} is not a number") from None
     runs_on = widgets.value_of("measured_on").strip()
@@ -95,6 +94,7 @@ def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured 
         runs_on=runs_on,
         round_ms=rounds.replace(" ", ""),
         gamma=scenario.plan.gamma,
+        plain_s=plain_s,
     )
 
 

@@ -49,6 +49,36 @@ def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "give --batch one of 8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("stated", "problem"),
+    [
+        (["--round-ms", "3:20"], "--round-ms: a round with gamma 3 takes 20 ms, but in another "),
+        (["--round-ms", "20"], "report 38.5"),
+        (["--round-ms", "3:36.5"], "report 38.5"),
+        (["--plain-ms", "8"], "--plain-ms: a plain step takes 8 ms, but in another report 6;"),
+    ],
+)
+def test_a_time_that_differs_from_that_of_a_report_is_refused(
+    stated: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (log := tmp_path / "a.log").write_text(LOG)
+    (bench := tmp_path / "plain.json").write_text('{"mean_tpot_ms": 6.0, "max_concurrency": 8}')
+    assert run(["explain", str(log), str(bench), *RAN, *WORK, *stated]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert problem in line and line.endswith("give one of them")
+
+
+def test_a_time_near_that_of_a_report_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (log := tmp_path / "a.log").write_text(LOG)
+    near = ["--round-ms", "1:14.2,3:37.8", "--plain-ms", "6.0", "--json"]
+    assert run(["explain", str(log), *RAN, *WORK, *near]) == 0
+    terms = json.loads(capsys.readouterr().out)["terms"]
+    assert terms["round_s"]["measured"] == pytest.approx(0.0378)
+    assert terms["plain_s"]["measured"] == pytest.approx(0.006)
+
+
 PIECES = ["--draft", "eagle3", "--gamma", "4", "--batch", "9", "--prompt-tokens", "1424"]
 BEYOND = ["--draft", "ngram", "--gamma", "5", "--batch", "124", "--prompt-tokens", "1104"]
 

@@ -16,6 +16,7 @@ import calibration
 from app.cli.main import run as specroof
 from calibration.records.jsonl import RecordError, RecordLog, read_lines
 from calibration.records.steps import CaseFile, Pair, case_scenario, read_cases, read_steps
+from calibration.validate import sample
 from calibration.validate.run import (
     SAME_RUN,
     StepRuntime,
@@ -113,6 +114,7 @@ def test_the_committed_cases_were_drawn_and_not_chosen(
     committed = Path(calibration.__file__).parent / "measured" / name
     assert read_cases(committed).cases == cases().cases
     shapes = json.loads(committed.read_text()).get("models", {})
+    assert shapes or committed.read_text("utf-8") == cases().text()
     for name, shape in shapes.items():  # older files hold the shapes that were timed
         spec = catalog.model(name)
         stated = {field: getattr(spec, field) for field in shape}
@@ -143,6 +145,42 @@ def test_every_case_fits_the_memory_it_may_use(cases: CaseFile) -> None:
         assert float(memory.fraction) <= 0.85
     with pytest.raises(ConfigError, match="raise --memory-share"):
         sample_cases(SampleOptions(seed=7, memory_share=0.01))
+
+
+@pytest.mark.parametrize("gpu", ["h200", "h100-sxm"])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_only_models_that_split_over_the_ranks_are_drawn(
+    seed: int, gpu: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "cases.json"
+    draw = ["validate", "draw", "--gpu", gpu, "--tp", "8", "--count", "24", "--output", str(path)]
+    assert specroof([*draw, "--seed", str(seed)]) == 0
+    drawn = {case.target for case in read_cases(path).cases}
+    assert drawn == {name for name in TARGETS if catalog.model(name).splits_over(8)}
+    assert "qwen2.5-7b" not in drawn
+
+
+def test_a_draft_that_does_not_split_over_the_ranks_is_not_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = SampleOptions(seed=1, count=24, tp=8)
+    draft = "qwen2.5-7b"  # 28 query heads
+    monkeypatch.setattr(sample, "DRAFT_MODELS", {"llama-3.1-8b": draft})
+    ways = [("llama-3.1-8b", "self"), ("llama-3.1-8b", draft), (draft, "self")]
+    monkeypatch.setattr(sample, "ROUND_WAYS", ways)
+    cases = (*sample_cases(options).cases, *sample_rounds(options).cases)
+    assert {case.plan.draft for case in cases} == {"self"}
+
+
+@pytest.mark.parametrize("more", [[], ["--rounds"]])
+def test_ranks_over_which_no_model_splits_are_refused_in_one_line(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cases.json"
+    assert specroof(["validate", "draw", "--tp", "3", "--output", str(path), *more]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "no model of the cases splits over tp=3 ranks" in line and "use 1 or 2" in line
+    assert not path.exists()
 
 
 def test_a_choice_has_every_gamma_of_its_scenario(cases: CaseFile) -> None:

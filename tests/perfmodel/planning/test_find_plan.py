@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from strategies import a_scenario
 
 from perfmodel import ConfigError, NoFeasiblePlan, estimate, find_plan, recommendation_dict
+from perfmodel.planning import with_memory_share
 from perfmodel.planning.recommend import recommend
 from perfmodel.planning.search import search
 from perfmodel.reports import ExportPlan, exportability
@@ -218,6 +220,29 @@ def test_a_rate_finds_the_fewest_gpus_and_their_concurrency() -> None:
         assert cost > 0.99 * saturated  # as idle GPUs are paid for
     assert large.fleet is not None and small.fleet is not None
     assert large.fleet.gpus > small.fleet.gpus
+
+
+@pytest.mark.parametrize("batch", [8, 16])
+def test_a_stated_batch_is_the_most_requests_at_once_of_a_replica(batch: int) -> None:
+    values: dict[str, Any] = {"gpu": "h200", "engine": "vllm", "target": "llama-3.1-8b", "tp": 1}
+    values |= {"prompt_tokens": 8000, "output_tokens": 500, "draft": "eagle3"}
+    answer = find_plan(values | {"batch": batch}, rate=50.0, price_per_hour=2.0)
+    fleet, plain, best = answer.fleet, answer.plain_fleet, answer.saturated
+    assert fleet is not None and plain is not None and best.parts
+    for one, candidate in ((fleet, best), (plain, answer.plain)):
+        assert one.capacity.concurrency == batch == candidate.scenario.workload.batch
+        assert one.replicas == math.ceil(50.0 / candidate.requests_per_s)
+        assert one.capacity.tpot_s == pytest.approx(candidate.tpot_s)
+        cost = answer.cost_per_million_tokens(candidate)
+        assert cost == pytest.approx(one.cost_per_million_tokens(2.0))
+    result = recommendation_dict(answer)
+    assert result["fleet"]["replica"]["concurrency"] == batch
+    assert result["fleet"]["replica"]["tpot_s"] == pytest.approx(result["best"]["tpot_s"])
+    assert result["full_load"]["best"]["scenario"] == result["best"]["scenario"]
+    smaller = with_memory_share(fleet, answer.rule.limits, 0.98)
+    assert smaller == fleet
+    free = find_plan(values, rate=50.0).fleet
+    assert free is not None and free.capacity.concurrency > batch and free.gpus < fleet.gpus
 
 
 @pytest.mark.parametrize("batch", [None, 32])

@@ -19,6 +19,7 @@ from perfmodel import (
     Acceptance,
     NoFeasiblePlan,
     Recommendation,
+    catalog,
     estimate,
     find_plan,
     parse_scenario,
@@ -65,11 +66,14 @@ def answers() -> dict[str, Recommendation]:
         choices = None if draft is None else [(draft, "streamingllm"), (draft, "full")]
         base = stated.model_copy(update={"tp": tps[-1]}).scenario()
         result[name] = recommend(search(base, tps=tps, choices=choices))
+        if name == "llama-3.1-8b-8xl40":
+            known = replace(base, machine=catalog.machine("magicdec-8xl40"))
+            result["magicdec-8xl40"] = recommend(search(known, tps=tps, choices=choices))
     return result
 
 
 @pytest.mark.parametrize(
-    "name", ["default", "llama-3.1-8b-8xh100", "llama-3.1-8b-8xl40", "llama-2-7b-32k-tinyllama"]
+    "name", ["default", "llama-3.1-8b-8xh100", "magicdec-8xl40", "llama-2-7b-32k-tinyllama"]
 )
 def test_at_long_contexts_and_large_batches_it_speculates(
     answers: dict[str, Recommendation], name: str
@@ -83,6 +87,17 @@ def test_at_long_contexts_and_large_batches_it_speculates(
         r"^(Self-speculation|Draft [\w.-]+), \w+ \d+, γ=\d+, TP \d: \d\.\d\dx \(\d\.\d\d-\d\.\d\d\)"
     )
     assert re.match(pattern, result.sentence)
+
+
+def test_no_draft_clearly_pays_on_cards_whose_wiring_is_not_known(
+    answers: dict[str, Recommendation],
+) -> None:
+    """The same plans on a node whose ring is known: the interval of the gain is narrower."""
+    unknown, known = (answers[name] for name in ("llama-3.1-8b-8xl40", "magicdec-8xl40"))
+    assert known.speculates and not unknown.speculates
+    assert unknown.answer.startswith("No clear gain")
+    ends = [interval.high / interval.low for a in (unknown, known) if (interval := a.interval)]
+    assert len(ends) == 2 and ends[0] > ends[1]
 
 
 def test_unmeasured_drafts_are_not_recommended(

@@ -56,6 +56,7 @@ from perfmodel.speculation.uncertainty import alpha_interval
 from perfmodel.units import Z90
 
 # The engine was timed with this target on this GPU at this TP.
+RING: dict[str, Any] = {"ring_hop_us": 8.0, "ring_gb_s": 12.0}
 SELF: dict[str, Any] = {
     "target": "llama-3.1-8b", "draft": "self", "gpu": "h100-sxm", "tp": 8, "engine": "magicdec",
 }  # fmt: skip
@@ -381,7 +382,10 @@ def test_the_gain_of_a_decoding_pool_has_the_interval_of_the_speedup(gpu: str, t
     ("known", "unknown"),
     [
         ({"gpu": "h200", "tp": 4}, {"gpu": "h200", "tp": 8}),  # measured; extrapolated
-        ({"gpu": "l40", "tp": 8}, {"gpu": "l4", "tp": 8}),  # with and without a known ring
+        (RING | {"gpu": "l4", "tp": 8}, {"gpu": "l4", "tp": 8}),  # with and without a known ring
+        (RING | {"gpu": "l40", "tp": 4}, {"gpu": "l40", "tp": 4}),
+        (RING | {"gpu": "l40", "tp": 8}, {"gpu": "l40", "tp": 8}),
+        (RING | {"gpu": "l40s", "tp": 8}, {"gpu": "l40s", "tp": 8}),
     ],
 )
 def test_an_unmeasured_all_reduce_widens_the_interval_and_adds_a_note(
