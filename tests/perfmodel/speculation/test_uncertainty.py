@@ -107,14 +107,16 @@ ENGINES = ("specroof", "vllm-0.26", "sglang-0.5", "kernels")
 def test_the_ends_of_the_time_to_the_first_token_never_fall_as_prompts_grow(
     engine: str, target: str, tp: int, tokens: int, more: int
 ) -> None:
-    """Kernel tables may fall by a fraction of a per cent, and the ends with them."""
+    """Those of the prompt; interpolated attention of the step after it may fall by 0.1 %."""
     work = {"engine": engine, "target": target, "gpu": "h200", "tp": tp, "batch": 1}
     one, other = (
-        ttft_interval(estimate(a_scenario(**work, draft="none", prompt_tokens=length)))
-        for length in (tokens, tokens + more)
+        a_scenario(**work, draft="none", prompt_tokens=length) for length in (tokens, tokens + more)
     )
+    for before, after in zip(prompt_ends(one), prompt_ends(other), strict=True):
+        assert after >= before * (1.0 - 1e-12)
+    first, second = (ttft_interval(estimate(scenario)) for scenario in (one, other))
     for end in ("low", "value", "high"):
-        assert getattr(other, end) >= getattr(one, end) * 0.99
+        assert getattr(second, end) >= getattr(first, end) * 0.998
 
 
 @pytest.mark.parametrize("engine", ENGINES)
