@@ -24,7 +24,7 @@ from calibration.records.published import (
     row_error,
 )
 from calibration.records.steps import PASS_END, StepRecord, has_older_rounds, read_steps
-from calibration.validate.predict import bench_scenario, predicted_times, prefill_s
+from calibration.validate.predict import bench_scenario, predicted_times
 from calibration.validate.served import served_rows, served_tpot
 from perfmodel import (
     AcceptanceCurve,
@@ -37,7 +37,7 @@ from perfmodel import (
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.speculation import (
     pair_error,
-    prefill_error,
+    prompt_ends,
     ratio_error,
     time_error,
     waits_for_launches,
@@ -243,9 +243,12 @@ def _add_record(
 def _add_prompt(found: LeftOut, label: str, record: StepRecord, scenario: Scenario) -> None:
     tokens = record.prefill_tokens
     waits = ", waiting for launches" if waits_for_launches(scenario, tokens) else ""
-    error = math.log(prefill_s(scenario, tokens) / record.prefill_s)
-    miss = Miss(error, Z90 * float(prefill_error(scenario, tokens)))
-    found.add(f"prompts on this GPU{waits}", label, miss)
+    plain = without_speculation(scenario)
+    ends = prompt_ends(plain, tokens, error=time_error(plain))
+    low, value, high = (float(end) for end in ends)
+    error = math.log(value / record.prefill_s)
+    width = math.log(high / value if error < 0.0 else value / low)
+    found.add(f"prompts on this GPU{waits}", label, Miss(error, width))
 
 
 def _of_one_rank(engine: EngineProfile) -> EngineProfile:

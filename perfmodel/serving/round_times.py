@@ -20,6 +20,7 @@ from perfmodel.errors import ConfigError, DoesNotFit
 from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.memory import memory_estimate
 from perfmodel.scenario import Scenario
+from perfmodel.speculation.drafting import draft_start_s
 from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
 
 BOUNDS = ("compute", "weights", "kv", "activations", "link", "host", "latency")
@@ -175,14 +176,11 @@ def _prefill_columns(
     """Tokens, and seconds for each count: dense layers of a pass, a prompt's rest, a selection."""
     # A pass may have rows of several prompts, so the grid extends beyond one context.
     tokens = np.unique(np.geomspace(1, 2 * max(longest, 65_536), PROMPT_KNOTS).round())
-    # Only a prompt alone waits for launches (`host.prompt_launch_s`).
-    launched = scenario.engine.changed(eager_layer_s=0.0, rank_eager_layer_s=0.0)
-    scenario = replace(scenario, engine=launched)
     step = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=tokens)
     attention = np.broadcast_to(step.group_s("attention"), tokens.shape)
     dense = np.broadcast_to(step.total_s, tokens.shape) - attention
-    draft = estimate_rounds(scenario, 1, tokens, 0).prefill_s - step.total_s
-    draft = np.broadcast_to(draft, tokens.shape)
+    budget = np.asarray(scenario.plan.budget_at(tokens), float)
+    draft = np.broadcast_to(draft_start_s(scenario, tokens, budget), tokens.shape)
     once = draft if scenario.plan.is_self else np.zeros(tokens.shape)
     # Interpolated kernel curves may fall, but a pass with more rows is never faster.
     per_prompt = np.maximum.accumulate(attention + draft - once)

@@ -132,7 +132,8 @@ class EngineProfile:
     # The same in the processes of several ranks, which do nothing but launch; 0: the same.
     rank_eager_layer_s: float = 0.0
     piecewise_layer_s: float = 0.0  # the same with a piecewise graph, which leaves attention out
-    prefill_chunk_tokens: int = 8192  # rows of one prefill pass (vLLM's usual budget)
+    prefill_chunk_tokens: int = 8192  # rows of a pass with prompts (vLLM's usual budget)
+    prompt_chunk_tokens: int = 0  # rows of a pass over one prompt alone; 0: the same
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0  # allocated by libraries
     speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
@@ -151,6 +152,11 @@ class EngineProfile:
         if self.measured_on:
             return Origin.FITTED if self.measured_on == gpu.name else Origin.EXTRAPOLATED
         return gpu.efficiency_origin
+
+    @property
+    def chunk_of_prompt(self) -> int:
+        """Most tokens of one prompt in a pass of its own."""
+        return self.prompt_chunk_tokens or self.prefill_chunk_tokens
 
     def round_overheads(self, tp: int, *, by_model: bool = False) -> tuple[float, float, float]:
         """Seconds of a round of `tp` ranks beyond its passes: fixed, per sequence, per draft.

@@ -28,6 +28,7 @@ from perfmodel.speculation.gain import (
 )
 from perfmodel.speculation.host import host_wait_s, most_sequences_in_graph
 from perfmodel.speculation.paying_ranges import BreakEven, End
+from perfmodel.speculation.prompt import prompt_ends, waits_for_launches
 from perfmodel.speculation.round import (
     RoundEstimate,
     estimate,
@@ -41,7 +42,6 @@ from perfmodel.speculation.step_error import (
     prefill_error,
     ratio_error,
     time_error,
-    waits_for_launches,
 )
 from perfmodel.speculation.uncertainty import (
     Interval,
@@ -92,6 +92,7 @@ __all__ = [
     "pair_error",
     "prefill_error",
     "probability_of_gain",
+    "prompt_ends",
     "ratio_error",
     "relative_gain",
     "round_seconds",

@@ -54,17 +54,6 @@ def host_wait_s(
     return np.maximum(wait, _wait_s(plain, scheduling, np.zeros(()), passes_s))
 
 
-def prompt_launch_s(scenario: Scenario) -> float:
-    """Least seconds of a prompt alone, whose layers a host launches; 0 with host costs.
-
-    Such a profile has the launches there. Without one, passes that mix prompts and rounds have
-    none: they were not timed.
-    """
-    engine = scenario.engine
-    launches = _prompt_layers(scenario) * engine.eager_launch_s(scenario.group_tp)
-    return 0.0 if engine.host else launches
-
-
 def _prompt_layers(scenario: Scenario) -> int:
     """Layers that a prompt passes; a self-draft uses the target's cache."""
     draft = None if scenario.plan.is_self else scenario.draft

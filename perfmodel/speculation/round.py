@@ -22,15 +22,16 @@ from perfmodel.acceptance.tokens import (
     tokens_per_round_iid,
 )
 from perfmodel.display import html_table, number_range, one_line, seconds_range
-from perfmodel.passes.forward import forward_pass, prefill_pass
+from perfmodel.passes.forward import forward_pass
 from perfmodel.passes.memory import MemoryEstimate, memory_estimate
 from perfmodel.passes.parts import StepTime
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.workload import fullest_group
-from perfmodel.speculation.drafting import draft_start_s, draft_step
-from perfmodel.speculation.host import host_wait_s, method_of, prompt_launch_s
+from perfmodel.speculation.drafting import draft_step
+from perfmodel.speculation.host import host_wait_s, method_of
+from perfmodel.speculation.prompt import prompt_s
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -48,7 +49,7 @@ class RoundEstimate:
     draft_step: StepTime | None  # T_D
     overhead_s: Floats  # per round; at γ = 0, per plain step
     plain_overhead_s: Floats  # time of a plain step beyond T_T
-    prefill_s: Floats  # one request; target and draft, including any KV selection
+    prefill_s: Floats  # one request alone; target and draft, including any KV selection
     tokens_per_round: Floats
     alpha: Floats  # mean over positions; NaN where unknown
     memory: MemoryEstimate
@@ -184,11 +185,7 @@ def estimate(
         draft_step=draft,
         overhead_s=np.where(g > 0, overhead, plain_overhead),
         plain_overhead_s=plain_overhead,
-        prefill_s=np.maximum(
-            prefill_pass(target_rank(scenario), batch=1, prompt_tokens=prompt).total_s
-            + draft_start_s(scenario, prompt, budget),
-            prompt_launch_s(scenario),
-        ),
+        prefill_s=prompt_s(scenario, prompt, budget),
         tokens_per_round=tokens,
         alpha=alpha,
         memory=memory_estimate(

@@ -10,22 +10,28 @@ assumed to be three times that of another architecture, or that of the datasheet
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from perfmodel import catalog
-from perfmodel._typing import Bools, Floats
+from perfmodel._typing import Floats
 from perfmodel.kernels.attention import SMOOTH_MAX
 from perfmodel.passes.communication import sum_error
-from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
 from perfmodel.specs.gpu import GPU, TIMED_VENDOR
 from perfmodel.specs.labels import Origin
 from perfmodel.speculation.host import method_of
-from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
+from perfmodel.speculation.prompt import prompt_ends
+from perfmodel.speculation.round import (
+    RoundEstimate,
+    estimate,
+    target_rank,
+    without_speculation,
+)
 from perfmodel.units import Z90
 
 # Rms of ln(predicted / measured speedup), by what was left out, with rounds of earlier engines of
@@ -33,13 +39,6 @@ from perfmodel.units import Z90
 SISTER_ERROR = 0.065  # the GPU, predicted from another one of its architecture
 ARCHITECTURE_ERROR = 0.175  # the GPU, predicted from one of another architecture
 TP_ERROR = 0.079  # two ranks, predicted from one; taken for each doubling
-# Rms of ln(predicted / measured time of a prompt) on timed GPUs, also where a pass takes less than
-# LAUNCH_LAYER_S per layer: such passes may wait for the launch of kernels, whose time differs
-# between hosts. UNFITTED ones are of a profile that was not fitted to prompts.
-PREFILL_ERROR, LAUNCH_ERROR = 0.043, 0.211
-RANK_LAUNCH_ERROR = 0.237  # where several ranks wait for the last of their hosts
-UNFITTED_PREFILL_ERROR, UNFITTED_LAUNCH_ERROR = 0.123, 0.732
-LAUNCH_LAYER_S = 1.0e-3  # the runtime's host takes 0.3 ms with one rank, up to 1.05 ms with two
 # Standard errors of ln(time), or of its ratio between passes, of parts that only mixtures have.
 PART_ERRORS = {
     # Of the ratio of the times of 4T and T tokens, T from 1 to 128: rms of ln(predicted / measured)
@@ -175,30 +174,16 @@ def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, ...]) -> 
 
 
 def prefill_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) -> Floats:
-    """Standard error of ln(time of a prompt, by default the workload's) over that of decoding."""
-    prompt = _prompt_error(scenario, prompt_tokens)
+    """Standard error of ln(time of a prompt, by default the workload's) over that of decoding.
+
+    Of the farther end of `prompt_ends`, in passes as long as those that rounds and prompts share.
+    """
+    shared = replace(
+        without_speculation(scenario), engine=scenario.engine.changed(prompt_chunk_tokens=0)
+    )
+    low, value, high = prompt_ends(shared, prompt_tokens)
+    prompt = np.log(np.maximum(high / value, value / low)) / Z90
     return _total(prompt, relative_error(scenario), _ranks_error(scenario))
-
-
-def prompt_time_error(scenario: Scenario) -> float:
-    """Standard error of ln(time of a prompt) of a scenario without a draft."""
-    return float(_total(_prompt_error(scenario), time_error(scenario)))
-
-
-def _prompt_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) -> Floats:
-    """The same on GPUs and at numbers of ranks where the engine was timed."""
-    tokens = scenario.workload.prompt_tokens if prompt_tokens is None else prompt_tokens
-    waiting, busy = LAUNCH_ERROR if scenario.group_tp == 1 else RANK_LAUNCH_ERROR, PREFILL_ERROR
-    if scenario.engine.prefill_compute_factor == 1.0:
-        waiting, busy = UNFITTED_LAUNCH_ERROR, UNFITTED_PREFILL_ERROR
-    return np.where(waits_for_launches(scenario, tokens), waiting, busy)
-
-
-def waits_for_launches(scenario: Scenario, prompt_tokens: ArrayLike) -> Bools:
-    """Whether the GPU may finish the kernels of a prompt's passes faster than a host launches."""
-    chunk = np.minimum(prompt_tokens, scenario.engine.prefill_chunk_tokens)
-    pass_s = prefill_pass(target_rank(scenario), batch=1, prompt_tokens=chunk).total_s
-    return np.asarray(pass_s < LAUNCH_LAYER_S * scenario.target.layers)
 
 
 def engine_distance(scenario: Scenario) -> Distance:

@@ -16,8 +16,9 @@ from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
+from perfmodel.speculation.prompt import prompt_ends
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
-from perfmodel.speculation.step_error import prompt_time_error, ratio_error, time_error
+from perfmodel.speculation.step_error import ratio_error, time_error
 from perfmodel.units import Z90
 
 WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point
@@ -124,17 +125,13 @@ def tpot_interval(scenario: Scenario) -> Interval | None:
 def ttft_interval(point: RoundEstimate) -> Interval:
     """90 % interval of the time to the first token on an idle machine. [s]
 
-    The errors of the prompt and of the step after it are independent.
+    The errors of the prompt (`prompt_ends`) and of the step after it are independent.
     """
-    plain, value = without_speculation(point.scenario), float(point.ttft_s)
-    terms = (
-        (float(point.prefill_s), Z90 * prompt_time_error(plain)),
-        (float(point.plain_tpot_s), Z90 * time_error(plain)),
-    )
-    below, above = (
-        math.hypot(*(seconds * math.expm1(side * error) for seconds, error in terms))
-        for side in (-1.0, 1.0)
-    )
+    plain, step_s = without_speculation(point.scenario), float(point.plain_tpot_s)
+    error, value = time_error(plain), float(point.ttft_s)
+    low, prompt_s, high = (float(end) for end in prompt_ends(point.scenario, error=error))
+    below = math.hypot(prompt_s - low, step_s * -math.expm1(-Z90 * error))
+    above = math.hypot(high - prompt_s, step_s * math.expm1(Z90 * error))
     return Interval(low=value - below, value=value, high=value + above)
 
 

@@ -151,7 +151,7 @@ class RunPlan(JsonPlan):
     ] = True
     chunk_tokens: Annotated[
         int | None,
-        Option(min=1, help="Maximum prompt tokens per pass. Default: 8192, or 512 on a CPU."),
+        Option(min=1, help="Maximum prompt tokens per pass. Default: 2048, or 512 on a CPU."),
     ] = None
     page_tokens: Annotated[int, Option(min=1, help="Tokens per page of the KV cache.")] = 16
     cache_pages: Annotated[

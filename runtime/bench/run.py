@@ -215,7 +215,7 @@ class _Run:
             graphs=plan.compile,
             page_tokens=plan.page_tokens,
             cache_pages=plan.cache_pages,
-            chunk_tokens=plan.chunk_tokens or (8192 if on_gpu else 512),
+            chunk_tokens=plan.chunk_tokens or (2048 if on_gpu else 512),
             snapkv_window=plan.snapkv_window,
             snapkv_pool=plan.snapkv_pool,
         )

@@ -80,8 +80,12 @@ def _prediction(
     prediction = perfmodel.prediction_dict(perfmodel.estimate(scenario))
     prediction["notes"] += _missed_limits(prediction, parse_slo(parsed.slo))
     prediction["notes"] += parsed.unused(scenario).values()
+    effects = {
+        "prefill": "has no effect",
+        "prefix_hit_rate": "has no effect but on the time to the first token",
+    }
     prediction["notes"] += [
-        f"{name} has no effect on decoding alone, which predict covers; recommend and simulate "
+        f"{name} {effects[name]}, as predict covers decoding alone; recommend and simulate "
         f"include prompts"
         for name in OF_PROMPTS
         if stated.get(name)

@@ -370,8 +370,11 @@ def test_a_command_alone_says_how_to_begin(
         (["--slo", "memory<5%"], "memory is"),
         (["--kv-budget", "20"], "the runtime needs 32"),
         (["--slo", "tpot<9s"], ""),
-        (["--prefill", "shared"], "prefill has no effect on decoding alone"),
-        (["--prefix-hit-rate", "0.5"], "prefix_hit_rate has no effect"),
+        (["--prefill", "shared"], "prefill has no effect, as predict"),
+        (
+            ["--prefix-hit-rate", "0.5"],
+            "prefix_hit_rate has no effect but on the time to the first token",
+        ),
         (["--gamma", "0"], "gamma=0 is plain decoding"),
         (["--tp", "1", "--batch", "1", "--ring-hop-us", "5", "--ring-gb-s", "9"], "no all-reduce"),
         (["--acceptance-curve", SNAPKV], "its curves are for self:snapkv"),

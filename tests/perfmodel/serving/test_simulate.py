@@ -197,6 +197,7 @@ def test_every_run_sees_the_same_requests() -> None:
 def test_a_lone_request_takes_its_prefill_and_its_steps() -> None:
     """TTFT is the prefill; then plain decoding at every context, as `estimate()` prices it."""
     scenario = a_scenario()
+    scenario = replace(scenario, engine=scenario.engine.changed(prompt_chunk_tokens=8192))
     traffic = Traffic(requests=1, arrivals="at-once", prompt_tokens=5000, output_tokens=300)
     for exact in (True, False):
         _, rows = play(scenario, traffic, gammas=[0], exact=exact)
