@@ -8,7 +8,13 @@ from perfmodel.planning.candidate import Candidate
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine_support import EngineVersion, profile_version
 from perfmodel.specs.workload import SLO, Prefill
-from perfmodel.speculation import BreakEven, most_sequences_in_graph, without_speculation
+from perfmodel.speculation import (
+    BreakEven,
+    estimate,
+    most_sequences_in_graph,
+    waiting_notes,
+    without_speculation,
+)
 
 
 def caveats(
@@ -26,6 +32,7 @@ def caveats(
         *_not_searched(best, version, drafts),
         *_first_token(best, limits),
         *best.scenario.notes,
+        *waiting_notes(estimate(best.scenario)),
     )
     notes = (*notes, *_steps(studied, batch))
     method = best.scenario.plan.method

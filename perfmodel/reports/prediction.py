@@ -13,7 +13,7 @@ from perfmodel.flat_values import scenario_dict
 from perfmodel.passes.memory import TERMS, largest_batch
 from perfmodel.passes.parts import GROUPS
 from perfmodel.scenario import Scenario
-from perfmodel.speculation.evidence import Evidence, acceptance_origin, evidence
+from perfmodel.speculation.evidence import Evidence, acceptance_origin, evidence, waiting_notes
 from perfmodel.speculation.round import RoundEstimate, without_speculation
 from perfmodel.speculation.uncertainty import (
     Interval,
@@ -56,7 +56,7 @@ def prediction_dict(point: RoundEstimate) -> dict[str, Any]:
         "memory": memory_dict(point),
         "breakdown": breakdown_dict(point),
         **({"experts": experts_dict(point)} if scenario.target.experts else {}),
-        "notes": list(scenario.notes),
+        "notes": [*scenario.notes, *waiting_notes(point)],
     }
 
 

@@ -15,7 +15,7 @@ from perfmodel.speculation.break_even import (
     within,
 )
 from perfmodel.speculation.diagnosis import SPREAD, Diagnosis, Measured, diagnose, implausible
-from perfmodel.speculation.evidence import Evidence, evidence
+from perfmodel.speculation.evidence import Evidence, evidence, waiting_notes
 from perfmodel.speculation.gain import (
     GAMMAS,
     OBJECTIVES,
@@ -106,6 +106,7 @@ __all__ = [
     "time_error",
     "tpot_interval",
     "ttft_interval",
+    "waiting_notes",
     "waits_for_launches",
     "within",
     "without_speculation",

@@ -15,6 +15,8 @@ from perfmodel.specs.labels import Origin
 from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.speculation.uncertainty import acceptance_is_extrapolated
 
+MOST_WAITING = 0.2  # share of a step or round in which the GPU waits for the host, without a note
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
@@ -45,6 +47,24 @@ class Evidence:
             tail += f" (kernels not measured at such sizes: {', '.join(self.outside)})"
         bases = " and ".join(filter(None, (self.acceptance, self.engine)))
         return f"Based on {bases}; {tail}."
+
+
+def waiting_notes(point: RoundEstimate) -> list[str]:
+    """That the times of one point depend on the host's speed, if the GPU waits for it.
+
+    Source: docs/results/serving-engines.md, "What is not predicted, and why".
+    """
+    waits = [(point.plain_overhead_s / point.plain_tpot_s, "plain step")]
+    if point.gamma:
+        waits.append((point.overhead_s / point.round_s, "round"))
+    share, kind = max((float(share), kind) for share, kind in waits)
+    if share < MOST_WAITING or not point.scenario.engine.host:
+        return []
+    return [
+        f"the GPU waits for the host in {share:.0%} of a {kind}: hosts and processes differ by "
+        f"more than the interval says (such rounds of vLLM 0.26 by up to 40%); measure yours with "
+        f"`specroof calibrate engine`"
+    ]
 
 
 def evidence(scenario: Scenario, point: RoundEstimate | None = None) -> Evidence:

@@ -14,7 +14,7 @@ from strategies import a_scenario
 from perfmodel import RoundEstimate, Scenario, catalog, estimate
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import HostCosts, replays_full_graph
-from perfmodel.speculation import most_sequences_in_graph, tpot_interval
+from perfmodel.speculation import most_sequences_in_graph, tpot_interval, waiting_notes
 from perfmodel.speculation.host import mixed_pass_host_s
 
 OF_PROFILE = (
@@ -250,3 +250,20 @@ def test_without_graphs_or_shared_prompts_nothing_steps() -> None:
     assert most_sequences_in_graph(a_scenario(engine="specroof")) is None
     apart = a_scenario(engine="vllm-0.26", gpu="h200", prefill="disaggregated")
     assert most_sequences_in_graph(apart) is None
+
+
+@given(st.floats(0, 2.0))
+def test_a_note_says_when_the_gpu_waits_for_a_fifth_of_a_round(share: float) -> None:
+    passes = passes_s(estimate(with_host(**DRAFT, **WORK)))
+    costs = HostCosts(method="draft", step_s=share * passes)
+    point = estimate(with_host(costs, **DRAFT, **WORK))
+    notes = waiting_notes(point)
+    assert bool(notes) == (share / (1.0 + share) >= 0.2)
+    assert all(f"{float(point.overhead_s / point.round_s):.0%} of a round" in n for n in notes)
+
+
+def test_a_note_says_when_plain_steps_wait() -> None:
+    plain = HostCosts(method="plain", overlapped=True, step_s=0.1)
+    (note,) = waiting_notes(estimate(with_host(plain, draft="none", **WORK)))
+    assert "of a plain step" in note
+    assert not waiting_notes(estimate(with_host(draft="none", **WORK)))
