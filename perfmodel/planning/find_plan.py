@@ -96,6 +96,7 @@ def find_plan(
     budgets = _budgets(given, plain.prompt_tokens, choices)
     measured = _measured_budget(acceptance_budget, plain.prompt_tokens)
     _check_acceptance_budget(given, plain, choices, budgets, measured)
+    draft_tp = parse_scenario({"draft_tp": given.get("draft_tp")}).draft_tp
     batches = CONCURRENCIES if rate is not None and "batch" not in given else None
     searches = [
         search(
@@ -107,7 +108,7 @@ def find_plan(
             batches=batches,
             measured_budget=measured,
             runs_on=version,
-            **_draft_tps(given),
+            **({} if draft_tp is None else {"draft_tps": [draft_tp]}),
             **budgets,
         )
         for ep, degrees in _layouts(given, plain)
@@ -322,12 +323,6 @@ def _tps(values: Mapping[str, Any], plain: ScenarioInput) -> list[int]:
             f"use a smaller draft_tp"
         )
     return degrees
-
-
-def _draft_tps(values: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The given draft TP; empty if none was given, so that the search tries all."""
-    stated = parse_scenario({"draft_tp": values.get("draft_tp")}).draft_tp
-    return {} if stated is None else {"draft_tps": [stated]}
 
 
 def _budgets(
