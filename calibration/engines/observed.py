@@ -40,6 +40,9 @@ _OF_ENGINE = {  # what a report has if it is certainly of this engine
     "vllm": re.compile(rf"^vllm:|Avg generation throughput:|{_VLLM_VERSION.pattern}", re.M),
     "sglang": re.compile(r"^sglang:|Decode batch", re.M),
 }
+_FULL_GRAPHS = re.compile(
+    r"<CUDAGraphMode\.FULL\w{0,20}:[^\n]{0,400}?'cudagraph_capture_sizes': \[([\d, ]{0,20000})\]"
+)
 _SGLANG_RUNNING = re.compile(r"#running-req: (\d{1,9}),")
 _SGLANG_THROUGHPUT = re.compile(rf"gen throughput \(token/s\): {NUMBER}")
 _LATENCY = re.compile(
@@ -140,6 +143,9 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
         engines = ["sglang"]
     measured = _of_one(measured, name, engines, _VLLM_VERSION.findall(text))
     gamma = scenario.plan.gamma
+    sizes = " ".join(_FULL_GRAPHS.findall(text)).replace(",", "").split()
+    if str(scenario.workload.batch * (gamma + 1)) in sizes:
+        measured = replace(measured, exported_graphs=True)
     imported: Imported | None = None
     if _speculates(text) or "SpecDecoding" in text or "accept_length" in text:
         imported = parse_acceptance(text, name, gamma=gamma)
@@ -336,5 +342,5 @@ def _with_records(measured: Measured, paths: Sequence[Path], scenario: Scenario)
     return replace(
         _timed(measured, name, times),
         graph_tokens=int(records.facts(method, exported=exported).get("graph_tokens", 0)),
-        exported_graphs=exported,
+        exported_graphs=exported or measured.exported_graphs,
     )

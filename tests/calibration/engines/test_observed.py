@@ -184,6 +184,33 @@ def test_records_with_exported_graphs_are_not_said_to_miss_a_graph() -> None:
     assert rounds[default, exported] == rounds[exported, default]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "mode", "captured"),
+    [
+        ("1, 2, 45, 50", "FULL_AND_PIECEWISE: (2, 1)", True),
+        ("1, 2, 45, 50", "PIECEWISE: 1", False),
+        ("1, 2, 40, 48", "FULL_AND_PIECEWISE: (2, 1)", False),
+        ("", "NONE: 0", False),
+    ],
+)
+def test_a_log_states_whether_a_graph_holds_the_round(
+    sizes: str, mode: str, captured: bool, tmp_path: Path
+) -> None:
+    """9 sequences with γ 4 have 45 tokens."""
+    config = f"'cudagraph_mode': <CUDAGraphMode.{mode}>, 'cudagraph_capture_sizes': [{sizes}]"
+    start = f"INFO Initializing a V1 LLM engine (v0.26.0) with config: compilation_config={config}"
+    spec = SPEC.replace("0.300,", "0.300, 0.000,").replace("300 tokens", "400 tokens")
+    spec = spec.replace("50%", "37.5%")
+    log = tmp_path / "a.log"
+    log.write_text(f"{start}\n{LINE.format(prompt='0.0', rate='1600.0', running=9)}\n{spec}\n")
+    stated = {"draft": "eagle3", "draft_policy": None, "gamma": 4, "engine": "vllm-0.26"}
+    scenario = ran(**stated, batch=9, prompt_tokens=1424)
+    measured = observe([log], scenario)
+    assert measured.exported_graphs == captured
+    sentence = diagnose(scenario, measured).sentence
+    assert ("in pieces" in sentence) == (not captured) and "eagerly" not in sentence
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_logs_of_two_versions_are_refused(together: bool, tmp_path: Path) -> None:
     steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
