@@ -25,7 +25,7 @@ from calibration.records.jsonl import read_text
 from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import Acceptance, tokens_per_round
 from perfmodel.errors import printable
-from perfmodel.specs import MAX_GAMMA, METHODS, named_version
+from perfmodel.specs import MAX_GAMMA, METHODS, named_version, profile_version
 from perfmodel.speculation import SPREAD, Measured, implausible
 from perfmodel.units import parse_number
 
@@ -106,17 +106,15 @@ def with_times(
     return _timed(measured, "--round-ms", rounds)
 
 
-def version_note(measured: Measured, runs_on: str) -> str:
-    """That the reports name another version than the stated one; empty if they do not."""
-    if not runs_on or not measured.version:
-        return ""
-    stated = named_version(runs_on)
-    if f"{measured.engine}-{measured.version}.".startswith(f"{stated.engine}-{stated.version}."):
-        return ""
-    return (
-        f"the reports are of {measured.engine} {measured.version}, but {stated.label} is stated "
-        f"and used"
-    )
+def version_note(measured: Measured, runs_on: str, profile: str) -> str:
+    """That the reports name another version than is stated, or than is predicted; "" if not."""
+    stated, predicted = runs_on and named_version(runs_on), profile_version(profile)
+    was = f"{measured.engine} {measured.version}"
+    for one, use in ((stated, "stated and used"), (predicted, "predicted, as --engine states")):
+        other = one and not f"{was}.".startswith(f"{one.engine} {one.version}.")
+        if one and other and measured.version:
+            return f"the reports are of {was}, but {one.label} is {use}"
+    return ""
 
 
 def _reports(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:

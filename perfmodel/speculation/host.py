@@ -58,8 +58,8 @@ def host_work_s(scenario: Scenario, method: str) -> float:
     if costs is None:
         return 0.0
     work = scenario.workload
-    batch = np.asarray(fullest_group(work.batch, scenario.dp), float)
-    before = _before_s(scenario, costs, batch, np.asarray(work.prompt_tokens, float))
+    batch = fullest_group(np.asarray(work.batch, np.float64), scenario.dp)
+    before = _before_s(scenario, costs, batch, np.asarray(work.prompt_tokens, np.float64))
     if method == "plain":
         return float(before)
     return float(before + _launches_s(scenario, costs, batch, scenario.plan.gamma))
@@ -133,7 +133,8 @@ def method_of(scenario: Scenario) -> str:
 
 def _before_s(scenario: Scenario, costs: HostCosts, batch: Floats, prompt_tokens: Floats) -> Floats:
     """Host seconds before the first launch, with the look-ups of drafts."""
-    return _step_s(scenario, costs, batch) + costs.lookup_token_s * batch * prompt_tokens
+    look_ups = costs.lookup_token_s * batch * prompt_tokens
+    return np.asarray(_step_s(scenario, costs, batch) + look_ups)
 
 
 def _step_s(scenario: Scenario, costs: HostCosts, batch: Floats) -> Floats:

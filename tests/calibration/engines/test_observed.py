@@ -256,22 +256,26 @@ def test_reports_of_two_acceptances_are_refused(order: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("version", "runs_on", "said"),
+    ("version", "runs_on", "profile", "said"),
     [
-        ("0.23.0", "vllm-0.26", "vllm 0.23.0, but vLLM 0.26 is stated"),
-        ("0.23.0", "vllm", "vllm 0.23.0, but vLLM 0.26 is stated"),
-        ("0.26.1", "sglang", "vllm 0.26.1, but SGLang"),
-        ("0.26.1", "vllm-0.26", ""),
-        ("0.26.1", "vllm", ""),
-        ("0.23.0", "", ""),
+        ("0.23.0", "vllm-0.26", "kernels", "vllm 0.23.0, but vLLM 0.26 is stated"),
+        ("0.23.0", "vllm", "kernels", "vllm 0.23.0, but vLLM 0.26 is stated"),
+        ("0.26.1", "sglang", "kernels", "vllm 0.26.1, but SGLang"),
+        ("0.26.1", "vllm-0.26", "kernels", ""),
+        ("0.26.1", "vllm", "vllm-0.26", ""),
+        ("0.23.0", "", "kernels", ""),
+        ("0.26.0", "", "vllm-0.23", "vllm 0.26.0, but vLLM 0.23 is predicted"),
+        ("0.26.0", "vllm-0.26", "vllm-0.23", "vllm 0.26.0, but vLLM 0.23 is predicted"),
+        ("0.23.0", "", "vllm-0.26", "vllm 0.23.0, but vLLM 0.26 is predicted"),
+        ("0.23.0", "vllm-0.26", "vllm-0.26", "vllm 0.23.0, but vLLM 0.26 is stated"),
     ],
 )
 def test_a_version_that_the_log_does_not_name_is_noted(
-    version: str, runs_on: str, said: str, tmp_path: Path
+    version: str, runs_on: str, profile: str, said: str, tmp_path: Path
 ) -> None:
     steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
     log = f"vLLM API server version {version}\n{steady}\n"
-    note = version_note(read(tmp_path, log, draft="none", gamma=0), runs_on)
+    note = version_note(read(tmp_path, log, draft="none", gamma=0), runs_on, profile)
     assert said in note if said else note == ""
 
 
