@@ -25,7 +25,7 @@ from calibration.records.jsonl import read_text
 from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import Acceptance, tokens_per_round
 from perfmodel.errors import printable
-from perfmodel.specs import MAX_GAMMA, METHODS, named_version
+from perfmodel.specs import MAX_GAMMA, METHODS, named_version, profile_version
 from perfmodel.speculation import SPREAD, Measured, implausible
 from perfmodel.units import parse_number
 
@@ -40,6 +40,9 @@ _OF_ENGINE = {  # what a report has if it is certainly of this engine
     "vllm": re.compile(rf"^vllm:|Avg generation throughput:|{_VLLM_VERSION.pattern}", re.M),
     "sglang": re.compile(r"^sglang:|Decode batch", re.M),
 }
+_FULL_GRAPHS = re.compile(
+    r"<CUDAGraphMode\.FULL\w{0,20}:[^\n]{0,400}?'cudagraph_capture_sizes': \[([\d, ]{0,20000})\]"
+)
 _SGLANG_RUNNING = re.compile(r"#running-req: (\d{1,9}),")
 _SGLANG_THROUGHPUT = re.compile(rf"gen throughput \(token/s\): {NUMBER}")
 _LATENCY = re.compile(
@@ -103,17 +106,15 @@ def with_times(
     return _timed(measured, "--round-ms", rounds)
 
 
-def version_note(measured: Measured, runs_on: str) -> str:
-    """That the reports name another version than the stated one; empty if they do not."""
-    if not runs_on or not measured.version:
-        return ""
-    stated = named_version(runs_on)
-    if f"{measured.engine}-{measured.version}.".startswith(f"{stated.engine}-{stated.version}."):
-        return ""
-    return (
-        f"the reports are of {measured.engine} {measured.version}, but {stated.label} is stated "
-        f"and used"
-    )
+def version_note(measured: Measured, runs_on: str, profile: str) -> str:
+    """That the reports name another version than is stated, or than is predicted; "" if not."""
+    stated, predicted = runs_on and named_version(runs_on), profile_version(profile)
+    was = f"{measured.engine} {measured.version}"
+    for one, use in ((stated, "stated and used"), (predicted, "predicted, as --engine states")):
+        other = one and not f"{was}.".startswith(f"{one.engine} {one.version}.")
+        if one and other and measured.version:
+            return f"the reports are of {was}, but {one.label} is {use}"
+    return ""
 
 
 def _reports(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
@@ -140,6 +141,9 @@ def _with_report(measured: Measured, text: str, name: str, scenario: Scenario) -
         engines = ["sglang"]
     measured = _of_one(measured, name, engines, _VLLM_VERSION.findall(text))
     gamma = scenario.plan.gamma
+    sizes = " ".join(_FULL_GRAPHS.findall(text)).replace(",", "").split()
+    if str(scenario.workload.batch * (gamma + 1)) in sizes:
+        measured = replace(measured, exported_graphs=True)
     imported: Imported | None = None
     if _speculates(text) or "SpecDecoding" in text or "accept_length" in text:
         imported = parse_acceptance(text, name, gamma=gamma)
@@ -336,5 +340,5 @@ def _with_records(measured: Measured, paths: Sequence[Path], scenario: Scenario)
     return replace(
         _timed(measured, name, times),
         graph_tokens=int(records.facts(method, exported=exported).get("graph_tokens", 0)),
-        exported_graphs=exported,
+        exported_graphs=exported or measured.exported_graphs,
     )

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from calibration.engines.drivers.vllm_offline import AGREEING
 from calibration.records.jsonl import (
     MOST,
     Count,
@@ -95,8 +96,7 @@ class PointRecord:
     different output lengths, divided by their difference in `rounds`, so that prefill and ramps
     cancel. `disturbed` are repeats that were left out, because others agree and these differ from
     them (`drivers.vllm_offline.repeated`). `context_tokens` is the mean length of a sequence over
-    these rounds. `latency_s` is the mean inter-token latency that the engine reports for them, or
-    0; it serves as a check.
+    these rounds. `latency_s`, a check, is the mean inter-token latency that the engine reports.
     """
 
     op: Literal["engine-point"] = "engine-point"
@@ -195,17 +195,12 @@ class EngineRecords:
 def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) -> EngineRecords:
     """Read the records of one engine, version and GPU, with one record per point.
 
-    The repeats of all records of a point are pooled; records that are identical count once. A point
-    that one file holds back is held back.
+    The repeats of all records of a point are pooled; identical records count once. A point that one
+    file holds back is held back, and so are the points of `check` that `paths` do not fit.
 
     Raises `RecordError`, with the line number, for a line that is not a record or contradicts
     itself, for an engine, version or GPU that differs from the first header, or if no point was
     timed.
-
-    Parameters
-    ----------
-    check : iterable of paths
-        More files, of which all points are held back; points that `paths` fit are left out.
     """
     headers: list[Mapping[str, Any]] = []
     points: list[tuple[PointRecord, bool]] = []
@@ -224,6 +219,9 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
             "the records have no timed point; measure some with specroof calibrate engine --out"
         )
     merged, notes = _merged(points)
+    fits = {record.point.id for record in merged if not record.point.held_back}
+    of_fits = [r for r, is_check in points if r.point.id in fits and not is_check]
+    unsteady = {r.point.id: note for r in of_fits if (note := _unsteady(r))}
     head = headers[0]
     return EngineRecords(
         engine=str(head["engine"]),
@@ -233,7 +231,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
         points=tuple(merged),
         starts=tuple(others["start"]),
         failed=tuple(others["failed"]),
-        notes=tuple(notes),
+        notes=(*notes, *unsteady.values()),
     )
 
 
@@ -279,6 +277,13 @@ def _merged(records: Sequence[tuple[PointRecord, bool]]) -> tuple[list[PointReco
         "fitted, so those in --check are left out": fitted,
     }
     return merged, [f"{_named(names)} {why}" for why, names in notes.items() if names]
+
+
+def _unsteady(record: PointRecord) -> str:
+    """A note on a record whose repeats never agreed; "" if they did."""
+    low, high = min(record.all_seconds), max(record.all_seconds)
+    why = f"fitted, though its repeats do not agree ({1e3 * low:.3g} to {1e3 * high:.3g} ms)"
+    return f"{record.point.id} is {why}; time it again" if high > AGREEING * low else ""
 
 
 def _named(points: Sequence[str]) -> str:

@@ -4,8 +4,9 @@ A round takes γ·T_D + T_V + host time. Terms that were not measured are derive
 T_V from the predicted one, scaled by measured over predicted T_T; T_D from the rounds of two γ,
 whose difference is drafting and a slightly longer verification, and the host time as the remainder.
 With one γ, or if the first of the draft steps costs less than the others, or T_V is predicted to
-grow by more than the rounds, T_D is a mean over the steps, with the predicted host time. If a round
-is shorter than the predicted verification, all predicted terms are scaled to it.
+grow by more than the rounds, T_D is a mean over the steps, with the predicted host time; or, if the
+round probably waits for the host (`waits_for_host`), the predicted one. If a round is shorter than
+the predicted verification, all predicted terms are scaled to it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.labels import Bound
-from perfmodel.speculation.diagnosis_text import CLEAR, faster_sentence, interval_s, sentence_of
+from perfmodel.speculation.diagnosis_text import (
+    CLEAR,
+    faster_sentence,
+    interval_s,
+    sentence_of,
+    waits_for_host,
+)
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
 SPREAD = 0.05  # between times of the same round, such as those of `calibrate engine`
@@ -43,8 +50,8 @@ class Measured:
 
     `rounds_s` has the time of a round by γ. `engine` and `version` may be empty. `graph_tokens` is
     the size of the engine's largest CUDA graph; 0 if unknown. `exported_graphs` is whether its
-    graphs are those that `export` lists, which hold every round. Raises `ConfigError` if the time
-    of a plain step, a verification or a round is not positive.
+    reports state graphs that hold the round, such as those that `export` lists. Raises
+    `ConfigError` if the time of a plain step, a verification or a round is not positive.
     """
 
     plain_s: float | None = None
@@ -112,6 +119,8 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
             "nothing was measured; give a report of the engine, or times such as --round-ms 41"
         )
     culprit = _culprit(scenario, terms)
+    if culprit == "draft" and waits_for_host(scenario, measured):
+        culprit = "host"
     speedup, best = _speedups(scenario, terms, measured)
     return Diagnosis(
         terms=terms,
@@ -181,6 +190,8 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
         draft_s = _slope(scenario, rounds, scale)
     if round_s is not None and verify_s is not None:
         left_s = round_s - verify_s
+        if draft_s is None and waits_for_host(scenario, measured):
+            draft_s = float(predicted.draft_step_s)
         if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
             host_s = left_s - gamma * draft_s
         elif measured.draft_step_s is None:

@@ -10,8 +10,8 @@ from perfmodel.scenario import Scenario
 from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
 from perfmodel.specs.engine import has_v2_runner
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion, profile_version
-from perfmodel.speculation.host import method_of
-from perfmodel.speculation.round import without_speculation
+from perfmodel.speculation.host import host_work_s, method_of
+from perfmodel.speculation.round import estimate, without_speculation
 from perfmodel.speculation.step_error import time_error
 from perfmodel.units import Z90
 
@@ -35,6 +35,12 @@ def sentence_of(
             return _draft_sentence(scenario, terms["draft_step_s"], measured)
         case "verification":
             return _verify_sentence(scenario, terms["verify_s"], measured)
+        case "host" if waits_for_host(scenario, measured):
+            return (
+                f"the GPU probably waited for the host: {_versus(terms['round_s'], 'a round')}; "
+                f"the host takes longer than the GPU, as in plain steps: check that the engine has "
+                f"CPU cores of its own"
+            )
         case "host":
             return (
                 f"the GPU waited for the host: {_versus(terms['host_s'], 'a round')}; the engine "
@@ -63,6 +69,29 @@ def sentence_of(
         ends = _range_text(interval_s(scenario, round_s.predicted))
         agree = f"the round of {1e3 * round_s.measured:.3g} ms is in {ends}"
     return f"{agree}{_predicted_eager(scenario, measured)}"
+
+
+def waits_for_host(scenario: Scenario, measured: Measured) -> bool:
+    """Whether a round above the prediction probably waited for the host, not for a slow draft.
+
+    So it is if a plain step, measured or else predicted, takes as long as the host works in it, and
+    longer than on the GPU; if the host works about as long as the GPU in a round, too; if the round
+    exceeds the prediction by at most that work; and if neither T_D nor the host was timed.
+    """
+    round_s, step_s = measured.rounds_s.get(scenario.plan.gamma), measured.plain_s
+    if round_s is None or measured.draft_step_s is not None or measured.host_s is not None:
+        return False
+    predicted = estimate(scenario)
+    of_plain_s, of_round_s = (host_work_s(scenario, n) for n in ("plain", method_of(scenario)))
+    step_s = float(predicted.plain_tpot_s) if step_s is None else step_s
+    expected_s = float(predicted.round_s)
+    passes_s = expected_s - float(predicted.overhead_s)
+    return (
+        of_plain_s > float(predicted.target_step.total_s)
+        and 1.0 / CLEAR <= step_s / of_plain_s <= CLEAR
+        and of_round_s * CLEAR >= passes_s
+        and 0.0 < round_s - expected_s <= of_round_s
+    )
 
 
 def interval_s(scenario: Scenario, seconds: float) -> tuple[float, float]:
@@ -141,9 +170,9 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     versus = _versus(term, "a step")
     method, layers = method_of(scenario), scenario.draft.layers if scenario.draft else 1
     eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
+    known = _known_version(scenario, measured)
     if not eager:
         return f"the draft was slow: {versus}"
-    known = _known_version(scenario, measured)
     if known is not None and method in known.piecewise_drafts:
         return (
             f"the draft was launched layer by layer, because {known.label} leaves attention out of "
@@ -151,6 +180,8 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
         )
     if known is not None and method in known.eager_drafts:
         return f"the draft ran eagerly: {versus}{_captured_by(method, known)}"
+    if measured.exported_graphs:
+        return f"the draft was slow: {versus}"
     return f"the draft probably ran eagerly, without CUDA graphs: {versus}"
 
 

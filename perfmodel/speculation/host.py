@@ -23,7 +23,7 @@ from perfmodel._typing import Floats
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.engine import HostCosts
-from perfmodel.specs.workload import Prefill
+from perfmodel.specs.workload import Prefill, fullest_group
 
 
 def host_wait_s(
@@ -42,9 +42,7 @@ def host_wait_s(
     costs = scenario.engine.host_costs(method)
     if costs is None:
         return np.zeros(())
-    before = _step_s(scenario, costs, batch)
-    if costs.lookup_token_s:
-        before = before + costs.lookup_token_s * batch * prompt_tokens
+    before = _before_s(scenario, costs, batch, prompt_tokens)
     launches = _launches_s(scenario, costs, batch, gamma)
     wait = _wait_s(costs, before, launches, passes_s)
     plain = scenario.engine.host_costs("plain")
@@ -52,6 +50,19 @@ def host_wait_s(
         return wait
     scheduling = _step_s(scenario, plain, batch)
     return np.maximum(wait, _wait_s(plain, scheduling, np.zeros(()), passes_s))
+
+
+def host_work_s(scenario: Scenario, method: str) -> float:
+    """Seconds that the host works in a step or round, h + l; 0 if the profile has no host costs."""
+    costs = scenario.engine.host_costs(method)
+    if costs is None:
+        return 0.0
+    work = scenario.workload
+    batch = fullest_group(np.asarray(work.batch, np.float64), scenario.dp)
+    before = _before_s(scenario, costs, batch, np.asarray(work.prompt_tokens, np.float64))
+    if method == "plain":
+        return float(before)
+    return float(before + _launches_s(scenario, costs, batch, scenario.plan.gamma))
 
 
 def _prompt_layers(scenario: Scenario) -> int:
@@ -107,6 +118,12 @@ def method_of(scenario: Scenario) -> str:
     if plan.method is not None:
         return plan.draft
     return "plain" if plan.draft == "none" else "draft"
+
+
+def _before_s(scenario: Scenario, costs: HostCosts, batch: Floats, prompt_tokens: Floats) -> Floats:
+    """Host seconds before the first launch, with the look-ups of drafts."""
+    look_ups = costs.lookup_token_s * batch * prompt_tokens
+    return np.asarray(_step_s(scenario, costs, batch) + look_ups)
 
 
 def _step_s(scenario: Scenario, costs: HostCosts, batch: Floats) -> Floats:

@@ -73,7 +73,7 @@ def explain(
     measured = observe(reports, subject) if reports else Measured()
     times = {"verify_s": verify_ms, "draft_step_s": draft_ms, "host_s": host_ms}
     stated: dict[str, Any] = {name: 1e-3 * ms for name, ms in times.items() if ms is not None}
-    if note := version_note(measured, runs_on):
+    if note := version_note(measured, runs_on, subject.engine.name):
         print(f"note: {note}", file=sys.stderr)
     measured = with_times(
         replace(measured, **stated),

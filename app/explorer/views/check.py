@@ -87,7 +87,7 @@ def _measured(reports: list[tuple[str, bytes]], scenario: Scenario) -> Measured 
         except ValueError:
             raise ConfigError(f"the plain step {plain_ms[:40]!r} is not a number") from None
     runs_on = widgets.value_of("measured_on").strip()
-    if note := version_note(measured, runs_on):
+    if note := version_note(measured, runs_on, scenario.engine.name):
         st.caption(plain(f"Note: {note}."))
     return with_times(
         measured,

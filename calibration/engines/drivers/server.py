@@ -13,6 +13,7 @@ A server that does not run what the records would state is refused (`server_chec
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 import urllib.error
@@ -24,6 +25,7 @@ from typing import Any
 
 from calibration.engines.drivers.server_checks import (
     OtherServer,
+    check_counters,
     check_drafts,
     check_queue,
     check_time,
@@ -234,13 +236,13 @@ class ServerAdapter:
         def pair() -> tuple[float, Any]:
             runs = self._batch(point, short), self._batch(point, long)
             more = _rounds(runs[1], point.batch) - _rounds(runs[0], point.batch)
-            if more <= 0:
-                raise ConfigError(
-                    "the server counted no more rounds in a longer run; stop its other requests"
-                )
-            return _step_s(*runs, more), (*runs, more)
+            return _step_s(*runs, more) if more > 0 else math.nan, (*runs, more)
 
         kept, disturbed = repeated(pair, REPEATS)
+        if not kept:
+            raise ConfigError(
+                "the server counted no more rounds in a longer run; stop its other requests"
+            )
         seconds = [each for each, _ in kept]
         gained = [more for _, (_, _, more) in kept]
         check_queue([long_run for _, (_, long_run, _) in kept], point)
@@ -275,6 +277,7 @@ class ServerAdapter:
                 watched.append(self._server.counters())
         got = [request.result() for request in sent]
         seconds, after = time.perf_counter() - began, self._server.counters()
+        check_counters(self._server.url, [*watched, after], COUNTERS)
         if set(got) != {tokens}:
             raise ConfigError(f"the server returned {min(got)} tokens instead of {tokens}")
         kept = ("positions", "accept_length")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from calibration.engines.observed import check_step
 from calibration.engines.plan import MODEL_ENGINE, point_scenario
@@ -70,6 +70,17 @@ def check_drafts(url: str, setup: Setup, counted: Mapping[str, float]) -> None:
             f"{url} drafts {served:.3g} tokens per round, not {setup.gamma}; give --gamma "
             f"{served:.0f}, or start it with {setup.gamma} speculative tokens"
         )
+
+
+def check_counters(url: str, pages: Sequence[Mapping[str, float]], names: Iterable[str]) -> None:
+    """Raise `OtherServer` if a counter falls from one page to the next."""
+    for name in names:
+        values = [page.get(name, 0.0) for page in pages]
+        if values != sorted(values):
+            raise OtherServer(
+                f"{url} counts less than before (in {name}), as after a restart; keep the server "
+                f"running, and measure again"
+            )
 
 
 def check_queue(runs: Sequence[Mapping[str, float]], point: Point) -> None:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import random
 import sys
@@ -106,9 +107,12 @@ def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str,
     def pair() -> tuple[float, Any]:
         runs = _generate(llm, requests, short), _generate(llm, requests, long)
         more = _rounds(runs[1], batch, per_round) - _rounds(runs[0], batch, per_round)
-        return (runs[1]["seconds"] - runs[0]["seconds"]) / more, (*runs, more)
+        longer_s = runs[1]["seconds"] - runs[0]["seconds"]
+        return longer_s / more if more > 0 else math.nan, (*runs, more)
 
     kept, disturbed = repeated(pair, job["repeats"])
+    if not kept:
+        raise RuntimeError("the engine counted no more rounds in a longer run")
     rounds = [more for _, (_, _, more) in kept]
     latencies = [_mean_latency(a, b) for _, (a, b, _) in kept]
     return {
@@ -127,20 +131,25 @@ def repeated(
 ) -> tuple[list[tuple[float, Any]], list[float]]:
     """Time pairs of runs until `repeats` agree; these in order, and the seconds of the others.
 
-    `time_pair` returns the seconds per round of a pair, and anything about it. Pairs agree if all
-    are positive and the longest takes at most `AGREEING` times as long as the shortest; if several
-    sets do, the closest counts. If none does among `MOST_PAIRS` times as many pairs, all are kept.
+    `time_pair` returns the seconds per round of a pair, and anything about it; a pair that has none
+    returns nan, and is left out. Pairs agree if all are positive and the longest takes at most
+    `AGREEING` times as long as the shortest; if several sets do, the closest counts. If none does
+    among `MOST_PAIRS` times as many pairs, all are kept, or none if fewer than `repeats` have a
+    time.
     """
     pairs: list[tuple[float, Any]] = []
-    while len(pairs) < MOST_PAIRS * repeats:
-        pairs.append(time_pair())
+    for _ in range(MOST_PAIRS * repeats):
+        pair = time_pair()
+        if not math.isfinite(pair[0]):
+            continue
+        pairs.append(pair)
         order = sorted(range(len(pairs)), key=lambda i: pairs[i][0])
         sets = [order[i : i + repeats] for i in range(len(pairs) - repeats + 1)]
         ratios = {pairs[s[-1]][0] / pairs[s[0]][0]: s for s in sets if pairs[s[0]][0] > 0.0}
         if ratios and min(ratios) <= AGREEING:
             kept = sorted(ratios[min(ratios)])
             return [pairs[i] for i in kept], [p[0] for i, p in enumerate(pairs) if i not in kept]
-    return pairs, []
+    return (pairs if len(pairs) >= repeats else []), []
 
 
 def play_run(llm: Any, prompts: Prompts, run: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,18 @@ def test_the_eager_draft_of_vllm_0_23_is_named(capsys: pytest.CaptureFixture[str
     assert "(T_D) 10.50 ms 1.35 ms derived" in words
 
 
+def test_a_round_that_waits_for_the_host_is_no_eager_draft(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """vLLM 0.26 on one H200: a plain step, and a round of EAGLE-3."""
+    ran = ["--target", "llama-3.2-1b", "--gpu", "h200", "--draft", "eagle3", "--gamma", "2"]
+    work = ["--batch", "11", "--prompt-tokens", "5696", "--tokens-per-round", "3"]
+    times = ["--plain-ms", "2.62", "--round-ms", "4.50", "--engine", "vllm-0.26"]
+    assert run(["explain", *ran, *work, *times]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("The GPU probably waited for the host: ") and "eagerly" not in words
+
+
 def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "server.log"
     log.write_text(LOG)
@@ -119,7 +131,10 @@ def test_the_version_is_read_from_the_log(
     assert run(["explain", str(log), *RAN, *WORK]) == 0
     assert "because vLLM 0.26 leaves attention out" in capsys.readouterr().out
     assert run(["explain", str(log), *RAN, *WORK, "--engine", "vllm-0.23"]) == 0
-    assert "eagerly" not in capsys.readouterr().out  # as that version would have run
+    answered = capsys.readouterr()
+    assert "eagerly" not in answered.out  # as that version would have run
+    note = "note: the reports are of vllm 0.26.0, but vLLM 0.23 is predicted, as --engine states\n"
+    assert answered.err == note
     assert run(["explain", str(log), *RAN, *WORK, "--runs-on", "vllm-0.23"]) == 0
     assert "vLLM 0.23 does not capture it" in capsys.readouterr().out
 

@@ -184,6 +184,33 @@ def test_records_with_exported_graphs_are_not_said_to_miss_a_graph() -> None:
     assert rounds[default, exported] == rounds[exported, default]
 
 
+@pytest.mark.parametrize(
+    ("sizes", "mode", "captured"),
+    [
+        ("1, 2, 45, 50", "FULL_AND_PIECEWISE: (2, 1)", True),
+        ("1, 2, 45, 50", "PIECEWISE: 1", False),
+        ("1, 2, 40, 48", "FULL_AND_PIECEWISE: (2, 1)", False),
+        ("", "NONE: 0", False),
+    ],
+)
+def test_a_log_states_whether_a_graph_holds_the_round(
+    sizes: str, mode: str, captured: bool, tmp_path: Path
+) -> None:
+    """9 sequences with γ 4 have 45 tokens."""
+    config = f"'cudagraph_mode': <CUDAGraphMode.{mode}>, 'cudagraph_capture_sizes': [{sizes}]"
+    start = f"INFO Initializing a V1 LLM engine (v0.26.0) with config: compilation_config={config}"
+    spec = SPEC.replace("0.300,", "0.300, 0.000,").replace("300 tokens", "400 tokens")
+    spec = spec.replace("50%", "37.5%")
+    log = tmp_path / "a.log"
+    log.write_text(f"{start}\n{LINE.format(prompt='0.0', rate='1600.0', running=9)}\n{spec}\n")
+    stated = {"draft": "eagle3", "draft_policy": None, "gamma": 4, "engine": "vllm-0.26"}
+    scenario = ran(**stated, batch=9, prompt_tokens=1424)
+    measured = observe([log], scenario)
+    assert measured.exported_graphs == captured
+    sentence = diagnose(scenario, measured).sentence
+    assert ("in pieces" in sentence) == (not captured) and "eagerly" not in sentence
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_logs_of_two_versions_are_refused(together: bool, tmp_path: Path) -> None:
     steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
@@ -229,22 +256,26 @@ def test_reports_of_two_acceptances_are_refused(order: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("version", "runs_on", "said"),
+    ("version", "runs_on", "profile", "said"),
     [
-        ("0.23.0", "vllm-0.26", "vllm 0.23.0, but vLLM 0.26 is stated"),
-        ("0.23.0", "vllm", "vllm 0.23.0, but vLLM 0.26 is stated"),
-        ("0.26.1", "sglang", "vllm 0.26.1, but SGLang"),
-        ("0.26.1", "vllm-0.26", ""),
-        ("0.26.1", "vllm", ""),
-        ("0.23.0", "", ""),
+        ("0.23.0", "vllm-0.26", "kernels", "vllm 0.23.0, but vLLM 0.26 is stated"),
+        ("0.23.0", "vllm", "kernels", "vllm 0.23.0, but vLLM 0.26 is stated"),
+        ("0.26.1", "sglang", "kernels", "vllm 0.26.1, but SGLang"),
+        ("0.26.1", "vllm-0.26", "kernels", ""),
+        ("0.26.1", "vllm", "vllm-0.26", ""),
+        ("0.23.0", "", "kernels", ""),
+        ("0.26.0", "", "vllm-0.23", "vllm 0.26.0, but vLLM 0.23 is predicted"),
+        ("0.26.0", "vllm-0.26", "vllm-0.23", "vllm 0.26.0, but vLLM 0.23 is predicted"),
+        ("0.23.0", "", "vllm-0.26", "vllm 0.23.0, but vLLM 0.26 is predicted"),
+        ("0.23.0", "vllm-0.26", "vllm-0.26", "vllm 0.23.0, but vLLM 0.26 is stated"),
     ],
 )
 def test_a_version_that_the_log_does_not_name_is_noted(
-    version: str, runs_on: str, said: str, tmp_path: Path
+    version: str, runs_on: str, profile: str, said: str, tmp_path: Path
 ) -> None:
     steady = LINE.format(prompt="0.0", rate="1000.0", running=8)
     log = f"vLLM API server version {version}\n{steady}\n"
-    note = version_note(read(tmp_path, log, draft="none", gamma=0), runs_on)
+    note = version_note(read(tmp_path, log, draft="none", gamma=0), runs_on, profile)
     assert said in note if said else note == ""
 
 

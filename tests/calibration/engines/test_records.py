@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -45,15 +46,15 @@ def test_the_repeats_of_a_point_that_was_timed_several_times_are_pooled(
     known: EngineRecords, tmp_path: Path
 ) -> None:
     """The median of all different repeats, in one file or in several, as of one record."""
-    first = replace(known.points[0], all_seconds=(1.0, 1.0, 4.0), seconds=1.0)
-    again = replace(first, all_seconds=(2.0, 4.0, 6.0), seconds=4.0)
+    first = replace(known.points[0], all_seconds=(1.0, 1.0, 1.4), seconds=1.0)
+    again = replace(first, all_seconds=(1.2, 1.4, 1.6), seconds=1.4)
     one, two = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     write_records(one, HEADER, [first, *known.points[1:], again])
     write_records(two, HEADER, [again])
-    for paths, seconds in (([one], 3.0), ([one, two], 3.0), ([two, one], 3.0), ([two], 4.0)):
+    for paths, seconds in (([one], 1.3), ([one, two], 1.3), ([two, one], 1.3), ([two], 1.4)):
         read = read_engine_records(paths)
         point = next(r for r in read.points if r.point.id == first.point.id)
-        assert point.seconds == seconds and not read.notes
+        assert point.seconds == pytest.approx(seconds) and not read.notes
         assert len(read.points) == (1 if paths == [two] else len(known.points))
 
 
@@ -64,6 +65,24 @@ def test_records_that_contradict_each_other_are_noted(known: EngineRecords, tmp_
     write_records(tmp_path / "a.jsonl", HEADER, [first, *known.points[1:], again])
     (note,) = read_engine_records([tmp_path / "a.jsonl"]).notes
     assert note.startswith(first.point.id) and "10.5 to 14.5 ms" in note
+
+
+def test_each_fitted_point_whose_repeats_never_agree_is_noted(
+    known: EngineRecords, tmp_path: Path
+) -> None:
+    """They differ by more than a factor of 1.5, or one is not positive; others are not noted."""
+    every = {(0.01, 0.01, 0.0149): "", (0.01, 0.01, 0.0151): "10 to 15.1 ms"}
+    every |= {(0.01, 0.02, 0.04, 0.09, 0.02, -0.01): "-10 to 90 ms"}
+    rows = [
+        replace(record, all_seconds=seconds, seconds=median(seconds))
+        for record, seconds in zip(known.fitted, every, strict=False)
+    ]
+    held = replace(known.held_back[0], all_seconds=(0.01, 0.02, 0.03), seconds=0.02)
+    write_records(tmp_path / "a.jsonl", HEADER, [*rows, held])
+    notes = read_engine_records([tmp_path / "a.jsonl"] * 2).notes
+    assert len(notes) == 2
+    for note, row, ends in zip(notes, rows[1:], list(every.values())[1:], strict=True):
+        assert note.startswith(f"{row.point.id} is fitted, though") and ends in note
 
 
 def test_a_file_given_twice_changes_nothing(known: EngineRecords, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -122,6 +123,41 @@ def test_if_too_few_repeats_agree_all_are_kept() -> None:
     kept, disturbed = vllm_offline.repeated(lambda: next(timed), 3)
     assert [each for each, _ in kept] == seconds[:6] and not disturbed
     assert next(timed) == (0.01, 6)  # was not timed
+
+
+def test_pairs_without_a_time_are_timed_again() -> None:
+    def kept(*seconds: float) -> tuple[list[float], list[float], int]:
+        timed = iter([(each, None) for each in seconds])
+        pairs, disturbed = vllm_offline.repeated(lambda: next(timed), 3)
+        return [each for each, _ in pairs], disturbed, len(list(timed))
+
+    nan = math.nan
+    assert kept(1.0, nan, 1.0, 1.0, 5.0) == ([1.0, 1.0, 1.0], [], 1)
+    assert kept(nan, 9.0, 1.0, nan, 1.0, 1.0) == ([1.0, 1.0, 1.0], [9.0], 0)
+    assert kept(1.0, 2.0, 4.0, nan, nan, math.inf) == ([1.0, 2.0, 4.0], [], 0)
+    assert kept(1.0, nan, nan, 1.0, nan, nan, 1.0) == ([], [], 1)
+
+
+@pytest.mark.parametrize("no_more", [1, 6])
+def test_a_longer_run_of_the_engine_without_more_rounds_is_timed_again(
+    no_more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter([{"accepted": 48.0}] * no_more + [{"accepted": 36.0}] * 6)
+
+    def generate(llm: Any, requests: list[Any], tokens: int) -> dict[str, float]:
+        counted = {"accepted": 0.0} if tokens < 60 else next(counts)
+        counted |= {"latency_sum": 0.0, "latency_count": 0.0, "drafts": 1.0}
+        return {"seconds": float(tokens), "tokens": float(tokens), **counted}
+
+    monkeypatch.setattr(vllm_offline, "_generate", generate)
+    job = {"tokens_per_round": 4, "short_rounds": 3, "long_rounds": 15, "repeats": 3}
+    prompts, point = vllm_offline.Prompts(8), {"batch": 1, "prompt_tokens": 8}
+    if no_more == 6:
+        with pytest.raises(RuntimeError, match="no more rounds in a longer run"):
+            vllm_offline.time_point(None, prompts, point, job)
+        return
+    result = vllm_offline.time_point(None, prompts, point, job)
+    assert result["all_seconds"] == [4.0] * 3 and result["disturbed"] == []
 
 
 def test_a_point_that_is_always_disturbed_fails(

@@ -259,6 +259,40 @@ def test_counters_without_further_rounds_are_refused(served: FakeServer) -> None
     assert "no more rounds in a longer run" in timed(served, a_point())["error"]
 
 
+def test_a_longer_run_without_further_rounds_is_timed_again(
+    served: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if other requests had every token of the first longer run accepted."""
+    complete, left, lock = served.complete, [4], threading.Lock()
+
+    def at_once(tokens: int) -> None:
+        with lock:
+            is_first = tokens == LONG_ROUNDS * 4 and left[0] > 0
+            left[0] -= is_first
+            served.accepted = 10**6 if is_first else 2
+            complete(tokens)
+
+    monkeypatch.setattr(served, "complete", at_once)
+    line = timed(served, a_point())
+    assert line["all_seconds"] == pytest.approx([0.004] * 3) and left == [0]
+    assert line["disturbed"] == []
+
+
+def test_a_server_that_restarts_during_a_run_is_refused(
+    served: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = served.complete
+
+    def restarted(tokens: int) -> None:
+        if tokens == LONG_ROUNDS * 4:
+            served.rounds = served.taken = 0
+        complete(tokens)
+
+    monkeypatch.setattr(served, "complete", restarted)
+    with pytest.raises(OtherServer, match=r"counts less than before \(in .*as after a restart"):
+        timed(served, a_point())
+
+
 def test_the_positions_that_vllm_counts_are_its_drafts_per_round(served: FakeServer) -> None:
     """They are listed without a single draft, and a look-up cannot hide them."""
     count = 'vllm:spec_decode_num_accepted_tokens_per_pos_total{{engine="0",position="{}"}} 0.0\n'

@@ -89,6 +89,47 @@ def test_rounds_between_vllms_graphs_are_named() -> None:
     assert "of default size" not in older.sentence
 
 
+WAITS = {"target": "llama-3.2-1b", "draft": "eagle3", "draft_policy": None, "engine": "vllm-0.26"}
+
+
+@pytest.mark.parametrize("rounds", [{2: 4.5e-3}, {1: 3.4e-3, 2: 4.5e-3}])
+@pytest.mark.parametrize("plain_s", [2.62e-3, None])
+def test_rounds_of_a_target_whose_plain_steps_wait_for_the_host_wait_too(
+    rounds: dict[int, float], plain_s: float | None
+) -> None:
+    """vLLM 0.26 on an H200: 2.54 ms of host time in a plain step of 2.62."""
+    scenario = ran(11, 5696, **WAITS, gamma=2)
+    answer = explained(scenario, plain_s=plain_s, rounds_s=rounds)
+    assert answer.culprit == "host" and "the host takes longer than the GPU" in answer.sentence
+    assert "4.5 ms a round where 2.77 is expected" in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "plain_s", "round_s"),
+    [
+        ({}, 2.62e-3, 6.5e-3),  # more than the host works in a round
+        ({}, 4.2e-3, 5.2e-3),  # a plain step of more than that, too
+        ({"target": "llama-3.1-8b"}, 7.2e-3, 11.0e-3),  # the GPU takes longer
+        ({"engine": "kernels"}, 2.0e-3, 4.5e-3),  # without host times
+    ],
+)
+def test_other_slow_rounds_do_not_wait_for_the_host(
+    values: dict[str, str], plain_s: float, round_s: float
+) -> None:
+    scenario = ran(11, 5696, **WAITS | values, gamma=2)
+    answer = explained(scenario, plain_s=plain_s, rounds_s={2: round_s})
+    assert answer.culprit in ("draft", "plain")
+    assert "the host takes longer" not in answer.sentence
+
+
+def test_a_draft_in_exported_graphs_did_not_run_eagerly() -> None:
+    scenario = ran(11, 5696, **WAITS, gamma=2)
+    times = {"plain_s": 2.62e-3, "rounds_s": {2: 6.5e-3}}
+    assert explained(scenario, **times).sentence.startswith("the draft probably ran eagerly")
+    exported = explained(scenario, **times, exported_graphs=True)
+    assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow: ")
+
+
 @pytest.mark.parametrize("name", ["draft_step_s", "verify_s", "host_s", "plain_s"])
 def test_the_term_that_was_slowed_is_the_culprit(name: str) -> None:
     scenario = ran(acceptance=0.8)
