@@ -16,7 +16,7 @@ from perfmodel.speculation.step_error import time_error
 from perfmodel.units import Z90
 
 if TYPE_CHECKING:
-    from perfmodel.speculation.diagnosis import Measured, Term
+    from perfmodel.speculation.diagnosis.terms import Measured, Term
 
 CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
 EAGER = 2.0  # T_D over the predicted one

@@ -22,7 +22,7 @@ from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
 from perfmodel.specs.labels import Bound
-from perfmodel.speculation.diagnosis_text import (
+from perfmodel.speculation.diagnosis.cause import (
     CLEAR,
     faster_sentence,
     interval_s,
