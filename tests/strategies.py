@@ -7,8 +7,22 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from perfmodel import Acceptance, EngineProfile, Machine, Scenario, parse_scenario
+from perfmodel import (
+    SLO,
+    Acceptance,
+    EngineProfile,
+    Machine,
+    ModelSpec,
+    Recommendation,
+    Scenario,
+    catalog,
+    parse_scenario,
+)
+from perfmodel.passes.forward import forward_pass
+from perfmodel.passes.parts import StepTime
 from perfmodel.passes.rank import Rank
+from perfmodel.planning.recommend import recommend
+from perfmodel.planning.search import search
 from perfmodel.speculation import target_rank
 
 MEASURED_GPUS = ("a100-sxm-80gb", "h100-sxm", "h200", "l40s")
@@ -26,11 +40,35 @@ DRAFTS: tuple[dict[str, Any], ...] = (
 SPECULATING = DRAFTS[1:]
 # Fields of an engine profile that are times, beside the factors.
 ENGINE_LATENCIES = tuple(f for f in EngineProfile.__dataclass_fields__ if f.endswith("_s"))
+APART: dict[str, Any] = {"prefill": "disaggregated"}
 
 
 def a_scenario(**values: Any) -> Scenario:
     """The scenario of these flat values and the defaults."""
     return parse_scenario(values).scenario()
+
+
+def answer(slo: SLO | None = None, choices: Any = None, **values: Any) -> Recommendation:
+    """The recommendation for `a_scenario` under limits."""
+    return recommend(search(a_scenario(**values), slo=slo, choices=choices))
+
+
+def a_rank(**values: object) -> Rank:
+    return target_rank(a_scenario(**values))
+
+
+def rank_of(spec: ModelSpec, *, tp: int = 1, ep: int = 1, **values: Any) -> Rank:
+    """A rank without measured curves of experts and latent attention."""
+    rank = target_rank(parse_scenario({"tp": tp, **values}).scenario())
+    return replace(rank, spec=spec, ep=ep, curves=replace(rank.curves, experts={}, latent={}))
+
+
+def step(rank: Rank, batch: float, query: float = 1.0, context: float = 4096.0) -> StepTime:
+    return forward_pass(rank, batch=batch, context_tokens=context, query_tokens=query)
+
+
+def dense(**fields: Any) -> ModelSpec:
+    return replace(catalog.model("llama-3.1-8b"), **fields)
 
 
 def with_acceptance(scenario: Scenario, alpha: float) -> Scenario:

@@ -329,26 +329,3 @@ def test_recommend_for_traffic_names_the_best_run(capsys: pytest.CaptureFixture[
     gain = choice["runs"][0]["latency"]["mean_s"] / best["latency"]["mean_s"]
     assert choice["best"] == (best["label"] if gain * low > 1.0 else "no speculation")
     assert choice["best"] in choice["sentence"]
-
-
-@pytest.mark.parametrize(
-    "arguments, hint",
-    [
-        (["--schedule"], "--rate"),
-        (["--rate", "-1"], "rate"),
-        (["--rate", "1", "--arrivals", "never"], "never"),
-        (["--rate", "1", "--token-budget", "10"], "budget"),
-        (["--finished", "never"], "compaction, padding or graphs"),
-        (["--acceptance-spread", "0.9"], "0.9"),
-        (["--rate", "1", "--eos", "1.5"], "1.5"),
-        (["--rate", "1", "--csv", "-", "--json"], "--csv -"),
-        (["--traffic", "absent.csv"], "absent.csv"),
-        (["--rate", "1", "--requests", "0"], "requests"),
-    ],
-)
-def test_bad_input_is_one_line(
-    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["simulate", *SPECULATING, *arguments]) == 2
-    out, err = capsys.readouterr()
-    assert hint in err and err.count("\n") == 1 and not out

@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import os
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("streamlit")
 
-import streamlit as st
-from explorer_views import CONFIG, button, opened
-from streamlit.runtime.scriptrunner_utils.exceptions import StopException
-from streamlit.runtime.state.safe_session_state import SafeSessionState
-from streamlit.testing.v1 import AppTest
+from explorer_views import link, page, plan
 
-from app.explorer.address import MAX_LINK, PAGE
-from app.explorer.inputs.uploads import NEEDED
 from app.explorer.link import former_note, query_of, state_of
-from app.explorer.packing import pack, pack_files, unpack
+from app.explorer.packing import pack, pack_files
 from app.explorer.state import (
     CHOICES,
     CUSTOM,
@@ -35,32 +28,11 @@ from app.explorer.state import (
     stated_values,
     widget_state,
 )
-from perfmodel import ConfigError, ModelSpec, Scenario, ScenarioInput, catalog, parse_scenario
+from perfmodel import ConfigError, ScenarioInput, catalog, parse_scenario
 from perfmodel.specs import METHODS
 
 UPLOADS = (UPLOADED, CUSTOM, REFITTED)
 FORMER_PLAN = {"engine": "specroof", "draft": "self"}  # of a link that states neither
-
-
-def page(query: dict[str, str] | None = None, view: str = "") -> AppTest:
-    """A new page at a link; by default that of the defaults."""
-    query = {k: DEFAULTS[k] for k in FORMER_DEFAULTS} if query is None else query
-    at = opened(query | ({"view": view} if view else {}))
-    assert [e.message for e in at.exception] == []
-    return at
-
-
-def link(at: AppTest) -> dict[str, str]:
-    return {k: v if isinstance(v, str) else v[0] for k, v in at.query_params.items()}
-
-
-def plan(at: AppTest) -> Scenario:
-    return parse_scenario(dict(at.session_state["values"])).scenario()
-
-
-def model(at: AppTest) -> ModelSpec:
-    """The target without its path, which lies in a folder of the session."""
-    return replace(plan(at).target, source="")
 
 
 def random_values(draw: random.Random) -> dict[str, Any]:
@@ -212,257 +184,6 @@ def test_the_link_of_the_recommended_plan_opens_it() -> None:
     assert plan(page(link(at), view="Check")) == plan(at)
 
 
-def test_a_widget_that_is_hidden_for_a_while_keeps_its_value() -> None:
-    at = page({"kv_budget": "5%"}, view="Check")
-    at.selectbox(key="draft").select("none").run()
-    assert plan(at).plan.draft == "none" and link(at)["kv_budget"] == "5%"
-    at.selectbox(key="draft").select("self:snapkv").run()
-    assert plan(at).plan.budget_text == "5%"
-
-
-def test_going_back_restores_the_plan_and_the_view() -> None:
-    at = page(view="Check")
-    earlier, before = link(at), plan(at)
-    at.number_input(key="batch").set_value(9).run()
-    at.segmented_control(key="view").set_value("Why").run()
-    assert link(at)["batch"] == "9" and link(at)["view"] == "Why"
-    _go(at, earlier)
-    assert plan(at) == before and at.session_state["view"] == "Check"
-
-
-def test_going_back_twice_at_once_goes_back_twice() -> None:
-    """The second Back arrives with the inputs that the browser showed before the first."""
-    at = page(view="Check")
-    links, plans = [], []
-    for batch in (9, 7, 5):
-        links.append(link(at))
-        plans.append(plan(at))
-        at.number_input(key="batch").set_value(batch).run()
-    shown = at.session_state[PAGE]
-    _go(at, links[2])
-    _show(at, links[1], shown)
-    at.number_input(key="batch").set_value(5).run()
-    assert plan(at) == plans[1] and link(at) == links[1]
-    at.number_input(key="batch").set_value(5).run()  # now it is typed
-    assert plan(at).workload.batch == 5 and link(at)["batch"] == "5"
-
-
-def test_a_click_that_streamlit_joins_to_back_is_applied_to_the_inputs_of_the_link() -> None:
-    """The run has the link and the click, but is not said to be of Back."""
-    at = page(view="Check")
-    earlier, before = link(at), plan(at)
-    at.number_input(key="batch").set_value(9).run()
-    _show(at, earlier)
-    at.number_input(key="output_tokens").set_value(77).run()
-    assert plan(at).workload == replace(before.workload, output_tokens=77)
-    assert link(at) == earlier | {"output_tokens": "77"}
-
-
-def test_a_click_before_back_is_shown_is_applied_to_the_inputs_of_the_link() -> None:
-    at = page(view="Check")
-    earlier, before = link(at), plan(at)
-    at.number_input(key="batch").set_value(9).run()
-    shown = at.session_state[PAGE]
-    _go(at, earlier)
-    _show(at, earlier, shown)
-    at.number_input(key="batch").set_value(9)  # as the browser still shows it
-    at.number_input(key="output_tokens").set_value(77).run()
-    assert plan(at).workload == replace(before.workload, output_tokens=77)
-
-
-def test_a_click_at_any_moment_of_backs_run_is_applied_to_the_inputs_of_the_link(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Streamlit ends a run for a newer one at an access to the session's state."""
-    written: list[str] = []
-    end_after = ""
-    write = SafeSessionState.__setitem__
-
-    def write_and_end(state: Any, key: str, value: Any) -> None:
-        write(state, key, value)
-        written.append(key)
-        if key == end_after:
-            raise StopException
-
-    monkeypatch.setattr(SafeSessionState, "__setitem__", write_and_end)
-    at = page(view="Check")
-    earlier, before = link(at), plan(at)
-    moments = [key for key in dict.fromkeys(written) if key in at.session_state]
-    assert {"address", "target", "batch"} < {*moments}
-    for moment in [key for key in moments if key not in DEFAULTS or key in ("target", "batch")]:
-        at.number_input(key="batch").set_value(9).run()
-        shown = at._tree
-        end_after = moment
-        _go(at, earlier)
-        end_after = ""
-        at._tree = shown  # the browser has not been sent another page
-        _show(at, earlier)
-        at.number_input(key="output_tokens").set_value(77).run()
-        assert plan(at).workload == replace(before.workload, output_tokens=77), moment
-        _go(at, earlier)
-        assert plan(at) == before
-
-
-def _show(at: AppTest, query: dict[str, str], shown: int | None = None) -> None:
-    """Set the browser's URL, and the number of the link that it has shown if not the last."""
-    if shown is not None:
-        at.number_input(key=PAGE).set_value(shown)
-    for key in list(at.query_params):
-        del at.query_params[key]
-    for key, value in query.items():
-        at.query_params[key] = value
-
-
-def _go(at: AppTest, query: dict[str, str]) -> None:
-    _show(at, query)
-    at.run()
-
-
-def test_a_click_before_the_url_arrives_is_not_taken_for_going_back() -> None:
-    at = page(view="Check")
-    stale, shown = link(at), at.session_state[PAGE]
-    at.number_input(key="batch").set_value(9).run()
-    _show(at, stale, shown)
-    at.number_input(key="output_tokens").set_value(77).run()
-    assert (plan(at).workload.batch, plan(at).workload.output_tokens) == (9, 77)
-    assert link(at)["batch"] == "9"
-
-
-def uploaded_page(view: str) -> AppTest:
-    at = page({"drafts": "self:streamingllm"}, view=view)
-    file = ("mine.json", json.dumps(CONFIG).encode(), "application/json")
-    at.file_uploader(key="model_file").set_value(file).run()
-    assert not at.exception and at.session_state["target"] == UPLOADED
-    return at
-
-
-def test_the_link_contains_an_uploaded_model() -> None:
-    at = uploaded_page("Check")
-    assert plan(at).target.name == "mine" and len(link(at)["model_config"]) < 500
-    again = page(link(at))
-    assert model(again) == model(at) and not again.warning
-
-
-def test_the_plan_of_an_uploaded_model_is_taken_and_pinned() -> None:
-    at = uploaded_page("Decide")
-    at.selectbox(key="acceptance_form").select("acceptance").run()
-    at.button(key="use_0").click().run()
-    assert not at.exception and plan(at).target.name == "mine"
-    button(at, "Pin").click().run()
-    pinned, uploaded = plan(at).plan, model(at)
-    at.selectbox(key="target").select("llama-2-7b").run()
-    again = page(link(at))
-    again.button(key="open_1").click().run()
-    assert not again.exception and model(again) == uploaded
-    assert plan(again).plan == pinned
-
-
-def test_undo_takes_back_one_change_of_an_input_after_another() -> None:
-    at = page(view="Check")
-    plans = [plan(at)]
-    for batch in (9, 7):
-        at.number_input(key="batch").set_value(batch).run()
-        plans.append(plan(at))
-    at.segmented_control(key="view").set_value("Why").run()
-    for before in (plans[1], plans[0]):
-        button(at, "Undo").click().run()
-        assert plan(at) == before and at.session_state["view"] == "Why"
-    assert button(at, "Undo").disabled
-
-
-def test_undo_takes_back_limits_choices_of_decide_and_pins() -> None:
-    at = page(view="Check")
-    start = link(at)
-    at.number_input(key="price").set_value(2.5).run()
-    at.selectbox(key="runs_on").select("vllm").run()
-    at.checkbox(key="search_tp").check().run()
-    button(at, "Pin").click().run()
-    for key in ("pins", "search_tp", "runs_on", "price"):
-        assert key in link(at)
-        button(at, "Undo").click().run()
-        assert key not in link(at)
-    assert link(at) == start and button(at, "Undo").disabled
-
-
-def test_undo_and_pins_stay_beside_an_invalid_input_and_undo_never_opens_one() -> None:
-    at = page(view="Check")
-    start = plan(at)
-    button(at, "Pin").click().run()
-    at.text_input(key="slo").set_value("x").run()
-    assert len(at.error) == 1 and button(at, "Pin").disabled
-    at.number_input(key="batch").set_value(9).run()
-    at.text_input(key="slo").set_value("").run()
-    assert not at.error and plan(at) != start
-    button(at, "Undo").click().run()
-    assert not at.error and plan(at) == start
-    at.text_input(key="slo").set_value("x").run()
-    at.button(key="open_1").click().run()  # a pin has no limits: it keeps the page's
-    assert len(at.error) == 1
-    button(at, "Undo").click().run()
-    assert not at.error and plan(at) == start
-
-
-def test_a_plan_keeps_the_acceptance_that_it_does_not_have() -> None:
-    rates = "0.9, 0.7, 0.5"
-    given = {"acceptance_form": "acceptance_per_position", "acceptance_per_position": rates}
-    at = page({"draft": "self:snapkv", "gamma": "6", "kv_budget": "999"} | given, view="Decide")
-    before = plan(at)
-    said = [text.value.replace("\\", "") for text in at.main.markdown]
-    plans = [text for text in said if "tokens/s/GPU" in text]
-    place = next(i for i, text in enumerate(plans) if "No speculation" in text)
-    at.button(key=f"use_{place}").click().run()
-    assert not plan(at).plan.speculates
-    at.selectbox(key="draft").select("self:snapkv").run()
-    assert plan(at) == before
-
-
-def test_a_pin_is_opened_under_the_limits_of_the_page() -> None:
-    at = page(view="Check")
-    button(at, "Pin").click().run()
-    at.text_input(key="slo").set_value("tpot<99ms").run()
-    at.number_input(key="batch").set_value(9).run()
-    at.button(key="open_1").click().run()
-    assert plan(at).workload.batch == 64 and link(at)["slo"] == "tpot<99ms"
-
-
-def test_back_keeps_an_upload_that_is_too_long_for_the_link() -> None:
-    at = page(view="Check")
-    noise = random.Random(0).randbytes(MAX_LINK)
-    at.file_uploader(key="report_files").set_value(
-        [("a.log", noise[:6000].hex().encode(), "text/plain")]
-    ).run()
-    long = [("b.log", noise.hex().encode(), "text/plain")]
-    at.file_uploader(key="report_files").set_value(long).run()
-    earlier, reports = link(at), at.session_state["reports"]
-    assert "reports" not in earlier
-    at.number_input(key="batch").set_value(9).run()
-    _go(at, earlier)
-    assert plan(at).workload.batch == 64 and at.session_state["reports"] == reports
-    assert not at.warning
-
-
-def test_an_input_that_is_set_back_at_once_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second click reaches the server before the link of the first reaches the browser."""
-    sent: list[dict[str, str]] = []
-    proxy = type(st.query_params)
-    send = proxy.from_dict
-
-    def from_dict(params: Any, query: dict[str, str]) -> None:
-        sent.append(query)
-        send(params, query)
-
-    monkeypatch.setattr(proxy, "from_dict", from_dict)
-    at = page(view="Check")
-    before, stale, shown = plan(at), link(at), at.session_state[PAGE]
-    at.number_input(key="batch").set_value(9).run()
-    _show(at, stale, shown)
-    at.number_input(key="batch").set_value(before.workload.batch).run()
-    _go(at, sent[-1])  # what the browser shows in the end
-    assert len(sent) == 2 and plan(at) == before and link(at) == stale
-    _go(at, stale)  # Back to an equal link sends none: it would end the way forward
-    assert len(sent) == 2
-
-
 def test_links_of_earlier_versions_open_the_view_that_took_over() -> None:
     for former, now in FORMER_VIEWS.items():
         state, notes = state_of({"view": former, "curve_tps": "1,2"})
@@ -588,52 +309,6 @@ def test_an_impossible_tp_of_a_link_is_reported_until_an_input_changes(tp: str) 
         at.segmented_control(key="view").set_value(view).run()
     at.number_input(key="batch").set_value(9).run()
     assert not at.warning and plan(at).tp == 8
-
-
-def test_a_link_that_leaves_something_out_says_so() -> None:
-    noise = random.Random(0).randbytes(2 * MAX_LINK).hex()
-    at = page(view="Check")
-    file = ("big.json", json.dumps(CONFIG | {"_name_or_path": noise}).encode(), "application/json")
-    at.file_uploader(key="model_file").set_value(file).run()
-    assert plan(at).target.name == "big" and "model_config" not in link(at)
-    assert any("link is partial" in caption.value for caption in at.caption)
-    assert plan(page(link(at))).target.name == "big"  # a reload, by the same server
-    st.cache_resource.clear()
-    assert "uploaded" in page(link(at)).warning[0].value
-
-
-def test_what_is_uploaded_and_pasted_in_check_is_in_the_link() -> None:
-    at = page({"plain_ms": "20", "round_ms": "3:60"}, view="Check")
-    at.text_area(key="report").set_value("not a report").run()
-    csv = ",".join(NEEDED) + "\nh200,llama-3.1-8b,self,3,1,32,16384,18.3,21.1,20.4\n"
-    at.file_uploader(key="measurements").set_value(("a.csv", csv.encode(), "text/csv")).run()
-    assert len(at.error) == 1 and len(at.get("plotly_chart")) == 2
-    again = page(link(at))
-    assert [e.value for e in again.error] == [e.value for e in at.error]
-    assert len(again.get("plotly_chart")) == 2 and not again.warning
-    again.text_area(key="report").set_value("").run()
-    again.button(key="remove_step_times").click().run()
-    assert not again.error and not again.get("plotly_chart")
-    assert set(link(again)) == {"view", "plain_ms", "round_ms", *FORMER_DEFAULTS}
-
-
-def test_the_reader_of_a_partial_link_is_told_what_to_add() -> None:
-    at = page(view="Check")
-    noise = random.Random(0).randbytes(MAX_LINK).hex()
-    files = [("a.log", noise.encode(), "text/plain")]
-    at.file_uploader(key="report_files").set_value(files).run()
-    assert any("leaves out the uploaded reports" in caption.value for caption in at.caption)
-    assert link(at)["left_out"].startswith("reports:")
-    assert not page(link(at)).warning
-    st.cache_resource.clear()
-    (warning,) = page(link(at)).warning
-    assert "the uploaded reports" in warning.value
-
-
-def test_a_packed_text_is_bounded() -> None:
-    assert unpack(pack("α 0.8")) == "α 0.8"
-    with pytest.raises(ValueError, match="too large"):
-        unpack(pack("0" * 50_000_000))
 
 
 def test_every_input_of_a_scenario_is_in_the_link() -> None:

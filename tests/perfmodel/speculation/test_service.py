@@ -13,7 +13,7 @@ from strategies import a_scenario, scenarios, with_acceptance
 
 from perfmodel import Scenario, estimate
 from perfmodel.specs import Prefill
-from perfmodel.speculation import service, without_speculation
+from perfmodel.speculation import service, service_gain, speedup_interval, without_speculation
 from perfmodel.speculation.service import mean_rounds
 
 SELF: dict[str, Any] = {
@@ -94,3 +94,17 @@ def test_a_grid_equals_single_points() -> None:
             for name in ("requests_per_s", "tpot_s", "ttft_s", "prefill_share"):
                 value = np.broadcast_to(getattr(grid, name), (3, 2))[row, column]
                 assert float(getattr(one, name)) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("gpu, tp", [("h200", 2), ("h200", 8), ("l4", 8)])
+def test_the_gain_of_a_decoding_pool_has_the_interval_of_the_speedup(gpu: str, tp: int) -> None:
+    """Also where all-reduces were not measured; the contexts differ by half the output."""
+    scenario = a_scenario(
+        gpu=gpu, tp=tp, draft="self", kv_budget=512, gamma=3, batch=16, prompt_tokens=16_000,
+        prefill="disaggregated", output_tokens=32,
+    )  # fmt: skip
+    decode, gain = speedup_interval(scenario), service_gain(scenario)
+    assert decode is not None
+    for end in ("low", "high"):
+        distance = np.log(getattr(decode, end) / decode.value)
+        assert np.log(getattr(gain, end) / gain.value) == pytest.approx(distance, rel=0.1)

@@ -21,7 +21,6 @@ from perfmodel import (
     Scenario,
     catalog,
     estimate,
-    parse_scenario,
     speedup_interval,
 )
 from perfmodel.catalog.acceptance import acceptance_curve
@@ -31,16 +30,12 @@ from perfmodel.speculation import (
     OBJECTIVES,
     least_width,
     probability_of_gain,
-    prompt_ends,
     sensitivities,
     service_gain,
     service_tpot,
     time_error,
     tpot_interval,
-    ttft_interval,
-    without_speculation,
 )
-from perfmodel.speculation.prompt import MOST_LAUNCH_LAYER_S
 from perfmodel.speculation.step_error import (
     ARCHITECTURE_ERROR,
     BOUND_ERROR,
@@ -49,7 +44,6 @@ from perfmodel.speculation.step_error import (
     Distance,
     engine_distance,
     kernel_distance,
-    pair_error,
     ratio_error,
     relative_error,
 )
@@ -57,7 +51,6 @@ from perfmodel.speculation.uncertainty import alpha_interval
 from perfmodel.units import Z90
 
 # The engine was timed with this target on this GPU at this TP.
-RING: dict[str, Any] = {"ring_hop_us": 8.0, "ring_gb_s": 12.0}
 SELF: dict[str, Any] = {
     "target": "llama-3.1-8b", "draft": "self", "gpu": "h100-sxm", "tp": 8, "engine": "magicdec",
 }  # fmt: skip
@@ -78,84 +71,6 @@ def test_no_gain_exceeds_the_tokens_of_a_round(alpha: float, gamma: int, batch: 
     tokens = float(estimate(scenario).tokens_per_round)
     assert interval(scenario).high <= tokens * (1.0 + 1e-9)
     assert float(service_gain(scenario).high) <= tokens * (1.0 + 1e-9)
-
-
-@given(scenarios())
-@settings(max_examples=25, deadline=None)
-def test_the_time_to_the_first_token_lies_between_its_ends(scenario: Scenario) -> None:
-    """The errors of prompt and step are independent, so the sum is no wider than both together."""
-    point, error = estimate(scenario), time_error(without_speculation(scenario))
-    found = ttft_interval(point)
-    low, value, high = prompt_ends(scenario, error=error)
-    step_s, factor = float(point.plain_tpot_s), math.exp(Z90 * error)
-    assert 0.0 < found.low < found.value == float(point.ttft_s) < found.high
-    assert value == point.prefill_s
-    assert high + step_s < found.high <= (high + step_s * factor) * (1.0 + 1e-12)
-    assert low + step_s > found.low >= (low + step_s / factor) * (1.0 - 1e-12)
-
-
-ENGINES = ("specroof", "vllm-0.26", "sglang-0.5", "kernels")
-
-
-@given(
-    engine=st.sampled_from(ENGINES),
-    target=st.sampled_from(["llama-3.2-1b", "llama-3.1-8b"]),
-    tp=st.sampled_from([1, 2]),
-    tokens=st.integers(16, 40_000),
-    more=st.sampled_from([1, 64, 1000]),
-)
-@settings(max_examples=60, deadline=None)
-def test_the_ends_of_the_time_to_the_first_token_never_fall_as_prompts_grow(
-    engine: str, target: str, tp: int, tokens: int, more: int
-) -> None:
-    """Those of the prompt; interpolated attention of the step after it may fall by 0.1 %."""
-    work = {"engine": engine, "target": target, "gpu": "h200", "tp": tp, "batch": 1}
-    one, other = (
-        a_scenario(**work, draft="none", prompt_tokens=length) for length in (tokens, tokens + more)
-    )
-    for before, after in zip(prompt_ends(one), prompt_ends(other), strict=True):
-        assert after >= before * (1.0 - 1e-12)
-    first, second = (ttft_interval(estimate(scenario)) for scenario in (one, other))
-    for end in ("low", "value", "high"):
-        assert getattr(second, end) >= getattr(first, end) * 0.998
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_one_token_more_changes_the_time_to_the_first_token_by_a_launch_at_most(
-    engine: str,
-) -> None:
-    work = {"engine": engine, "gpu": "h200", "draft": "none", "batch": 1}
-    scenario = a_scenario(**work)
-    layers, most_s = scenario.target.layers, MOST_LAUNCH_LAYER_S
-    lengths = [(n, n + 1) for n in (64, 500, 1407, 2048, 2367, 8192, 16_384, 16_385)]
-    for one, other in lengths:
-        found = [ttft_interval(estimate(a_scenario(**work, prompt_tokens=n))) for n in (one, other)]
-        assert abs(found[1].high - found[0].high) < layers * most_s + 1e-3
-
-
-@pytest.mark.parametrize("draft", ["none", "self", "llama-3.2-1b"])
-def test_cached_tokens_of_a_prompt_take_no_time(draft: str) -> None:
-    work = {"gpu": "h200", "batch": 1, "prompt_tokens": 32_000, "draft": draft}
-    times = []
-    for rate in (0.0, 0.5, 0.9):
-        scenario = a_scenario(**work)
-        cached = replace(scenario.workload, prefix_hit_rate=rate)
-        point = estimate(replace(scenario, workload=cached))
-        found = ttft_interval(point)
-        assert found.low < found.value == float(point.ttft_s) < found.high
-        times.append(float(point.prefill_s))
-    assert times[0] > 1.5 * times[1] > 4.0 * times[2] > 0.0
-
-
-@pytest.mark.parametrize("tp", [1, 2])
-def test_a_short_prompt_is_less_certain_than_a_long_one(tp: int) -> None:
-    """The host may launch its kernels twice as fast or slow as assumed."""
-    ratios = []
-    for tokens in (256, 100_000):
-        work = {"engine": "specroof", "gpu": "h200", "tp": tp, "prompt_tokens": tokens}
-        ends = ttft_interval(estimate(a_scenario(**work, draft="none", batch=1)))
-        ratios.append(ends.high / ends.value)
-    assert ratios[0] > 1.3 > 1.15 > ratios[1]
 
 
 def width(scenario: Scenario) -> float:
@@ -420,96 +335,6 @@ def test_sensitivities_bracket_the_speedup_and_name_their_change() -> None:
     assert result["engine overhead"].low < result["engine overhead"].high
 
 
-@pytest.mark.parametrize("gpu, tp", [("h200", 2), ("h200", 8), ("l4", 8)])
-def test_the_gain_of_a_decoding_pool_has_the_interval_of_the_speedup(gpu: str, tp: int) -> None:
-    """Also where all-reduces were not measured; the contexts differ by half the output."""
-    scenario = a_scenario(
-        gpu=gpu, tp=tp, draft="self", kv_budget=512, gamma=3, batch=16, prompt_tokens=16_000,
-        prefill="disaggregated", output_tokens=32,
-    )  # fmt: skip
-    decode, gain = interval(scenario), service_gain(scenario)
-    for end in ("low", "high"):
-        distance = np.log(getattr(decode, end) / decode.value)
-        assert np.log(getattr(gain, end) / gain.value) == pytest.approx(distance, rel=0.1)
-
-
-@pytest.mark.parametrize(
-    ("known", "unknown"),
-    [
-        ({"gpu": "h200", "tp": 4}, {"gpu": "h200", "tp": 8}),  # measured; extrapolated
-        (RING | {"gpu": "l4", "tp": 8}, {"gpu": "l4", "tp": 8}),  # with and without a known ring
-        (RING | {"gpu": "l40", "tp": 4}, {"gpu": "l40", "tp": 4}),
-        (RING | {"gpu": "l40", "tp": 8}, {"gpu": "l40", "tp": 8}),
-        (RING | {"gpu": "l40s", "tp": 8}, {"gpu": "l40s", "tp": 8}),
-    ],
-)
-def test_an_unmeasured_all_reduce_widens_the_interval_and_adds_a_note(
-    known: dict[str, Any], unknown: dict[str, Any]
-) -> None:
-    common = SELF | {"engine": "specroof", "batch": 8, "prompt_tokens": 4096, "kv_budget": 512}
-    one, other = a_scenario(**common | known), a_scenario(**common | unknown)
-
-    def beyond(scenario: Any) -> float:
-        """Width over the width without the error of all-reduces."""
-        alone = replace(scenario, engine=scenario.engine.changed(comm_factor=1e-9))
-        return width(scenario) / width(alone)
-
-    assert beyond(other) > beyond(one)
-    assert not any("all-reduce" in note for note in one.notes)
-    assert any("all-reduce" in note for note in other.notes)
-
-
-def test_assumed_flops_of_attention_widen_intervals_where_they_bound_verification() -> None:
-    """A group of 8 heads has 16 query rows at γ = 1, one tile, and 72 at γ = 8."""
-    of_b200 = {"target": "llama-3.1-70b", "gpu": "b200", "tp": 4, "batch": 16}
-    plan = of_b200 | {"prompt_tokens": 64_000, "draft": "ngram", "draft_policy": "full"}
-    few, many = (a_scenario(**plan, gamma=gamma) for gamma in (1, 8))
-    curve = few.kernels.attention
-    for gpu in ("h200", "h100-sxm", "a100-sxm-80gb", "l40s"):
-        assert a_scenario(**plan | {"gpu": gpu}, gamma=8).kernels.attention.tensor_core_error == 0.0
-
-    added = np.sqrt(ratio_error(many) ** 2 - ratio_error(few) ** 2)
-    round_s, verify = estimate(many).round_s, estimate(many).verify
-    share = float(verify.group_s("attention") / round_s)
-    assert np.log1p(np.expm1(curve.tensor_core_error) * share) == pytest.approx(added, rel=0.02)
-    assert pair_error(few, many) > added
-    assert any("FLOP/s on b200 are assumed" in note for note in many.notes)
-
-
-def test_intervals_reach_the_time_of_a_kernel_that_splits_the_latent_cache() -> None:
-    values = {"target": "deepseek-v2-lite", "batch": 1, "prompt_tokens": 32_000}
-    old, new = (a_scenario(gpu=gpu, **values) for gpu in ("a100-sxm-80gb", "h100-sxm"))
-    found, plain = tpot_interval(old), tpot_interval(new)
-    assert found is not None
-    assert plain is not None
-    # An H100 is at most 3.35 times as fast as an A100 in bandwidth and FLOP/s.
-    assert found.low < 3.35 * plain.value < found.value
-    assert estimate(old).target_step.origin == "extrapolated"
-    assert any("TensorRT-LLM 1.0.0" in note for note in old.notes)
-
-
-def test_no_speedup_is_clear_because_a_kernel_does_not_split_the_latent_cache() -> None:
-    values = {"target": "deepseek-v2-lite", "batch": 1, "prompt_tokens": 32_000, "tp": 1}
-    scenario = a_scenario(**values, gpu="a100-sxm-80gb", draft="mtp", gamma=5)
-    engine = scenario.engine.changed(attention_factor=1.0 / 43.0)
-    split = service_gain(replace(scenario, engine=engine))
-    assert float(service_gain(scenario).low) < min(1.0, float(split.value))
-
-
-def test_two_drafts_share_the_kernel_that_does_not_split_latents() -> None:
-    """On an A100, each speedup is uncertain by it; their ratio by what it adds to one of them."""
-
-    def plan(draft: str, gamma: int) -> Scenario:
-        values = {"target": "deepseek-v2-lite", "gpu": "a100-sxm-80gb", "batch": 16}
-        drafted = {"draft": draft, "gamma": gamma, "acceptance": 0.7, "prompt_tokens": 8000}
-        return parse_scenario(values | drafted).scenario()
-
-    head, longer, own = plan("eagle3", 3), plan("eagle3", 4), plan("self", 3)
-    assert pair_error(head, own) == pytest.approx(pair_error(own, head))
-    assert pair_error(head, longer) < pair_error(head, own)
-    assert pair_error(head, own) < math.hypot(ratio_error(head), ratio_error(own))
-
-
 @settings(max_examples=25)
 @given(
     scenario=scenarios(), prefill=st.sampled_from(Prefill), objective=st.sampled_from(OBJECTIVES)
@@ -523,23 +348,3 @@ def test_no_gain_has_a_narrower_interval_than_the_least_one(
     least = least_width(scenario)
     assert (least > 0.0) == (prefill is Prefill.SHARED)
     assert math.log(float(gain.value / gain.low)) >= least - 1e-9
-
-
-@pytest.mark.parametrize(
-    "engine, gpu",
-    [
-        ("vllm-0.26", "h100-sxm"),
-        *product(["vllm-0.7", "vllm-0.23", "sglang-0.5", "tensorrt-llm-1.2"], ["h200", "h100-sxm"]),
-    ],
-)
-def test_an_engine_that_does_not_pack_rows_is_in_the_interval(engine: str, gpu: str) -> None:
-    """20 % of attention beyond 16 query rows, as FlashInfer; vLLM 0.26 on an H200 has none."""
-    stated = {"draft": "eagle3", "acceptance": 0.7, "prompt_tokens": 32_000}
-    for work in (
-        {"target": "llama-3.1-70b", "tp": 8, "batch": 64, "gamma": 3},
-        {"target": "llama-3.1-8b", "tp": 1, "batch": 4, "gamma": 5},
-    ):
-        scenario = parse_scenario(stated | {"gpu": gpu, "engine": engine} | work).scenario()
-        point = estimate(scenario)
-        longer = 1.0 + 0.2 * float(point.verify.group_s("attention") / point.round_s)
-        assert 1.05 < longer < math.exp(Z90 * float(time_error(scenario)))
