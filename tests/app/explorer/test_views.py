@@ -42,7 +42,7 @@ STATES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", STATES)
-def test_every_opened(name: str) -> None:
+def test_every_view_of(name: str) -> None:
     at = opened(view="Check", **STATES[name])
     for view, charts in CHARTS.items():
         at.segmented_control(key="view").set_value(view).run()
