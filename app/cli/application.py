@@ -27,23 +27,23 @@ from app.cli.commands.sweep import sweep
 from app.cli.commands.validate import validate_app
 from app.cli.options import App, ScenarioCommand
 
-app = App(
+_app = App(
     name="specroof",
     pretty_exceptions_enable=False,
     epilog="Example: specroof recommend --target llama-3.1-8b --gpu h100-sxm --batch 16",
 )
 for command in (predict, sweep, simulate, recommend, export, explain):
-    app.command(cls=ScenarioCommand)(command)
-app.command("list")(list_catalog)
-app.command()(explore)
+    _app.command(cls=ScenarioCommand)(command)
+_app.command("list")(list_catalog)
+_app.command()(explore)
 calibrate_app.command("engine")(calibrate_engine)
 calibrate_app.command("acceptance")(measure_acceptance)
 calibrate_app.command("traffic", cls=ScenarioCommand)(calibrate_traffic)
 for report in (acceptance_report, fit_acceptance, import_acceptance):
     calibrate_app.command()(report)
-app.add_typer(calibrate_app, name="calibrate")
-app.add_typer(validate_app, name="validate")
-app.add_typer(run_app, name="run")
+_app.add_typer(calibrate_app, name="calibrate")
+_app.add_typer(validate_app, name="validate")
+_app.add_typer(run_app, name="run")
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,7 +54,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@_app.callback()
 def specroof(
     version: Annotated[
         bool,
@@ -64,3 +64,6 @@ def specroof(
     ] = False,
 ) -> None:
     """Will speculative decoding pay for your long-context LLM?"""
+
+
+app = typer.main.get_command(_app)

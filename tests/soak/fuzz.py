@@ -65,12 +65,6 @@ class Fuzz:
     """Generates inputs by number and runs them."""
 
     def __init__(self, seed: int, only: str = "") -> None:
-        import typer
-
-        import app.cli.application as application
-
-        # Otherwise typer would build its commands again for each input.
-        application.app = typer.main.get_command(application.app)  # type: ignore[assignment]
         self.seed = seed
         self.cases = [case for case in cases() if re.search(only, case.name)]
         self.turn = [case for case in self.cases for _ in range(case.weight)]

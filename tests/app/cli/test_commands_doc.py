@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import typer.main
 from documented import coverage_of_two_models
 
 from app.cli.application import app
@@ -42,7 +41,7 @@ def test_examples_run_in_order_as_documented(
 
 
 def test_every_command_has_a_section_with_an_example() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = app.commands  # type: ignore[attr-defined]
     for name in commands:
         assert f"\n## {name}\n" in TEXT
         assert any(example.startswith(f"specroof {name}") for example in EXAMPLES), name
