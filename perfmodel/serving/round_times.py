@@ -21,7 +21,7 @@ from perfmodel.passes.forward import prefill_pass
 from perfmodel.passes.memory import memory_estimate
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.drafting import draft_start_s
-from perfmodel.speculation.round import RoundEstimate, estimate, target_rank
+from perfmodel.speculation.round import RoundEstimate, estimate, round_seconds, target_rank
 
 BOUNDS = ("compute", "weights", "kv", "activations", "link", "host", "latency")
 INTERVALS = 1024  # between contexts, evenly spaced in the square root
@@ -48,6 +48,7 @@ class RoundTimes:
         # Contexts at which round times are tabulated. [tokens]
         self.contexts = self.max_context * np.linspace(0, 1, INTERVALS + 1) ** 2
         self._scale = INTERVALS / math.sqrt(self.max_context)
+        self._batches = np.arange(1.0, max_batch + 1)[:, None]
         self._starts: list[float] = self.contexts.tolist()
         self._rows: dict[int, list[list[float]]] = {}
         self._bounds: dict[int, list[list[int]]] = {}
@@ -118,11 +119,15 @@ class RoundTimes:
         return column[index] + (column[index + 1] - column[index]) * (tokens - x0) / (x1 - x0)
 
     def _seconds(self, gamma: int) -> Floats:
-        return np.asarray(
-            np.broadcast_to(
-                self._estimate(gamma, self.contexts).round_s, (self.max_batch, INTERVALS + 1)
-            )
+        contexts = np.maximum(self.contexts, 1.0)
+        seconds = round_seconds(
+            self.scenario,
+            batch=self._batches,
+            prompt_tokens=contexts,
+            gamma=np.asarray(float(gamma)),
+            kv_budget_tokens=_budget_of_rounds(self.scenario, contexts, gamma),
         )
+        return np.asarray(np.broadcast_to(seconds, (self.max_batch, INTERVALS + 1)))
 
     def _tabulated(self, gamma: int) -> list[list[float]]:
         self._rows[gamma] = [[], *self._seconds(gamma).tolist()]
@@ -130,26 +135,29 @@ class RoundTimes:
 
     def _tabulated_bounds(self, gamma: int) -> list[list[int]]:
         middles = self.contexts[COARSE // 2 :: COARSE]
-        codes = round_bounds(self._estimate(gamma, middles))
+        codes = round_bounds(
+            estimate_rounds(self.scenario, self._batches, np.maximum(middles, 1.0), gamma)
+        )
         shape = (self.max_batch, middles.size)
         self._bounds[gamma] = [[], *np.broadcast_to(codes, shape).tolist()]
         return self._bounds[gamma]
-
-    def _estimate(self, gamma: int, contexts: Floats) -> RoundEstimate:
-        batch = np.arange(1.0, self.max_batch + 1)[:, None]
-        return estimate_rounds(self.scenario, batch, np.maximum(contexts, 1.0), gamma)
 
 
 def estimate_rounds(
     scenario: Scenario, batch: ArrayLike, contexts: ArrayLike, gamma: ArrayLike
 ) -> RoundEstimate:
     """`estimate()` for rounds in which a draft reads its budget or the context, if shorter."""
-    if np.any(np.asarray(gamma) > 0) and scenario.plan.draft == "none":
-        raise ConfigError(f"gamma={np.max(gamma)} needs a draft; give one or use gamma=0")
-    budget = scenario.plan.budget_at(contexts)
+    budget = _budget_of_rounds(scenario, contexts, gamma)
     return estimate(
         scenario, batch=batch, prompt_tokens=contexts, gamma=gamma, kv_budget_tokens=budget
     )
+
+
+def _budget_of_rounds(scenario: Scenario, contexts: ArrayLike, gamma: ArrayLike) -> Floats:
+    """The cached tokens that a draft may read; a `ConfigError` if γ has no draft."""
+    if np.any(np.asarray(gamma) > 0) and scenario.plan.draft == "none":
+        raise ConfigError(f"gamma={np.max(gamma)} needs a draft; give one or use gamma=0")
+    return np.asarray(scenario.plan.budget_at(contexts), float)
 
 
 def round_bounds(point: RoundEstimate) -> Counts:
