@@ -43,13 +43,14 @@ class RoundEstimate:
     """
 
     scenario: Scenario
+    prompt_tokens: Floats
+    kv_budget_tokens: Floats
     gamma: Floats
     target_step: StepTime  # T_T
     verify: StepTime  # T_V
     draft_step: StepTime | None  # T_D
     overhead_s: Floats  # per round; at γ = 0, per plain step
     plain_overhead_s: Floats  # time of a plain step beyond T_T
-    prefill_s: Floats  # one request alone; target and draft, including any KV selection
     tokens_per_round: Floats
     alpha: Floats  # mean over positions; NaN where unknown
     memory: MemoryEstimate
@@ -121,6 +122,11 @@ class RoundEstimate:
         return self.plain_tpot_s / self.tpot_s
 
     @property
+    def prefill_s(self) -> Floats:
+        """The prompt of one request alone; target and draft, including any KV selection. [s]"""
+        return prompt_s(self.scenario, self.prompt_tokens, self.kv_budget_tokens)
+
+    @property
     def ttft_s(self) -> Floats:
         """Prefill of one request on an idle machine and its first step, without queueing. [s]"""
         return self.prefill_s + self.plain_tpot_s
@@ -179,13 +185,14 @@ def estimate(
     alpha, tokens = _acceptance(scenario, prompt, g, budget)
     return RoundEstimate(
         scenario=scenario,
+        prompt_tokens=prompt,
+        kv_budget_tokens=budget,
         gamma=g,
         target_step=step,
         verify=verify,
         draft_step=draft,
         overhead_s=np.where(g > 0, overhead, plain_overhead),
         plain_overhead_s=plain_overhead,
-        prefill_s=prompt_s(scenario, prompt, budget),
         tokens_per_round=tokens,
         alpha=alpha,
         memory=memory_estimate(

@@ -122,7 +122,12 @@ class Fuzz:
         (place / "failure.txt").write_text(text + failure.detail, errors="replace")
 
     def _write(self, case: Case, folder: Path, content: bytes) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         for name, data in (*case.others, (case.file, content)):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
