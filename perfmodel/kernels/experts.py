@@ -98,19 +98,25 @@ class ExpertsCurve:
             neighbours with more tokens.
         """
         rows, read = _rows(tokens, touched, top_k)
-        shape = (hidden, inter, peak_flops, hbm_bandwidth, weight_bytes_per_element)
+        peaks = (peak_flops, hbm_bandwidth, weight_bytes_per_element)
         rows_each = rows / read
-        least = self._corrected(rows_each, read, *shape)
-        for knot in self.correction.knots[0]:
-            if np.any(rows_each > knot):
-                at_knot = self._corrected(np.minimum(rows_each, knot), read, *shape)
-                least = np.maximum(least, at_knot)
+        least = self._corrected(rows_each, read, hidden, inter, *peaks)
+        knots = self.correction.knots[0]
+        if np.any(smaller := knots < np.max(rows_each)):  # on a last axis
+            at_knots = self._corrected(
+                np.minimum(rows_each[..., None], knots[smaller]),
+                read[..., None],
+                np.asarray(hidden, float)[..., None],
+                np.asarray(inter, float)[..., None],
+                *peaks,
+            )
+            least = np.maximum(least, np.max(at_knots, axis=-1))
         of_one_token = max(float(np.max(top_k)), 1.0)
         scalar = np.ndim(hidden) == np.ndim(inter) == 0
         for knot in sorted({of_one_token, *map(float, self.correction.knots[1])}):
             if knot >= of_one_token and np.any(read > knot):
                 fewer = (_one_row_each if scalar else ExpertsCurve._corrected)(
-                    self, 1.0, knot, *shape
+                    self, 1.0, knot, hidden, inter, *peaks
                 )
                 least = np.where(read > knot, np.maximum(least, fewer), least)
         added = self.added_seconds(tokens, hidden, top_k, ranks, count, hbm_bandwidth)

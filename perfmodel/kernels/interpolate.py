@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -73,9 +76,10 @@ class LogTable:
         places = [
             locate(np.asarray(x, float), k) for x, k in zip(coordinates, self.knots, strict=True)
         ]
+        strides = [math.prod(self.values.shape[axis + 1 :]) for axis in range(len(places))]
+        first = sum(left * stride for (left, _, _), stride in zip(places, strides, strict=True))
+        shares = [(1.0 - share, share) for _, share, _ in places]
         for right in itertools.product((0, 1), repeat=len(places)):
-            index, weight = np.zeros((), int), np.ones(())
-            for (left, share, _), side, axis in zip(places, right, self.knots, strict=True):
-                index = index * axis.size + left + side
-                weight = weight * (share if side else 1.0 - share)
-            yield np.asarray(index), np.asarray(weight)
+            index = first + sum(map(operator.mul, right, strides))
+            sides = (both[side] for both, side in zip(shares, right, strict=True))
+            yield np.asarray(index), np.asarray(functools.reduce(operator.mul, sides))
