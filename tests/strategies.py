@@ -1,7 +1,5 @@
 """Hypothesis strategies for scenarios, ranks and points."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -5,8 +5,6 @@ Each case is written to a folder and read three times: by `AutoConfig` as a tiny
 packages refuse the config with a one-line error.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

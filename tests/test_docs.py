@@ -1,7 +1,5 @@
 """The README's commands and Python print the documented output, and its picture is up to date."""
 
-from __future__ import annotations
-
 import doctest
 import json
 import re

@@ -1,7 +1,5 @@
 """The import contracts of pyproject.toml hold, and importing the model drags in nothing heavy."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

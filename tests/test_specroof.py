@@ -1,7 +1,5 @@
 """The public face: what a script or notebook imports, and the examples that show it."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import json

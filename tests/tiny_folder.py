@@ -1,7 +1,5 @@
 """A tiny random model as a folder with safetensors and tokenizer, and random text for it."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The public names of each folder exist, and none is also the name of a module."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

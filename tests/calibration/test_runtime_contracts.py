@@ -1,7 +1,5 @@
 """perfmodel and runtime agree on shapes, bytes and plans."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_models import MetaWeights

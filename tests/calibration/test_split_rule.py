@@ -1,7 +1,5 @@
 """The split-KV rules of perfmodel and of the runtime are the same."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Synthetic acceptance records with known rates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Counters of engines with known rates, in the forms that vLLM writes."""
 
-from __future__ import annotations
-
 METRICS = """# HELP vllm:spec_decode_num_drafts_total Number of spec decoding drafts.
 vllm:spec_decode_num_drafts_total{engine="0",model_name="m"} 600.0
 vllm:spec_decode_num_drafts_total{engine="1",model_name="m"} 400.0

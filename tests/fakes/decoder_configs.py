@@ -1,7 +1,5 @@
 """Configs of the decoders that the engine runs: those that are read, and those refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 LEFT_OUT = object()

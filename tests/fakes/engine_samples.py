@@ -1,7 +1,5 @@
 """Records of an engine with known step times, which are predictions of a profile."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Plans that are exported, and the parts of an exported command."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ A round takes `ROUND_MS` milliseconds plus `SEQUENCE_MS` per sequence, and a pre
 Calls of `generate` whose numbers FAKE_VLLM_COMPILES lists take a second longer.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 ROUND_MS, SEQUENCE_MS = 5.0, 0.125

@@ -1,7 +1,5 @@
 """Small configs of the families that only the cost model reads, and the sizes of a model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from perfmodel import ModelSpec

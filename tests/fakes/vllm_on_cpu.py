@@ -5,8 +5,6 @@ one JSON line for each: the largest CUDA graph and the graph mode that vLLM woul
 Only the GPU's properties and vLLM's compiled kernels are replaced; parsing and checks are vLLM's.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import types

@@ -1,7 +1,5 @@
 """A page of the explorer in a browser, and what a user does on it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A KV budget as a share of the context equals the fixed budget of as many tokens there."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Inputs are read from files, pipes and devices, compressed or not, without waiting for ever."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import threading

@@ -1,7 +1,5 @@
 """Output files are complete or unchanged, and nothing but a regular file is ever replaced."""
 
-from __future__ import annotations
-
 import os
 import resource
 import stat

@@ -1,7 +1,5 @@
 """Flat scenario values: defaults, former names, one-line errors and round trips."""
 
-from __future__ import annotations
-
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import Any

@@ -10,8 +10,6 @@ interrupted run, and a folder per distinct failure with its files and command. T
 there were failures; `--stop` ends the run after that many.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

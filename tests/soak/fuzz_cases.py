@@ -1,7 +1,5 @@
 """Valid inputs of every kind that users give, each with the command that reads it."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Callable, Iterator

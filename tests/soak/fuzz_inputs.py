@@ -1,7 +1,5 @@
 """Valid files of every kind that users give; `fuzz_cases` names the command of each."""
 
-from __future__ import annotations
-
 SCENARIO = """target = "llama-3.1-8b"
 gpu = "h100-sxm"
 tp = 8

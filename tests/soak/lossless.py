@@ -5,8 +5,6 @@
 Exits with 1 at the first token that differs, and prints the target's two largest logits there.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import sys

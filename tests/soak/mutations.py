@@ -1,7 +1,5 @@
 """Random changes to the files and flags of a user, for the fuzz."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

@@ -1,7 +1,5 @@
 """Charts show the estimates: their data, units, hover texts and alternative texts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import combinations
 

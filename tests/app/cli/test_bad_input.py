@@ -1,7 +1,5 @@
 """Bad input prints one line and exits with 2; an infeasible scenario exits with 3."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

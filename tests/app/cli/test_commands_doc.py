@@ -1,7 +1,5 @@
 """Every example of docs/reference/commands.md runs with the documented exit code."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 import shlex

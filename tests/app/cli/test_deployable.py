@@ -1,7 +1,5 @@
 """`recommend` and `export` with the profile of a serving engine that a user measured."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

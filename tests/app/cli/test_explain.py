@@ -1,7 +1,5 @@
 """`specroof explain` names the culprit of a slow round, from flags and from reports."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

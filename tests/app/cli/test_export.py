@@ -1,7 +1,5 @@
 """`specroof export`: the user's ids, what a version runs, and recommended plans it can run."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

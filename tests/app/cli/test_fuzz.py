@@ -3,8 +3,6 @@
 CI runs `INPUTS=10000`, `make fuzz` a million; see `tests/soak/fuzz.py`.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

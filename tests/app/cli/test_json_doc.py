@@ -1,7 +1,5 @@
 """docs/reference/json.md lists exactly the keys that the commands print."""
 
-from __future__ import annotations
-
 import functools
 import io
 import json

@@ -1,7 +1,5 @@
 """What would be misread or ignored is refused, and what a prediction does not satisfy is noted."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

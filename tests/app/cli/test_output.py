@@ -1,7 +1,5 @@
 """Output files are complete or absent, and a failure to write prints one line."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal

@@ -1,7 +1,5 @@
 """`specroof simulate` and `recommend --traffic` from the command line."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Files of a sweep hold the rows of the sweep."""
 
-from __future__ import annotations
-
 import csv
 import gc
 import json

@@ -1,7 +1,5 @@
 """Flags, scenario keys and CSV columns share names; cells override flags, and flags files."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Begin from a pasted `vllm serve` line, a hub id, or a use case."""
 
-from __future__ import annotations
-
 import json
 import shlex
 

@@ -1,7 +1,5 @@
 """The explorer in a headless Chromium: data in every view, no other host, and shareable URLs."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

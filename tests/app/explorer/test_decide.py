@@ -1,7 +1,5 @@
 """Decide: the answer of recommend, its limits and alternatives, and what it exports."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 

@@ -1,7 +1,5 @@
 """Invalid, huge and malicious uploads give one message; the server is local and private."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """Back, undo, pins and late clicks keep the plan that the browser shows."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The link holds the whole state of the page: reload, back, a second tab, late widgets."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

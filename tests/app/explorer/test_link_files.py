@@ -1,7 +1,5 @@
 """A link holds uploaded and pasted files, or says which it leaves out."""
 
-from __future__ import annotations
-
 import json
 import random
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Map and Frontier: a chosen cell, the drafts of the engine, and other machines."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """A pasted line that starts a server is read as its engine and the shell read it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

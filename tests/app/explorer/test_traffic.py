@@ -1,7 +1,5 @@
 """Frontier, traffic: the figures of `specroof simulate`, for random requests and for a trace."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from pathlib import Path

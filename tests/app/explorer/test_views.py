@@ -1,7 +1,5 @@
 """Every view under AppTest: presets, edge cases, and the same values as on the command line."""
 
-from __future__ import annotations
-
 import json
 import random
 import re

@@ -1,7 +1,5 @@
 """HTML pages escape hostile text, render tables, and load nothing."""
 
-from __future__ import annotations
-
 from html.parser import HTMLParser
 
 import pytest

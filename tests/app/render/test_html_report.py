@@ -1,7 +1,5 @@
 """The HTML report is self-contained, escapes user text, and its charts show the estimates."""
 
-from __future__ import annotations
-
 import re
 import sys
 from dataclasses import replace

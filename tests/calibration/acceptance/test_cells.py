@@ -1,7 +1,5 @@
 """Cells give rates, intervals and tokens per round from sums over windows."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

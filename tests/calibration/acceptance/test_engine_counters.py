@@ -1,7 +1,5 @@
 """Counters of engines are read in any form, or refused in one line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Totals and means of engines become one rate, or are refused in one line."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Curves fitted to records recover known parameters and state their uncertainty."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

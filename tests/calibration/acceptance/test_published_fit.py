@@ -1,7 +1,5 @@
 """The fit of published acceptance recovers known curves and reproduces the catalog."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import fields
 from pathlib import Path

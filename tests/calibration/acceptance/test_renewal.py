@@ -1,7 +1,5 @@
 """Consecutive rounds agree with the i.i.d. formula and with a simulation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

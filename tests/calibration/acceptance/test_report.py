@@ -1,7 +1,5 @@
 """The report compares counted runs with the predictions of fitted curves."""
 
-from __future__ import annotations
-
 import gzip
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """vLLM's counters become rates per position, or are refused in one line."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

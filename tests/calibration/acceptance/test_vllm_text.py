@@ -1,7 +1,5 @@
 """vLLM's logs and printed results, with and without rates per position."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """A measured window agrees with the engine's drafter on the same text."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The fit of MagicDec's profile recovers known coefficients and holds out the right rows."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import replace
 from importlib import resources

@@ -1,7 +1,5 @@
 """The output of nccl-tests is read by its header, and refused unless it is of one all-reduce."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The kernel grid is complete and needs no GPU, and committed records cover it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

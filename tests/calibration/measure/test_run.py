@@ -1,7 +1,5 @@
 """The kernel grid is complete and needs no GPU, and records are physically possible."""
 
-from __future__ import annotations
-
 import math
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Acceptance files continue after a kill, and files of other measurements are refused."""
 
-from __future__ import annotations
-
 import gzip
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The file format: records read back, truncated files continue, other files are refused."""
 
-from __future__ import annotations
-
 import gzip
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Impossible kernel records are refused with their line."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Published step times, their signed prediction errors, and the held-out targets."""
 
-from __future__ import annotations
-
 import csv
 import json
 from dataclasses import replace

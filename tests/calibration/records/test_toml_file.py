@@ -1,7 +1,5 @@
 """Catalog files read back, and an edit preserves comments."""
 
-from __future__ import annotations
-
 import tomllib
 from itertools import takewhile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Requests served by a fake vLLM, and recorded ones of a real vLLM against their simulation."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

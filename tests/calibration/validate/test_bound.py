@@ -1,7 +1,5 @@
 """Engine `ideal` is a lower bound of every committed and published step."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

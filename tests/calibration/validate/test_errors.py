@@ -1,7 +1,5 @@
 """Errors, regret and coverage of timed cases agree with runs of known truth."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

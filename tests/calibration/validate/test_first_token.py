@@ -1,7 +1,5 @@
 """The time to the first token that `predict` prints contains what was measured."""
 
-from __future__ import annotations
-
 import inspect
 from collections import Counter
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Predicted memory is within 3 % of the peaks that torch reported on an H200 and an H100."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

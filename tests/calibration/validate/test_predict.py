@@ -1,7 +1,5 @@
 """Passes are predicted up to the end that a run timed, at the clock that it had."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Cases are drawn by seed; a run loads each pair once, resumes, and samples fairly."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Cases are drawn by seed within their ranges, and a file of cases reads back or is refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Errors of the time per output token of serving engines."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

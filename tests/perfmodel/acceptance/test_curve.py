@@ -1,7 +1,5 @@
 """The acceptance curve: its shape, its intervals and its agreement with published points."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

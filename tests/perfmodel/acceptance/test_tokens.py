@@ -1,7 +1,5 @@
 """Tokens per round: identities, the inverse, and agreement with a simulation."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

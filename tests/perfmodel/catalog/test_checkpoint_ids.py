@@ -1,7 +1,5 @@
 """Catalog models that are named by the ids of other checkpoints."""
 
-from __future__ import annotations
-
 import pytest
 
 from perfmodel import ConfigError, catalog

@@ -1,7 +1,5 @@
 """Engine profiles: the catalog's values, their units, and the effect of each coefficient."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Acceptance per position of EAGLE-3 and MTP drafts from published tokens per round."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Attention curves: KV is read once, times are monotone and scale, and tables are reproduced."""
 
-from __future__ import annotations
-
 import copy
 import json
 import tomllib

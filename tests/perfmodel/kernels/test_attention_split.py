@@ -1,7 +1,5 @@
 """The cost of unequal caches and idle rows in attention."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

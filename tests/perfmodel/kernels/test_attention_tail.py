@@ -1,7 +1,5 @@
 """The last wave of blocks: no effect at powers of two, and the measured one in between."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Collectives: nothing for one rank, never cheaper for more bytes, and the published times."""
 
-from __future__ import annotations
-
 import copy
 import tomllib
 from pathlib import Path

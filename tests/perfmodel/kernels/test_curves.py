@@ -1,7 +1,5 @@
 """Curves that are transferred to another GPU follow its datasheet."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

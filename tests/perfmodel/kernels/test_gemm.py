@@ -1,7 +1,5 @@
 """Dense-layer times: identities, monotonicity, and plausibility of the shipped tables."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Mixtures of experts: limits in which times are known."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

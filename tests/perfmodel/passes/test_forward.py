@@ -1,7 +1,5 @@
 """One pass: KV is read once, time follows work and peaks, and shards add up to the model."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Data-parallel attention: groups of GPUs divide the sequences, all GPUs divide the experts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

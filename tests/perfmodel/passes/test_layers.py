@@ -1,7 +1,5 @@
 """Windowed, latent and linear layers: limits in which they are full attention, and their bytes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Memory: every term counts, terms add up, and the largest batch is found."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Time never falls as work grows nor rises with a peak, and scales with all peaks and latencies."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

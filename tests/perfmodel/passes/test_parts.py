@@ -1,7 +1,5 @@
 """The parts of a pass: totals are sums, groups partition parts, and each part has a bound."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from strategies import ENGINES, GPUS, a_scenario

@@ -1,7 +1,5 @@
 """Several ranks: all-reduce in norm kernels, matrices of ranks, inboxes, and bounds."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

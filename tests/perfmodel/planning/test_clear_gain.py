@@ -1,7 +1,5 @@
 """A plan is preferred where its gain is clear: beyond the errors that two plans do not share."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Only plans that the engine's version runs are recommended, with a better one in principle."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Flat values with several TP degrees, drafts and budgets give the corresponding search."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from typing import Any

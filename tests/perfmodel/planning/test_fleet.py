@@ -1,7 +1,5 @@
 """GPUs and concurrency for a rate of requests, and limits while requests wait."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The limit that binds, what it costs, and which changes would meet it."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sentence, table, schedule and JSON of a recommendation do not contradict one another."""
 
-from __future__ import annotations
-
 import math
 import os
 import random

@@ -1,7 +1,5 @@
 """The recommendation: best plan, binding limit, and the cases without a plan or a gain."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from importlib import resources

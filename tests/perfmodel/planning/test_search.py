@@ -1,7 +1,5 @@
 """The search: the best of an exhaustive loop, each choice with an acceptance of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any

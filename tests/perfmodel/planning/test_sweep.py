@@ -1,7 +1,5 @@
 """Sweeps equal predictions at each point, and mask infeasible points."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Exported configurations parse and match the plan."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from dataclasses import replace

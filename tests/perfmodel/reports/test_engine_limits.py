@@ -1,7 +1,5 @@
 """Plans that an engine cannot run are refused with the reason and the mend."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ vLLM builds its whole configuration; SGLang parses the arguments. Skipped if an 
 installed. `VLLM_PYTHON` and `SGLANG_PYTHON` name another Python that has it.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Predictions as JSON data: the documented keys, and null for unknown values."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Quantised checkpoints are exported in the types that they state, and in no others."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from dataclasses import replace

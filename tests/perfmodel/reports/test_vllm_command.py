@@ -1,7 +1,5 @@
 """The command for vLLM: the draft, the schedule of gamma, and graphs of every round."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Drawn acceptance has the moments of the closed form for every process."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

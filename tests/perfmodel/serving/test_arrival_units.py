@@ -1,7 +1,5 @@
 """The unit of a trace's arrivals is read, said where it is assumed, or asked for."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

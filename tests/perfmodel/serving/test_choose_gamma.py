@@ -1,7 +1,5 @@
 """The best gamma for a traffic: fixed or by schedule, beyond chance."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

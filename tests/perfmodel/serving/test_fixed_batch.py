@@ -1,7 +1,5 @@
 """A fixed batch agrees with the closed form where it applies, and satisfies identities."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The tables agree with `estimate()`: 0.1 % on average, and 1.5 % except near steps."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The closed form of a saturated service agrees with the request simulator."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The request simulator: conservation, capacity, causality and queueing laws."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

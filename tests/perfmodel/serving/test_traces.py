@@ -1,7 +1,5 @@
 """Recorded traces of every format are read, or refused with the line."""
 
-from __future__ import annotations
-
 import gzip
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Arrivals and lengths have the given moments, and statistics of durations are exact."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Sizes of the families that only the cost model reads, compared with transformers' modules."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Mapping

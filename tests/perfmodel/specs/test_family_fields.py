@@ -1,7 +1,5 @@
 """Fields of published configs are read, and those that change the mathematics are refused."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

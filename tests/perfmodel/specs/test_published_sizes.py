@@ -4,8 +4,6 @@ Models that are not in the catalog are read from their `config.json`: those of Q
 `hub_configs.jsonl`, the others from the fields below, which were written from memory.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import math

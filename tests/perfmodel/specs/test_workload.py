@@ -1,7 +1,5 @@
 """Workloads and limits are checked when they are created."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Intervals reach the times of kernels that an engine may have and that were not measured."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import product

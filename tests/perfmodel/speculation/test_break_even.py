@@ -1,7 +1,5 @@
 """Break-even points and γ over batch and context agree with direct evaluation."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any

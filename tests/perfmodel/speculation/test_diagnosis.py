@@ -1,7 +1,5 @@
 """The culprit of a slow round is named, and the best γ follows from the measured terms."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

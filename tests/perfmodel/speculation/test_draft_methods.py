@@ -1,7 +1,5 @@
 """Built-in drafts: the parameters of their heads, and the cost of a round."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

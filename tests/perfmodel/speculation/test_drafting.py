@@ -1,7 +1,5 @@
 """The cost of each draft method: steps limited by the budget, and a start once per request."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The time to the first token lies in its interval and never falls as prompts grow."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

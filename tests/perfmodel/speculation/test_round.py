@@ -1,7 +1,5 @@
 """The round: γ = 0 is plain decoding, Ω is never clipped, and the break-even α breaks even."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

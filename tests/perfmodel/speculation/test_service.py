@@ -1,7 +1,5 @@
 """A saturated service: its limits, its identities, and what prompts cost."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Intervals contain their value, shrink with smaller errors, and widen for borrowed data."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from functools import cache

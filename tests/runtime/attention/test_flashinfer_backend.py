@@ -4,8 +4,6 @@
 (`attention/prefill.cuh`, `cascade.cuh`): blocks of query rows by ranges of KV, then their merge.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The paged cache: allocation, freeing and rolling back of pages."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

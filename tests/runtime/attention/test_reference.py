@@ -1,7 +1,5 @@
 """The reference against torch's own attention, for ragged batches over scattered pages."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """The split-KV heuristic: complete schedules, and splits close to the fastest measured ones."""
 
-from __future__ import annotations
-
 import gzip
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Index tables of FlashInfer's kernel, on a CPU."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

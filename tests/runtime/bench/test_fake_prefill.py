@@ -1,7 +1,5 @@
 """Starting without a prefill, utilization, and kernel names."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Plans: reading, writing, validation, and conversion from scenarios."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """`specroof run`: catalog shapes, scenarios, and errors in one line."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

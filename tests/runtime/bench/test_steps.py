@@ -1,7 +1,5 @@
 """The time between the passes of a round, and the rows of a table of step times."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Rotated sink keys equal keys at cache-relative positions."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """Draft policies read at most the budget, and always the newest tokens."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

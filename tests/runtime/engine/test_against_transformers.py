@@ -4,8 +4,6 @@ Both compute in float64, where they differ by about 1e-15 and no drawn pair of b
 than 1e-9: the comparison cannot part at a tie, whatever the number of threads.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A batch that does not fit is refused with what it needs, what is free, and what would fit."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny_models import FAMILIES, SMALL, Case, DraftPlan, build, random_prompts

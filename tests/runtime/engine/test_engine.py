@@ -1,7 +1,5 @@
 """The loop's promises: one read a round, plans before steps, finished sequences leave the batch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Greedy speculative output is plain greedy output, token for token."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Prefill in chunks keeps what it returns, and no pass before the one that runs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

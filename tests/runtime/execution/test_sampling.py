@@ -1,7 +1,5 @@
 """What is sampled follows the target's distribution, and a wrong sampler is detected."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """On two GPUs: sums and maxima through inboxes equal those of plain torch exactly."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """On a GPU: FlashInfer and fused operations against plain torch, and CUDA graphs against both."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Split-K sizes for products with few rows, and argmax over a padded vocabulary, on the CPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Downloads fetch what the engine reads, no pickles, and report errors in one line."""
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import socket

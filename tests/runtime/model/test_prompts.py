@@ -1,7 +1,5 @@
 """Prompts from text, books and JSON lines, and errors for invalid files."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

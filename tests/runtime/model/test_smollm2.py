@@ -1,7 +1,5 @@
 """A trained model, if it can be downloaded: speculation generates the tokens of plain decoding."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

@@ -1,7 +1,5 @@
 """Loading of safetensors, and one-line errors for files that do not match."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

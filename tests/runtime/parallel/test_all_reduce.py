@@ -1,7 +1,5 @@
 """Which all-reduce takes which message, and what happens where memory cannot be shared."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Two gloo processes generate the same tokens as one, however they are started."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """A failed rank ends the run with its message, and nothing is left behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -3,8 +3,6 @@
 The monitor counts looks, not seconds, so these tests look as often as they need.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

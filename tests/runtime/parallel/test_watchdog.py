@@ -1,7 +1,5 @@
 """A rank that stalls ends the run, and the line names every rank's position."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal

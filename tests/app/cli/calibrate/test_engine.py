@@ -1,7 +1,5 @@
 """`specroof calibrate engine` from plan to profile, against a fake vLLM."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`specroof calibrate`: from a model and a text to a curve for predictions."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

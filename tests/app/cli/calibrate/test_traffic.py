@@ -1,7 +1,5 @@
 """`specroof calibrate traffic` checks its flags before it looks for an engine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Where more work takes less time: the committed cells show it, or the curve does not."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections import defaultdict

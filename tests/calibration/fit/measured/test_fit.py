@@ -1,7 +1,5 @@
 """A fit of measured records recovers known curves, names what is missing, and refuses bad ones."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

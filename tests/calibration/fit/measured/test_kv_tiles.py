@@ -1,7 +1,5 @@
 """KV tiles have the sizes of FlashInfer's headers, and partly filled tiles have a cost."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

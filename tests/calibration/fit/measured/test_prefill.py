@@ -1,7 +1,5 @@
 """The prefill fit reproduces the timed chunks."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Fits of several ranks recover a known exchange and match the committed records."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

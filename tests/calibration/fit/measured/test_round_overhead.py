@@ -1,7 +1,5 @@
 """The fit of the round overhead recovers a known one."""
 
-from __future__ import annotations
-
 import random
 import statistics
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The attention fit recovers known parameters, fills holes, and corrects cells in L2."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import replace
 from pathlib import Path

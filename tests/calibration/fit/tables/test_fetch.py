@@ -1,7 +1,5 @@
 """A file that is not the expected wheel is refused before anything is written."""
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The GEMM fit recovers known coefficients, drops reads from L2, and has leave-out errors."""
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tables are found in both layouts, and tables of another GPU are refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
