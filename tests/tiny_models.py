@@ -19,7 +19,7 @@ from runtime.engine.results import GenerationResult
 from runtime.parallel.groups import ALONE, Ranks
 
 VOCAB = 101
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "layers": 2, "hidden": 32, "query_heads": 4, "kv_heads": 2, "head_dim": 8, "ffn_hidden": 48,
     "vocab": VOCAB, "max_context_tokens": 512,
 }  # fmt: skip
@@ -31,26 +31,24 @@ LLAMA3_ROPE = RopeScaling(
     original_context_tokens=64,
 )
 FAMILIES = {
-    "llama-2": DecoderConfig(name="llama-2", **{**_SHAPE, "kv_heads": 4}),
-    "llama-3.1": DecoderConfig(
-        name="llama-3.1", **_SHAPE, rope_theta=5e5, rope_scaling=LLAMA3_ROPE
-    ),
+    "llama-2": DecoderConfig(name="llama-2", **{**SHAPE, "kv_heads": 4}),
+    "llama-3.1": DecoderConfig(name="llama-3.1", **SHAPE, rope_theta=5e5, rope_scaling=LLAMA3_ROPE),
     "llama-3.2": DecoderConfig(
-        name="llama-3.2", **_SHAPE, tied_embeddings=True, rope_scaling=LLAMA3_ROPE
+        name="llama-3.2", **SHAPE, tied_embeddings=True, rope_scaling=LLAMA3_ROPE
     ),
     "tinyllama": DecoderConfig(
         name="tinyllama",
-        **{**_SHAPE, "kv_heads": 1},
+        **{**SHAPE, "kv_heads": 1},
         rope_scaling=RopeScaling(kind="linear", factor=2.0, original_context_tokens=256),
     ),
-    "mistral": DecoderConfig(name="mistral", **_SHAPE, sliding_window_tokens=24),
-    "qwen2.5": DecoderConfig(name="qwen2.5", **_SHAPE, qkv_bias=True, rope_theta=1e6),
+    "mistral": DecoderConfig(name="mistral", **SHAPE, sliding_window_tokens=24),
+    "qwen2.5": DecoderConfig(name="qwen2.5", **SHAPE, qkv_bias=True, rope_theta=1e6),
     "qwen3": DecoderConfig(
-        name="qwen3", **{**_SHAPE, "head_dim": 16}, qk_norm=True, tied_embeddings=True
+        name="qwen3", **{**SHAPE, "head_dim": 16}, qk_norm=True, tied_embeddings=True
     ),
 }
 SMALL = DecoderConfig(
-    name="small", **{**_SHAPE, "layers": 1, "hidden": 16, "query_heads": 2, "ffn_hidden": 24}
+    name="small", **{**SHAPE, "layers": 1, "hidden": 16, "query_heads": 2, "ffn_hidden": 24}
 )
 DRAFTS = (
     "self-full", "self-streamingllm", "self-snapkv", "small-full", "small-streamingllm",

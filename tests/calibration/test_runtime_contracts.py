@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import MetaWeights
+from tiny_models import SHAPE, MetaWeights
 
 from perfmodel import DraftPlan, ModelSpec, catalog
 from runtime import (
@@ -18,17 +18,7 @@ from runtime import (
 from runtime.model.weights import load_weights
 
 RUN = [name for name in catalog.model_names() if not catalog.model(name).family]
-TINY = ModelSpec(
-    name="tiny",
-    layers=2,
-    hidden=32,
-    query_heads=4,
-    kv_heads=2,
-    head_dim=8,
-    ffn_hidden=48,
-    vocab=101,
-    max_context_tokens=512,
-)
+TINY = ModelSpec(name="tiny", **SHAPE)
 
 
 @pytest.mark.parametrize("name", RUN)

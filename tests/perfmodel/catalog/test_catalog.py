@@ -183,16 +183,8 @@ def edited(text: str, old: str, new: str) -> str:
 @pytest.mark.parametrize(
     "old, new, reason",
     [
-        (
-            'unit = "TB/s"',
-            'unit = "TiB/s"',
-            "unit='TiB/s' is not valid: it must be one of GB/s",
-        ),
-        (
-            'unit = "TB/s"',
-            'unit = "GB"',
-            "unit='GB' is not valid: it must be one of GB/s, TB/s",
-        ),
+        ('unit = "TB/s"', 'unit = "TiB/s"', "unit='TiB/s' is not valid: it must be one of GB/s"),
+        ('unit = "TB/s"', 'unit = "GB"', "unit='GB' is not valid: it must be one of GB/s, TB/s"),
         (', unit = "TB/s"', "", "hbm_bandwidth.unit is missing"),
         ("value = 4.8", "value = -4.8", "hbm_bandwidth.value=-4.8 is not valid: it must be"),
         ("value = 4.8", "value = 0", "value=0 is not valid: it must be greater than 0"),
@@ -201,37 +193,22 @@ def edited(text: str, old: str, new: str) -> str:
         ("value = 4.8", "value = true", "value=True is not valid: it must be a number"),
         ("value = 4.8", 'value = "4.8"', "value='4.8' is not valid: it must be a number"),
         ("value = 4.8", "value = 4.8, note = 1", "hbm_bandwidth: unknown key 'note'"),
-        (
-            "value = 132",
-            "value = 132.5",
-            "sm_count.value=132.5 is not valid: it must be a whole number",
-        ),
+        ("value = 132", "value = 132.5",
+         "sm_count.value=132.5 is not valid: it must be a whole number"),
         ("hbm_bandwidth =", "bandwidth =", "unknown key 'bandwidth'"),
         ('architecture = "hopper"', "", "architecture is missing"),
-        (
-            'architecture = "hopper"',
-            'architecture = " "',
-            "architecture=' ' is not valid: it must not",
-        ),
-        (
-            'architecture = "hopper"',
-            "architecture = [1]",
-            "architecture=a list of 1 is not valid: it must be text",
-        ),
+        ('architecture = "hopper"', 'architecture = " "',
+         "architecture=' ' is not valid: it must not"),
+        ('architecture = "hopper"', "architecture = [1]",
+         "architecture=a list of 1 is not valid: it must be text"),
         ('architecture = "hopper"', "architecture = ", "not valid TOML"),
         ('architecture = "hopper"', 'architecture = "h"\nname = "h"', "not valid TOML"),
-        (
-            'origin = "fitted"',
-            'origin = "guess"',
-            "efficiency.origin='guess' is not valid: it must be",
-        ),
-        (
-            'of = "h200"',
-            'of = "l40s"',
-            "efficiency.origin='fitted' contradicts efficiency.of='l40s'",
-        ),
+        ('origin = "fitted"', 'origin = "guess"',
+         "efficiency.origin='guess' is not valid: it must be"),
+        ('of = "h200"', 'of = "l40s"',
+         "efficiency.origin='fitted' contradicts efficiency.of='l40s'"),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_gpu_file_is_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)) as caught:
         gpu_from_toml(edited(GPU_TEXT, old, new), where="gpus/h200.toml")
@@ -257,20 +234,14 @@ def test_every_figure_of_a_gpu_needs_a_source(line: str) -> None:
     "old, new, reason",
     [
         ('gpu = "h200"', 'gpu = "h2000"', "unknown GPU 'h2000'; did you mean h200"),
-        (
-            'kind = "nvlink"',
-            'kind = "ethernet"',
-            "kind='ethernet' is not valid: it must be 'nvlink'",
-        ),
+        ('kind = "nvlink"', 'kind = "ethernet"',
+         "kind='ethernet' is not valid: it must be 'nvlink'"),
         ('kind = "nvlink"', 'kind = "nvlink"\nlanes = 18', "link: unknown key 'lanes'"),
-        (
-            "value = 8,",
-            "value = 8.5,",
-            "gpus_per_node.value=8.5 is not valid: it must be a whole number",
-        ),
+        ("value = 8,", "value = 8.5,",
+         "gpus_per_node.value=8.5 is not valid: it must be a whole number"),
         ("[link]", "[links]", "unknown key 'links'"),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_machine_file_is_refused(old: str, new: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(reason)):
         machine_from_toml(edited(MACHINE_TEXT, old, new), where="machine")

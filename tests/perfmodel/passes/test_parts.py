@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-from strategies import ENGINES, GPUS, a_scenario
+from strategies import ENGINES, GPUS, a_rank, a_scenario
 
 from perfmodel import StepTime
 from perfmodel.passes import GROUPS, Part, prefill_pass
 from perfmodel.passes.forward import forward_pass
-from perfmodel.passes.rank import Rank
-from perfmodel.speculation import target_rank
 
 ZERO, TRUE = np.zeros(()), np.ones((), bool)
 
@@ -24,10 +22,6 @@ def part(
 ) -> Part:
     numbers = (np.asarray(value) for value in (seconds, compute_s, memory_s))
     return Part(name, *numbers, traffic, origin, lambda: np.asarray(in_range))
-
-
-def a_rank(**values: object) -> Rank:
-    return target_rank(a_scenario(**values))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
