@@ -24,11 +24,7 @@ SHAPE: dict[str, Any] = {
     "vocab": VOCAB, "max_context_tokens": 512,
 }  # fmt: skip
 LLAMA3_ROPE = RopeScaling(
-    kind="llama3",
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_context_tokens=64,
+    kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context_tokens=64
 )
 FAMILIES = {
     "llama-2": DecoderConfig(name="llama-2", **{**SHAPE, "kv_heads": 4}),

@@ -10,11 +10,7 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="1"} 6.0e
 
 
 def page(
-    drafts: float,
-    accepted: list[float],
-    *,
-    draft_tokens: float | None = None,
-    model: str = "m",
+    drafts: float, accepted: list[float], *, draft_tokens: float | None = None, model: str = "m"
 ) -> str:
     """vLLM's counters of one engine."""
     labels = f'engine="0",model_name="{model}"'

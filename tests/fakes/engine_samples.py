@@ -24,9 +24,7 @@ def a_plan(minutes: float = 19.0, seed: int = 0, tp: int = 1) -> Plan:
 
 
 def records_of(
-    plan: Plan,
-    noise: Callable[[int], float] = lambda index: 1.0,
-    **more: float,
+    plan: Plan, noise: Callable[[int], float] = lambda index: 1.0, **more: float
 ) -> tuple[EngineRecords, EngineProfile]:
     """Records with times predicted by a known profile, multiplied by `noise`; and the profile.
 

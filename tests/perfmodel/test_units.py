@@ -18,8 +18,7 @@ def test_each_prefix_is_a_power_of_its_base(prefix: str, power: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds, text",
-    [(2.5, "2.50 s"), (0.0204, "20.4 ms"), (0.000163, "163 us"), (1e-7, "0.10 us")],
+    "seconds, text", [(2.5, "2.50 s"), (0.0204, "20.4 ms"), (0.000163, "163 us"), (1e-7, "0.10 us")]
 )
 def test_durations_use_the_largest_unit_that_fits(seconds: float, text: str) -> None:
     assert units.format_seconds(seconds) == text

@@ -20,11 +20,7 @@ from calibration.acceptance.published_fit import (
 )
 from calibration.records.acceptance import read_acceptance
 from perfmodel.acceptance.curve import AcceptanceCurve, AcceptancePoint, acceptance_loss
-from perfmodel.catalog.acceptance import (
-    acceptance_curve,
-    measured_curves,
-    read_acceptance_curves,
-)
+from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, read_acceptance_curves
 
 MEASURED = Path(__file__).parents[3] / "calibration" / "measured"
 RECORDS = MEASURED / "acceptance-h200-smollm2-135m.jsonl.gz"

@@ -7,13 +7,7 @@ from pathlib import Path
 import pytest
 from acceptance_samples import HEADER, record, view
 
-from calibration.records.acceptance import (
-    RecordFile,
-    RecordSet,
-    Renewal,
-    merged,
-    read_acceptance,
-)
+from calibration.records.acceptance import RecordFile, RecordSet, Renewal, merged, read_acceptance
 from calibration.records.counted import read_runs
 from calibration.records.jsonl import RecordError, write_records
 

@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 
 from perfmodel.acceptance.curve import AcceptanceCurve
 from perfmodel.acceptance.tokens import alpha_for_tokens_per_round
-from perfmodel.catalog.acceptance import (
-    acceptance_curve,
-    measured_curves,
-    read_acceptance_curves,
-)
+from perfmodel.catalog.acceptance import acceptance_curve, measured_curves, read_acceptance_curves
 from perfmodel.errors import ConfigError
 from perfmodel.scenario_input import parse_scenario
 from perfmodel.speculation.round import estimate

@@ -169,8 +169,7 @@ def test_chunks_of_a_prompt_add_up_to_the_whole_prompt() -> None:
 
 @pytest.mark.parametrize("engine", ["vllm-0.26", "specroof", "kernels"])
 @pytest.mark.parametrize(
-    "name",
-    ["a10", "l4", "l40", "rtx-4090", "h100-pcie", "h100-nvl", "a100-pcie-80gb", "mi300x"],
+    "name", ["a10", "l4", "l40", "rtx-4090", "h100-pcie", "h100-nvl", "a100-pcie-80gb", "mi300x"]
 )
 def test_neighbouring_batches_take_similar_times_on_gpus_without_measured_kernels(
     name: str, engine: str

@@ -4,14 +4,7 @@ from typing import Any
 
 import pytest
 
-from perfmodel import (
-    ConfigError,
-    RoundEstimate,
-    estimate,
-    find_plan,
-    parse_scenario,
-    sweep,
-)
+from perfmodel import ConfigError, RoundEstimate, estimate, find_plan, parse_scenario, sweep
 from perfmodel.planning import plan_label
 from perfmodel.reports import ExportPlan, export_plan
 from perfmodel.serving.round_times import RoundTimes

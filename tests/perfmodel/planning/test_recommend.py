@@ -86,9 +86,7 @@ def test_no_draft_clearly_pays_on_cards_whose_wiring_is_not_known(
     assert len(ends) == 2 and ends[0] > ends[1]
 
 
-def test_unmeasured_drafts_are_not_recommended(
-    answers: dict[str, Recommendation],
-) -> None:
+def test_unmeasured_drafts_are_not_recommended(answers: dict[str, Recommendation]) -> None:
     result = answers["llama-3.1-70b-8xh100"]
     assert not result.speculates
     assert result.sentence.startswith("Do not speculate")

@@ -90,9 +90,7 @@ def every_export(root: Path, engine: str) -> list[Exported]:
     exported = []
     methods = ("none", "draft", "eagle3", "p-eagle", "dflash", "ngram", "suffix")
     for target, method, (tp, weight, kv, batch) in product(
-        DRAFTS,
-        methods,
-        ((4, "bf16", "bf16", 16), (4, "fp8", "fp8", 24), (8, "bf16", "fp8", 102)),
+        DRAFTS, methods, ((4, "bf16", "bf16", 16), (4, "fp8", "fp8", 24), (8, "bf16", "fp8", 102))
     ):
         for schedule in (None, SCHEDULE):
             if schedule and method == "none":

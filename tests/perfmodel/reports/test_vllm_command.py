@@ -48,11 +48,7 @@ def test_vllm_gets_the_gamma_of_the_plan_and_its_schedule_as_an_alternative() ->
     text = export_plan(engine="vllm", plan=plan)
     assert command(text) == command(export_plan(engine="vllm", plan=one))
     config = json.loads(flag(scheduled_command(text), "--speculative-config"))
-    assert config["num_speculative_tokens_per_batch_size"] == [
-        [1, 8, 3],
-        [9, 12, 1],
-        [13, 16, 0],
-    ]
+    assert config["num_speculative_tokens_per_batch_size"] == [[1, 8, 3], [9, 12, 1], [13, 16, 0]]
     assert config["num_speculative_tokens"] == 3
     assert "γ by batch has a cost in vLLM 0.26" in text
     head = replace(plan_of(draft="dflash", **RATES), draft_checkpoint="me/head")

@@ -34,9 +34,7 @@ def test_the_choice_for_traffic_is_the_best_run() -> None:
     choice = choose_for_traffic(
         scenario,
         Simulation(
-            traffic=traffic,
-            serving=Serving(max_batch=32),
-            process=scenario_acceptance(scenario),
+            traffic=traffic, serving=Serving(max_batch=32), process=scenario_acceptance(scenario)
         ),
         gammas=(0, 2, 4),
     )

@@ -97,8 +97,7 @@ def test_a_missing_field_is_named(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value",
-    [0, -1, 1.5, 4096.0, True, "4096", None, [], {}, float("nan"), float("inf"), 10**30],
+    "value", [0, -1, 1.5, 4096.0, True, "4096", None, [], {}, float("nan"), float("inf"), 10**30]
 )
 @pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "max_position_embeddings"])
 def test_an_invalid_size_is_refused(field: str, value: Any) -> None:

@@ -62,9 +62,7 @@ def test_gamma_zero_is_plain_decoding_for_any_draft(scenario: Scenario, alpha: f
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_gamma_zero_is_plain_decoding_without_a_given_acceptance(
-    draft: dict[str, object],
-) -> None:
+def test_gamma_zero_is_plain_decoding_without_a_given_acceptance(draft: dict[str, object]) -> None:
     point = estimate(a_scenario(**draft, gamma=0))
     assert point.speedup == point.tokens_per_round == 1.0
 

@@ -90,10 +90,7 @@ def test_after_rejections_the_cache_equals_that_of_plain_decoding(draft: str) ->
         pages = pages_for(speculative.table.tokens + ahead, engine.cache.page_tokens)
         assert len(speculative.table.pages) == pages
         for layer in range(engine.target.config.layers):
-            pairs = (
-                (engine.cache, speculative.table),
-                (plain.cache, clean.table),
-            )
+            pairs = ((engine.cache, speculative.table), (plain.cache, clean.table))
             actual, wanted = (keys_and_values(pool, table, layer) for pool, table in pairs)
             for one, other in zip(actual, wanted, strict=True):
                 torch.testing.assert_close(one, other, atol=1e-12, rtol=0)

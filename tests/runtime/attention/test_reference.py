@@ -30,11 +30,7 @@ def filled(page_tokens: int) -> tuple[PagedCache, ReferenceAttention]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    lengths=Lengths,
-    page_tokens=st.integers(1, 4),
-    window=st.none() | st.integers(1, 12),
-)
+@given(lengths=Lengths, page_tokens=st.integers(1, 4), window=st.none() | st.integers(1, 12))
 def test_ragged_paged_attention_equals_attention_of_each_sequence(
     lengths: list[tuple[int, int]], page_tokens: int, window: int | None
 ) -> None:

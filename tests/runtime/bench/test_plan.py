@@ -255,8 +255,7 @@ def test_a_scenario_field_reaches_the_plan_or_is_not_executed(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("stated", "weights", "kv"),
-    [({}, "fp16", "fp16"), ({"weight_dtype": "bf16"}, "bf16", "bf16")],
+    ("stated", "weights", "kv"), [({}, "fp16", "fp16"), ({"weight_dtype": "bf16"}, "bf16", "bf16")]
 )
 def test_a_scenario_runs_a_float16_checkpoint_in_the_type_that_is_predicted(
     stated: dict[str, Any], weights: str, kv: str, tmp_path: Path

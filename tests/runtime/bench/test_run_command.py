@@ -72,10 +72,7 @@ def test_the_printed_table_includes_the_check(specroof: Command, tiny: str) -> N
         (["selfspec", "--model", "M", "--gama", "3"], "--gama"),
         (["selfspec", "--model", "M", "--gamma", "0"], "--gamma"),
         (["standalone", "--model", "M"], "add --draft"),
-        (
-            ["selfspec", "--model", "M", "--draft-tp", "2", "--tp", "4"],
-            "runs on all ranks",
-        ),
+        (["selfspec", "--model", "M", "--draft-tp", "2", "--tp", "4"], "runs on all ranks"),
         (["baseline", "--model", "llama-68m"], "add --random-weights"),
         (["baseline", "--model", "no-such", "--random-weights"], "unknown model"),
         (["selfspec", "--model", "M", "--check", "--temperature", "1"], "--check compares greedy"),
@@ -121,10 +118,7 @@ def test_a_run_beyond_the_maximum_context_prints_a_note(
     draft = "tokens exceed the maximum context of short (128): acceptance may be lower"
     target = f"513 tokens exceed the maximum context of {tmp_path.name} (512)"
     assert notes[:2] == [[], [f"512 {draft}"]]
-    assert notes[2] == [
-        f"{target}: times are valid, the text may not be",
-        f"513 {draft}",
-    ]
+    assert notes[2] == [f"{target}: times are valid, the text may not be", f"513 {draft}"]
 
 
 def test_help_needs_no_torch() -> None:

@@ -50,8 +50,7 @@ def first_token_p_value(sampler: StochasticSampler, params: SamplingParams) -> f
 
 
 @pytest.mark.parametrize(
-    "params",
-    [PARAMS, replace(PARAMS, temperature=0.6, top_k=4), replace(PARAMS, top_p=0.8)],
+    "params", [PARAMS, replace(PARAMS, temperature=0.6, top_k=4), replace(PARAMS, top_p=0.8)]
 )
 def test_rejection_sampling_keeps_the_target_distribution(params: SamplingParams) -> None:
     assert first_token_p_value(StochasticSampler(params, CPU), params) > 1e-3

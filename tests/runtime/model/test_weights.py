@@ -12,12 +12,7 @@ from tiny_models import FAMILIES, hf_config
 from runtime.config import DecoderConfig, read_config
 from runtime.errors import InputError
 from runtime.model.layers import DecoderWeights
-from runtime.model.weights import (
-    MAX_INDEX_BYTES,
-    RandomWeights,
-    SafetensorsFolder,
-    load_weights,
-)
+from runtime.model.weights import MAX_INDEX_BYTES, RandomWeights, SafetensorsFolder, load_weights
 from runtime.parallel.groups import ALONE, Group
 
 CPU = torch.device("cpu")
