@@ -9,7 +9,7 @@ REPORT := .venv/.report
 EXPLORER := .venv/.explorer
 ALL := .venv/.all
 
-.PHONY: recommend explore test quick soak fuzz check setup clean
+.PHONY: recommend explore test pytest quick soak fuzz check setup clean
 
 recommend: $(REPORT)
 	@mkdir -p report
@@ -19,7 +19,11 @@ recommend: $(REPORT)
 explore: $(EXPLORER)
 	@$(BIN)/specroof explore
 
-test: $(ALL) check
+# Both at once, since mypy leaves a core idle.
+test: $(ALL)
+	@$(MAKE) --no-print-directory -j 2 check pytest
+
+pytest: $(ALL)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Tests that need neither network nor browser and take less than about a second each.
