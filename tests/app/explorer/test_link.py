@@ -1,4 +1,4 @@
-"""The link holds the whole state of the page: reload, back, a second tab, late widgets."""
+"""The link holds the whole state of the page; invalid, former and written links are read."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The kernel grid is complete and needs no GPU, and records are physically possible."""
+"""A run of the kernel grid shares its time, continues, and keeps what is physically possible."""
 
 import math
 import time

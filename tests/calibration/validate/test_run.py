@@ -1,4 +1,4 @@
-"""Cases are drawn by seed; a run loads each pair once, resumes, and samples fairly."""
+"""A run of cases loads each pair once, resumes, and samples fairly."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""One pass: KV is read once, time follows work and peaks, and shards add up to the model."""
+"""One pass: KV is read once, parts add up, and shards add up to the model."""
 
 from dataclasses import replace
 

@@ -119,7 +119,7 @@ def test_a_recommendation_is_the_scenario_that_predict_confirms(
         assert bool(point.feasible)
 
 
-# ---- the simpler plan -------------------------------------------------------------------------
+# ---- any engine -------------------------------------------------------------------------------
 
 
 @settings(max_examples=2)
