@@ -35,22 +35,24 @@ def host_wait_s(
     prompt_tokens: Floats,
     gamma: Floats,
     passes_s: Floats,
+    *,
+    slowdown: float = 1.0,
 ) -> Floats:
     """Seconds of a round in addition to its passes; 0 if the profile has no host costs.
 
-    The method is a decoding method of `HostCosts.method`; `passes_s` is γ·T_D + T_V. Arrays
-    broadcast.
+    The method is a decoding method of `HostCosts.method`; `passes_s` is γ·T_D + T_V. Host times are
+    `slowdown` times those of the profile. Arrays broadcast.
     """
     costs = scenario.engine.host_costs(method)
     if costs is None:
         return np.zeros(())
-    before = _before_s(scenario, costs, batch, prompt_tokens)
-    launches = _launches_s(scenario, costs, batch, gamma)
+    before = slowdown * _before_s(scenario, costs, batch, prompt_tokens)
+    launches = slowdown * _launches_s(scenario, costs, batch, gamma)
     wait = _wait_s(costs, before, launches, passes_s)
     plain = scenario.engine.host_costs("plain")
     if plain is None:
         return wait
-    scheduling = _step_s(scenario, plain, batch)
+    scheduling = slowdown * _step_s(scenario, plain, batch)
     return np.maximum(wait, _wait_s(plain, scheduling, np.zeros(()), passes_s))
 
 

@@ -40,15 +40,13 @@ from perfmodel.speculation import (
     ttft_interval,
     without_speculation,
 )
+from perfmodel.speculation.distance import Distance, engine_distance, kernel_distance
 from perfmodel.speculation.prompt import MOST_LAUNCH_LAYER_S
 from perfmodel.speculation.step_error import (
     ARCHITECTURE_ERROR,
     BOUND_ERROR,
     BOUND_ROUND_ERROR,
     BOUND_STEP_ERROR,
-    Distance,
-    engine_distance,
-    kernel_distance,
     pair_error,
     ratio_error,
     relative_error,
