@@ -224,15 +224,14 @@ def _rows_error(
 ) -> Floats:
     """Standard error of ln(round) that follows from the time of several query tokens in T_V.
 
-    Assumed FLOP/s bound the share of T_V's attention by which it exceeds that of T_T, in the 4-norm
-    of bytes and FLOPs (`smooth_max`).
+    Another attention kernel is missed in plain steps, too. Assumed FLOP/s bound the share of T_V's
+    attention by which it exceeds that of T_T, in the 4-norm of bytes and FLOPs (`smooth_max`).
     """
-    if not scenario.plan.speculates:
-        return _NONE
     if scenario.engine.uses_other_attention(scenario.target, scenario.machine.gpu):
         point = point or estimate(scenario)
-        share = point.verify.group_s("attention") / point.round_s
-        return np.where(point.gamma > 0, OTHER_ATTENTION_ERROR * share, 0.0)
+        return OTHER_ATTENTION_ERROR * point.verify.group_s("attention") / point.round_s
+    if not scenario.plan.speculates:
+        return _NONE
     if scenario.target.latent is not None:
         return _padding_error(scenario, point, batch, prompt_tokens)
     error = scenario.kernels.attention.tensor_core_error
