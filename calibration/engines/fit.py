@@ -10,6 +10,7 @@ terms that the points do not determine near their expected values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,7 @@ Array = NDArray[np.float64]
 
 MEASUREMENT_ERROR = 0.02  # relative, of one point, at least
 SPREAD_ERROR = 0.4  # standard error of the median of three repeats over their range
+SHARED_HOST_ERROR = 0.3  # of ln(host time) where other machines may share the host's cores
 OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 SWEEPS = 3  # most rounds of search and descent
@@ -67,22 +69,37 @@ class Group:
         """The decoding method of the setup."""
         return self.records[0].point.setup.method
 
-    @property
-    def errors(self) -> Array:
-        """Relative standard errors of the measurements, from the range of their repeats."""
-        return np.array([max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records])
+    def errors(self, profile: EngineProfile) -> Array:
+        """Relative standard errors of the measurements.
+
+        From the range of their repeats and, if the host may have been slower than in a profile's
+        prediction, from as much of its time as delays the step.
+        """
+        errors = [max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records]
+        if profile.shared_host_slowdown == 1.0:
+            return np.array(errors)
+        passes_s, slow = self.passes_s(profile), math.exp(SHARED_HOST_ERROR)
+        more = self.waits(profile, passes_s, slow) - self.waits(profile, passes_s)
+        late = np.log1p(more / (passes_s + self.waits(profile, passes_s)))
+        return np.hypot(errors, np.where(self.is_shared, late, 0.0))
 
     @property
     def measured_s(self) -> Array:
         """Measured seconds of a step or round, per record."""
         return np.array([r.seconds for r in self.records])
 
+    @property
+    def is_shared(self) -> NDArray[np.bool_]:
+        """Whether other machines may have slowed down the host, per record."""
+        return np.array([not r.windows_s for r in self.records])
+
     def waits(self, profile: EngineProfile, passes_s: Array, slowdown: float = 1.0) -> Array:
         """Predicted seconds in addition to the passes, per record, with a slower host."""
+        shared = np.where(self.is_shared, profile.shared_host_slowdown, 1.0)
         scenario = replace(self.scenario, engine=self._started(profile))
         gamma, context = np.asarray(float(scenario.plan.gamma)), self.context_tokens
         method, batch = self.method, self.batch
-        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdown)
+        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdown * shared)
 
     def passes_s(self, profile: EngineProfile) -> Array:
         """Predicted seconds of the passes alone, per record; the same for any host time."""
@@ -259,7 +276,10 @@ def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) 
     for _ in range(SWEEPS):
         for method in dict.fromkeys(t.method for t in terms if t.is_host):
             x = _host_search(x, terms, method, base, groups)
-        x, now = _descend(x, terms, lambda x: predicted(_with(base, terms, x), groups), groups)
+        errors = _errors(_with(base, terms, x), groups)
+        x, now = _descend(
+            x, terms, lambda x: predicted(_with(base, terms, x), groups), _measured(groups), errors
+        )
         if now > 0.99 * cost:
             break
         cost = now
@@ -291,8 +311,9 @@ def _host_search(
             for value in np.geomspace(1e-3, 0.9, count) * terms[index].high:
                 starts.append(x[searched])
                 starts[-1][place] = value
-    host_terms = [terms[i] for i in searched]
-    solutions = [_descend(start, host_terms, predict, chosen) for start in starts]
+    host_terms, errors = [terms[i] for i in searched], _errors(_with(base, terms, x), chosen)
+    measured = _measured(chosen)
+    solutions = [_descend(start, host_terms, predict, measured, errors) for start in starts]
     best = x.copy()
     best[searched] = min(solutions, key=lambda solution: solution[1])[0]
     return best
@@ -302,13 +323,12 @@ def _descend(
     start: Array,
     terms: Sequence[Term],
     predict: Callable[[Array], Array],
-    groups: Sequence[Group],
+    measured: Array,
+    errors_of: Array,
 ) -> tuple[Array, float]:
     """Values and cost of a bounded robust least-squares fit with the priors of the terms."""
     from scipy.optimize import least_squares
 
-    measured = _measured(groups)
-    errors_of = np.concatenate([group.errors for group in groups])
     prior, width, low, high = (
         np.array([getattr(t, name) for t in terms]) for name in ("prior", "width", "low", "high")
     )
@@ -321,6 +341,10 @@ def _descend(
     inside = np.clip(start, low + 1e-9 * (high - low), high)
     solved = least_squares(residuals, inside, bounds=(low, high), x_scale=width)
     return np.asarray(solved.x), float(solved.cost)
+
+
+def _errors(profile: EngineProfile, groups: Sequence[Group]) -> Array:
+    return np.concatenate([group.errors(profile) for group in groups])
 
 
 def _measured(groups: Sequence[Group]) -> Array:

@@ -55,6 +55,12 @@ SUSTAINED_CLOCK = Term(
 )
 
 
+# Of a host whose cores are shared: fixed loops took up to 1.9 times as long on such cores.
+SHARED_HOST = Term(
+    field="shared_host_slowdown", prior=1.4, width=0.3, low=1.0, high=3.0, start=1.4
+)
+
+
 def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
     """The terms that these points can determine."""
     terms = [_factor("linear_factor"), _factor("attention_factor"), TAIL, LAYER_OVERHEAD]
@@ -64,6 +70,8 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
         terms.append(RANK_GAP)
     if {r.point.setup.tp > 1 for r in points} == {False, True}:
         terms.append(_host("rank_step_s", "", 1e-3, 1e-4))
+    if {bool(r.windows_s) for r in points} == {False, True}:
+        terms.append(SHARED_HOST)
     tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
     if max(tokens) >= COMPUTE_TOKENS:
         terms.append(SUSTAINED_CLOCK)

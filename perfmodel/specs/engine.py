@@ -139,6 +139,8 @@ class EngineProfile:
     # too; from held-out points.
     speedup_error: float = 0.1
     host_error: float = 0.0  # standard error of ln(host time), which GPU time may hide
+    # Host times over the profile's where other machines share the cores of the host.
+    shared_host_slowdown: float = 1.0
 
     @property
     def has_own_kernels(self) -> bool:

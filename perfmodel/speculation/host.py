@@ -36,14 +36,14 @@ def host_wait_s(
     gamma: Floats,
     passes_s: Floats,
     *,
-    slowdown: float = 1.0,
+    slowdown: ArrayLike = 1.0,
 ) -> Floats:
     """Seconds of a round in addition to its passes; 0 if the profile has no host costs.
 
     The method is a decoding method of `HostCosts.method`; `passes_s` is γ·T_D + T_V. Host times are
     `slowdown` times those of the profile. Arrays broadcast.
     """
-    costs = scenario.engine.host_costs(method)
+    costs, slowdown = scenario.engine.host_costs(method), np.asarray(slowdown, float)
     if costs is None:
         return np.zeros(())
     before = slowdown * _before_s(scenario, costs, batch, prompt_tokens)
