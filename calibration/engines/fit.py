@@ -10,13 +10,12 @@ terms that the points do not determine near their expected values.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from calibration.engines.plan import point_scenario
 from calibration.engines.records import EngineRecords, PointRecord, Setup
@@ -30,7 +29,7 @@ Array = NDArray[np.float64]
 
 MEASUREMENT_ERROR = 0.02  # relative, of one point, at least
 SPREAD_ERROR = 0.4  # standard error of the median of three repeats over their range
-SHARED_HOST_ERROR = 0.3  # of ln(host time) where other machines may share the host's cores
+UNKNOWN_HOST_ERROR = 0.3  # of ln(host time) where others may have slowed down the host's cores
 OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 SWEEPS = 3  # most rounds of search and descent
@@ -50,10 +49,16 @@ class Group:
     records: tuple[PointRecord, ...]
     batch: Array
     context_tokens: Array
+    host_errors: Array  # standard errors of ln(host time) while a record was timed
 
     @classmethod
-    def of(cls, setup: Setup, records: Sequence[PointRecord], gpu: str) -> Group:
-        """The group of a setup's records on a catalog GPU."""
+    def of(
+        cls, setup: Setup, records: Sequence[PointRecord], gpu: str, host_error: float = 0.0
+    ) -> Group:
+        """The group of a setup's records on a catalog GPU.
+
+        `host_error` is that of host times of records without windows.
+        """
         first = records[0].point
         return cls(
             scenario=point_scenario(
@@ -62,6 +67,7 @@ class Group:
             records=tuple(records),
             batch=np.array([float(r.point.batch) for r in records]),
             context_tokens=np.array([float(round(r.context_tokens)) for r in records]),
+            host_errors=np.array([0.0 if r.windows_s else host_error for r in records]),
         )
 
     @property
@@ -72,34 +78,25 @@ class Group:
     def errors(self, profile: EngineProfile) -> Array:
         """Relative standard errors of the measurements.
 
-        From the range of their repeats and, if the host may have been slower than in a profile's
-        prediction, from as much of its time as delays the step.
+        From the range of their repeats, and from the host's time as far as it delays a step.
         """
-        errors = [max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records]
-        if profile.shared_host_slowdown == 1.0:
-            return np.array(errors)
-        passes_s, slow = self.passes_s(profile), math.exp(SHARED_HOST_ERROR)
-        more = self.waits(profile, passes_s, slow) - self.waits(profile, passes_s)
-        late = np.log1p(more / (passes_s + self.waits(profile, passes_s)))
-        return np.hypot(errors, np.where(self.is_shared, late, 0.0))
+        spread = [max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records]
+        passes_s = self.passes_s(profile)
+        expected = passes_s + self.waits(profile, passes_s)
+        slower = passes_s + self.waits(profile, passes_s, np.exp(self.host_errors))
+        return np.hypot(spread, np.log(slower / expected))
 
     @property
     def measured_s(self) -> Array:
         """Measured seconds of a step or round, per record."""
         return np.array([r.seconds for r in self.records])
 
-    @property
-    def is_shared(self) -> NDArray[np.bool_]:
-        """Whether other machines may have slowed down the host, per record."""
-        return np.array([not r.windows_s for r in self.records])
-
-    def waits(self, profile: EngineProfile, passes_s: Array, slowdown: float = 1.0) -> Array:
+    def waits(self, profile: EngineProfile, passes_s: Array, slowdown: ArrayLike = 1.0) -> Array:
         """Predicted seconds in addition to the passes, per record, with a slower host."""
-        shared = np.where(self.is_shared, profile.shared_host_slowdown, 1.0)
         scenario = replace(self.scenario, engine=self._started(profile))
         gamma, context = np.asarray(float(scenario.plan.gamma)), self.context_tokens
         method, batch = self.method, self.batch
-        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdown * shared)
+        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdown)
 
     def passes_s(self, profile: EngineProfile) -> Array:
         """Predicted seconds of the passes alone, per record; the same for any host time."""
@@ -215,11 +212,16 @@ def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:
 
 
 def grouped(records: Sequence[PointRecord], gpu: str) -> list[Group]:
-    """The records grouped by setup; each group is predicted in one call."""
+    """The records grouped by setup; each group is predicted in one call.
+
+    Where some records are of undisturbed steps (`PointRecord.windows_s`), those of others say less
+    of host times.
+    """
+    host_error = UNKNOWN_HOST_ERROR if any(r.windows_s for r in records) else 0.0
     by_setup: dict[Setup, list[PointRecord]] = {}
     for record in records:
         by_setup.setdefault(record.point.setup, []).append(record)
-    return [Group.of(setup, rows, gpu) for setup, rows in by_setup.items()]
+    return [Group.of(setup, rows, gpu, host_error) for setup, rows in by_setup.items()]
 
 
 def _usable(records: EngineRecords) -> tuple[list[PointRecord], list[str]]:

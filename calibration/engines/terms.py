@@ -37,8 +37,9 @@ def _factor(field: str) -> Term:
     return Term(field=field, prior=1.0, width=0.15, low=0.3, high=3.0, start=1.0)
 
 
-def _host(field: str, method: str, width: float, start: float) -> Term:
-    return Term(field=field, method=method, prior=0.0, width=width, high=20.0 * width, start=start)
+def _host(field: str, method: str, width: float, start: float, low: float = 0.0) -> Term:
+    high = 20.0 * width
+    return Term(field=field, method=method, prior=0.0, width=width, low=low, high=high, start=start)
 
 
 # Time between the kernels of a layer: gaps in a graph, latencies of small kernels.
@@ -55,12 +56,6 @@ SUSTAINED_CLOCK = Term(
 )
 
 
-# Of a host whose cores are shared: fixed loops took up to 1.9 times as long on such cores.
-SHARED_HOST = Term(
-    field="shared_host_slowdown", prior=1.4, width=0.3, low=1.0, high=3.0, start=1.4
-)
-
-
 def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
     """The terms that these points can determine."""
     terms = [_factor("linear_factor"), _factor("attention_factor"), TAIL, LAYER_OVERHEAD]
@@ -70,8 +65,6 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
         terms.append(RANK_GAP)
     if {r.point.setup.tp > 1 for r in points} == {False, True}:
         terms.append(_host("rank_step_s", "", 1e-3, 1e-4))
-    if {bool(r.windows_s) for r in points} == {False, True}:
-        terms.append(SHARED_HOST)
     tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
     if max(tokens) >= COMPUTE_TOKENS:
         terms.append(SUSTAINED_CLOCK)
@@ -83,13 +76,15 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
     if eager:
         terms.append(_host("eager_layer_s", "", 5e-4, 5e-5))
     if eager == {False, True}:
-        terms.append(_host("rank_eager_layer_s", "", 5e-4, 5e-5))
+        terms.append(_host("rank_eager_layer_s", "", 5e-4, 5e-5, low=1e-6))  # 0: as one rank
     if any(_is_piecewise(r.point, base) for r in points):
         terms.append(_host("piecewise_layer_s", "", 5e-4, 5e-5))
     if any(_has_head(r.point.setup.method) for r in points):
         terms.append(DRAFT_GAP)
     for method in dict.fromkeys(r.point.setup.method for r in points):
         terms += [_host("step_s", method, 2e-3, 2e-4), _host("sequence_s", method, 2e-5, 1e-6)]
+        if method != "plain":
+            terms.append(_host("draft_token_s", method, 1e-5, 1e-6))
         setups = {r.point.setup for r in points if r.point.setup.method == method}
         if method == "draft":
             terms.append(_host("draft_layer_s", method, 5e-4, 5e-5))

@@ -45,6 +45,7 @@ class HostCosts:
     graph_sizes: str = "multiples"
     step_s: float = 0.0  # per step or round
     sequence_s: float = 0.0  # per sequence
+    draft_token_s: float = 0.0  # per sequence and draft
     draft_step_s: float = 0.0  # to launch one draft step
     draft_layer_s: float = 0.0  # to launch one layer of a draft step without a full CUDA graph
     lookup_token_s: float = 0.0  # per sequence and context token that is searched for a draft
@@ -139,8 +140,6 @@ class EngineProfile:
     # too; from held-out points.
     speedup_error: float = 0.1
     host_error: float = 0.0  # standard error of ln(host time), which GPU time may hide
-    # Host times over the profile's where other machines share the cores of the host.
-    shared_host_slowdown: float = 1.0
 
     @property
     def has_own_kernels(self) -> bool:
