@@ -11,8 +11,8 @@ from perfmodel.specs import replays_full_graph
 
 COMPUTE_TOKENS = 256  # tokens of a pass at which its GEMMs begin to depend on the clock
 TARGET_LAUNCHES = ("eager_layer_s", "piecewise_layer_s")
-COMMON_HOST = (*TARGET_LAUNCHES, "rank_eager_layer_s", "rank_step_s")  # not of a single method
-LAUNCHES = ("draft_step_s", "draft_layer_s", "rank_eager_layer_s", *TARGET_LAUNCHES)
+COMMON_HOST = (*TARGET_LAUNCHES, "rank_step_s")  # not of a single method
+LAUNCHES = ("draft_step_s", "draft_layer_s", *TARGET_LAUNCHES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,8 @@ def _factor(field: str) -> Term:
     return Term(field=field, prior=1.0, width=0.15, low=0.3, high=3.0, start=1.0)
 
 
-def _host(field: str, method: str, width: float, start: float, low: float = 0.0) -> Term:
-    high = 20.0 * width
-    return Term(field=field, method=method, prior=0.0, width=width, low=low, high=high, start=start)
+def _host(field: str, method: str, width: float, start: float) -> Term:
+    return Term(field=field, method=method, prior=0.0, width=width, high=20.0 * width, start=start)
 
 
 # Time between the kernels of a layer: gaps in a graph, latencies of small kernels.
@@ -68,15 +67,8 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
     tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
     if max(tokens) >= COMPUTE_TOKENS:
         terms.append(SUSTAINED_CLOCK)
-    eager = {
-        point.point.setup.tp > 1
-        for point, count in zip(points, tokens, strict=True)
-        if base.graph_tokens and count > base.graph_tokens
-    }
-    if eager:
+    if base.graph_tokens and max(tokens) > base.graph_tokens:
         terms.append(_host("eager_layer_s", "", 5e-4, 5e-5))
-    if eager == {False, True}:
-        terms.append(_host("rank_eager_layer_s", "", 5e-4, 5e-5, low=1e-6))  # 0: as one rank
     if any(_is_piecewise(r.point, base) for r in points):
         terms.append(_host("piecewise_layer_s", "", 5e-4, 5e-5))
     if any(_has_head(r.point.setup.method) for r in points):
