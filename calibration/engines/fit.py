@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from calibration.engines.plan import point_scenario
 from calibration.engines.records import EngineRecords, PointRecord, Setup
@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 
 MEASUREMENT_ERROR = 0.02  # relative, of one point, at least
 SPREAD_ERROR = 0.4  # standard error of the median of three repeats over their range
+UNKNOWN_HOST_ERROR = 0.3  # of ln(host time) where others may have slowed down the host's cores
 OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 SWEEPS = 3  # most rounds of search and descent
@@ -48,10 +49,16 @@ class Group:
     records: tuple[PointRecord, ...]
     batch: Array
     context_tokens: Array
+    host_errors: Array  # standard errors of ln(host time) while a record was timed
 
     @classmethod
-    def of(cls, setup: Setup, records: Sequence[PointRecord], gpu: str) -> Group:
-        """The group of a setup's records on a catalog GPU."""
+    def of(
+        cls, setup: Setup, records: Sequence[PointRecord], gpu: str, host_error: float = 0.0
+    ) -> Group:
+        """The group of a setup's records on a catalog GPU.
+
+        `host_error` is that of host times of records without windows.
+        """
         first = records[0].point
         return cls(
             scenario=point_scenario(
@@ -60,6 +67,7 @@ class Group:
             records=tuple(records),
             batch=np.array([float(r.point.batch) for r in records]),
             context_tokens=np.array([float(round(r.context_tokens)) for r in records]),
+            host_errors=np.array([0.0 if r.windows_s else host_error for r in records]),
         )
 
     @property
@@ -67,21 +75,28 @@ class Group:
         """The decoding method of the setup."""
         return self.records[0].point.setup.method
 
-    @property
-    def errors(self) -> Array:
-        """Relative standard errors of the measurements, from the range of their repeats."""
-        return np.array([max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records])
+    def errors(self, profile: EngineProfile) -> Array:
+        """Relative standard errors of the measurements.
+
+        From the range of their repeats, and from the host's time as far as it delays a step.
+        """
+        spread = [max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records]
+        passes_s = self.passes_s(profile)
+        expected = passes_s + self.waits(profile, passes_s)
+        slower = passes_s + self.waits(profile, passes_s, np.exp(self.host_errors))
+        return np.hypot(spread, np.log(slower / expected))
 
     @property
     def measured_s(self) -> Array:
         """Measured seconds of a step or round, per record."""
         return np.array([r.seconds for r in self.records])
 
-    def waits(self, profile: EngineProfile, passes_s: Array) -> Array:
-        """Predicted seconds in addition to the passes, per record."""
+    def waits(self, profile: EngineProfile, passes_s: Array, slowdown: ArrayLike = 1.0) -> Array:
+        """Predicted seconds in addition to the passes, per record, with a slower host."""
         scenario = replace(self.scenario, engine=self._started(profile))
-        gamma = np.asarray(float(scenario.plan.gamma))
-        return host_wait_s(scenario, self.method, self.batch, self.context_tokens, gamma, passes_s)
+        gamma, context = np.asarray(float(scenario.plan.gamma)), self.context_tokens
+        method, batch = self.method, self.batch
+        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdown)
 
     def passes_s(self, profile: EngineProfile) -> Array:
         """Predicted seconds of the passes alone, per record; the same for any host time."""
@@ -98,6 +113,12 @@ class Group:
         """Predicted seconds of a step or round, per record."""
         passes_s = self.passes_s(profile)
         return passes_s + self.waits(profile, passes_s)
+
+    def scenario_of(self, record: PointRecord, profile: EngineProfile) -> Scenario:
+        """The scenario of one record with a profile."""
+        batch, context = record.point.batch, round(record.context_tokens)
+        work = replace(self.scenario.workload, batch=batch, prompt_tokens=context)
+        return replace(self.scenario, engine=profile, workload=work)
 
     def _started(self, profile: EngineProfile) -> EngineProfile:
         """The profile with the CUDA graphs of the setup."""
@@ -191,11 +212,16 @@ def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:
 
 
 def grouped(records: Sequence[PointRecord], gpu: str) -> list[Group]:
-    """The records grouped by setup; each group is predicted in one call."""
+    """The records grouped by setup; each group is predicted in one call.
+
+    Where some records are of undisturbed steps (`PointRecord.windows_s`), those of others say less
+    of host times.
+    """
+    host_error = UNKNOWN_HOST_ERROR if any(r.windows_s for r in records) else 0.0
     by_setup: dict[Setup, list[PointRecord]] = {}
     for record in records:
         by_setup.setdefault(record.point.setup, []).append(record)
-    return [Group.of(setup, rows, gpu) for setup, rows in by_setup.items()]
+    return [Group.of(setup, rows, gpu, host_error) for setup, rows in by_setup.items()]
 
 
 def _usable(records: EngineRecords) -> tuple[list[PointRecord], list[str]]:
@@ -252,7 +278,10 @@ def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) 
     for _ in range(SWEEPS):
         for method in dict.fromkeys(t.method for t in terms if t.is_host):
             x = _host_search(x, terms, method, base, groups)
-        x, now = _descend(x, terms, lambda x: predicted(_with(base, terms, x), groups), groups)
+        errors = _errors(_with(base, terms, x), groups)
+        x, now = _descend(
+            x, terms, lambda x: predicted(_with(base, terms, x), groups), _measured(groups), errors
+        )
         if now > 0.99 * cost:
             break
         cost = now
@@ -284,8 +313,9 @@ def _host_search(
             for value in np.geomspace(1e-3, 0.9, count) * terms[index].high:
                 starts.append(x[searched])
                 starts[-1][place] = value
-    host_terms = [terms[i] for i in searched]
-    solutions = [_descend(start, host_terms, predict, chosen) for start in starts]
+    host_terms, errors = [terms[i] for i in searched], _errors(_with(base, terms, x), chosen)
+    measured = _measured(chosen)
+    solutions = [_descend(start, host_terms, predict, measured, errors) for start in starts]
     best = x.copy()
     best[searched] = min(solutions, key=lambda solution: solution[1])[0]
     return best
@@ -295,13 +325,12 @@ def _descend(
     start: Array,
     terms: Sequence[Term],
     predict: Callable[[Array], Array],
-    groups: Sequence[Group],
+    measured: Array,
+    errors_of: Array,
 ) -> tuple[Array, float]:
     """Values and cost of a bounded robust least-squares fit with the priors of the terms."""
     from scipy.optimize import least_squares
 
-    measured = _measured(groups)
-    errors_of = np.concatenate([group.errors for group in groups])
     prior, width, low, high = (
         np.array([getattr(t, name) for t in terms]) for name in ("prior", "width", "low", "high")
     )
@@ -314,6 +343,10 @@ def _descend(
     inside = np.clip(start, low + 1e-9 * (high - low), high)
     solved = least_squares(residuals, inside, bounds=(low, high), x_scale=width)
     return np.asarray(solved.x), float(solved.cost)
+
+
+def _errors(profile: EngineProfile, groups: Sequence[Group]) -> Array:
+    return np.concatenate([group.errors(profile) for group in groups])
 
 
 def _measured(groups: Sequence[Group]) -> Array:

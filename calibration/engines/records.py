@@ -112,6 +112,7 @@ class PointRecord:
     prefill_s: NonNegative = 0.0
     wall_s: NonNegative = 0.0
     disturbed: tuple[Annotated[float, Field(ge=-MOST, le=MOST)], ...] = ()
+    windows_s: tuple[tuple[float, ...], ...] = ()
 
     @property
     def spread(self) -> float:

@@ -11,8 +11,8 @@ from perfmodel.specs import replays_full_graph
 
 COMPUTE_TOKENS = 256  # tokens of a pass at which its GEMMs begin to depend on the clock
 TARGET_LAUNCHES = ("eager_layer_s", "piecewise_layer_s")
-COMMON_HOST = (*TARGET_LAUNCHES, "rank_eager_layer_s", "rank_step_s")  # not of a single method
-LAUNCHES = ("draft_step_s", "draft_layer_s", "rank_eager_layer_s", *TARGET_LAUNCHES)
+COMMON_HOST = (*TARGET_LAUNCHES, "rank_step_s")  # not of a single method
+LAUNCHES = ("draft_step_s", "draft_layer_s", *TARGET_LAUNCHES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,21 +67,16 @@ def terms_of(points: Sequence[PointRecord], base: EngineProfile) -> list[Term]:
     tokens = [r.point.batch * (r.point.setup.gamma + 1) for r in points]
     if max(tokens) >= COMPUTE_TOKENS:
         terms.append(SUSTAINED_CLOCK)
-    eager = {
-        point.point.setup.tp > 1
-        for point, count in zip(points, tokens, strict=True)
-        if base.graph_tokens and count > base.graph_tokens
-    }
-    if eager:
+    if base.graph_tokens and max(tokens) > base.graph_tokens:
         terms.append(_host("eager_layer_s", "", 5e-4, 5e-5))
-    if eager == {False, True}:
-        terms.append(_host("rank_eager_layer_s", "", 5e-4, 5e-5))
     if any(_is_piecewise(r.point, base) for r in points):
         terms.append(_host("piecewise_layer_s", "", 5e-4, 5e-5))
     if any(_has_head(r.point.setup.method) for r in points):
         terms.append(DRAFT_GAP)
     for method in dict.fromkeys(r.point.setup.method for r in points):
         terms += [_host("step_s", method, 2e-3, 2e-4), _host("sequence_s", method, 2e-5, 1e-6)]
+        if method != "plain":
+            terms.append(_host("draft_token_s", method, 1e-5, 1e-6))
         setups = {r.point.setup for r in points if r.point.setup.method == method}
         if method == "draft":
             terms.append(_host("draft_layer_s", method, 5e-4, 5e-5))

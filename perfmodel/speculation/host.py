@@ -7,7 +7,9 @@ the first launch:
     round = h + max(t, l)        the host and the GPU take turns (synchronous scheduling)
     round = max(t, h + l)        the host works in parallel with the GPU (asynchronous scheduling)
 
-A round is also scheduled like a plain step, so it does not end before such a step would.
+A round is scheduled like a plain step, so it does not end before such a step would. With
+asynchronous scheduling, h is at least the time to schedule a plain step, and the launches of drafts
+come on top of it.
 
 A pass that is a full CUDA graph is a single launch, which h includes. A draft step without one
 costs a launch per step and layer, and so does each layer of a target pass with a piecewise graph
@@ -33,22 +35,24 @@ def host_wait_s(
     prompt_tokens: Floats,
     gamma: Floats,
     passes_s: Floats,
+    *,
+    slowdown: ArrayLike = 1.0,
 ) -> Floats:
     """Seconds of a round in addition to its passes; 0 if the profile has no host costs.
 
-    The method is a decoding method of `HostCosts.method`; `passes_s` is γ·T_D + T_V. Arrays
-    broadcast.
+    The method is a decoding method of `HostCosts.method`; `passes_s` is γ·T_D + T_V. Host times are
+    `slowdown` times those of the profile. Arrays broadcast.
     """
-    costs = scenario.engine.host_costs(method)
+    costs, slowdown = scenario.engine.host_costs(method), np.asarray(slowdown, float)
     if costs is None:
         return np.zeros(())
-    before = _before_s(scenario, costs, batch, prompt_tokens)
-    launches = _launches_s(scenario, costs, batch, gamma)
+    before = slowdown * _before_s(scenario, costs, batch, gamma, prompt_tokens)
+    launches = slowdown * _launches_s(scenario, costs, batch, gamma)
     wait = _wait_s(costs, before, launches, passes_s)
     plain = scenario.engine.host_costs("plain")
     if plain is None:
         return wait
-    scheduling = _step_s(scenario, plain, batch)
+    scheduling = slowdown * _step_s(scenario, plain, batch, np.zeros(()))
     return np.maximum(wait, _wait_s(plain, scheduling, np.zeros(()), passes_s))
 
 
@@ -59,7 +63,8 @@ def host_work_s(scenario: Scenario, method: str) -> float:
         return 0.0
     work = scenario.workload
     batch = fullest_group(np.asarray(work.batch, np.float64), scenario.dp)
-    before = _before_s(scenario, costs, batch, np.asarray(work.prompt_tokens, np.float64))
+    gamma, prompt = scenario.plan.gamma, np.asarray(work.prompt_tokens, np.float64)
+    before = _before_s(scenario, costs, batch, np.asarray(float(gamma)), prompt)
     if method == "plain":
         return float(before)
     return float(before + _launches_s(scenario, costs, batch, scenario.plan.gamma))
@@ -88,7 +93,7 @@ def mixed_pass_host_s(
     steps = np.where(running > 0, gamma, 0)  # of drafts; those of a new sequence come later
     launches = layers * scenario.engine.mixed_launch_s(tokens, tp=scenario.group_tp)
     launches = launches + _drafts_launch_s(scenario, costs, steps)
-    return np.asarray(_step_s(scenario, costs, running) + launches)
+    return np.asarray(_step_s(scenario, costs, running, steps) + launches)
 
 
 def most_sequences_in_graph(scenario: Scenario) -> int | None:
@@ -120,16 +125,25 @@ def method_of(scenario: Scenario) -> str:
     return "plain" if plan.draft == "none" else "draft"
 
 
-def _before_s(scenario: Scenario, costs: HostCosts, batch: Floats, prompt_tokens: Floats) -> Floats:
+def _before_s(
+    scenario: Scenario, costs: HostCosts, batch: Floats, gamma: Floats, prompt_tokens: Floats
+) -> Floats:
     """Host seconds before the first launch, with the look-ups of drafts."""
     look_ups = costs.lookup_token_s * batch * prompt_tokens
-    return np.asarray(_step_s(scenario, costs, batch) + look_ups)
+    return np.asarray(_step_s(scenario, costs, batch, gamma) + look_ups)
 
 
-def _step_s(scenario: Scenario, costs: HostCosts, batch: Floats) -> Floats:
-    """Host seconds of a step or round before its first launch."""
-    of_ranks = scenario.engine.rank_step_s if scenario.group_tp > 1 else 0.0
-    return np.asarray(costs.step_s + of_ranks + costs.sequence_s * batch)
+def _step_s(scenario: Scenario, costs: HostCosts, batch: Floats, gamma: Floats) -> Floats:
+    """Host seconds of a step or round before its first launch, without the look-ups of drafts."""
+    step_s, plain = _scheduling_s(costs, batch, gamma), scenario.engine.host_costs("plain")
+    if costs.overlapped and plain is not None:
+        step_s = np.maximum(step_s, _scheduling_s(plain, batch, np.zeros(())))
+    return step_s + (scenario.engine.rank_step_s if scenario.group_tp > 1 else 0.0)
+
+
+def _scheduling_s(costs: HostCosts, batch: Floats, gamma: Floats) -> Floats:
+    of_sequence = costs.sequence_s + costs.draft_token_s * gamma
+    return np.asarray(costs.step_s + of_sequence * batch)
 
 
 def _wait_s(costs: HostCosts, before: Floats, launches: Floats, passes_s: Floats) -> Floats:

@@ -1,6 +1,7 @@
 """Built-in drafts: the parameters of their heads, and the cost of a round."""
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from perfmodel.specs import METHODS, HostCosts, MethodKind
 from perfmodel.specs.draft_methods import dflash_draft, eagle3_head, mtp_head
 from perfmodel.speculation import service_gain, target_rank
 from perfmodel.speculation.gain import PLATEAU
+from perfmodel.speculation.uncertainty import alpha_interval
 
 
 def head_rank(target: str, **changes: int) -> Rank:
@@ -215,3 +217,21 @@ def test_a_target_without_an_mtp_head_is_noted(target: str, states: bool) -> Non
     values = {"target": target, "draft": "mtp", "tp": 8, "gpu": "h200"}
     notes = " ".join(parse_scenario(values).scenario().notes)
     assert ("states no multi-token-prediction layers" in notes) is not states
+
+
+def test_published_acceptance_of_heads_is_less_certain_in_longer_contexts() -> None:
+    """Below: how much a head that is trained on short prompts loses was not measured."""
+    ranges = {}
+    for method, tokens in product(("eagle3", "mtp"), (1000, 4096, 8000, 32_000)):
+        found = alpha_interval(
+            a_scenario(target="deepseek-v3", tp=8, draft=method, gamma=2, prompt_tokens=tokens)
+        )
+        assert found is not None
+        ranges[method, tokens] = found
+    assert len({ranges["mtp", tokens] for tokens in (1000, 4096, 8000, 32_000)}) == 1
+    assert ranges["eagle3", 1000] == ranges["eagle3", 4096]
+    lows = [ranges["eagle3", tokens][0] for tokens in (4096, 8000, 32_000)]
+    assert lows == sorted(lows, reverse=True) and lows[0] > lows[2] >= 0.0
+    assert len({found[1:] for (method, _), found in ranges.items() if method == "eagle3"}) == 1
+    stated = a_scenario(draft="eagle3", gamma=2, acceptance=0.7, prompt_tokens=32_000)
+    assert alpha_interval(stated) == pytest.approx((0.7, 0.7, 0.7))

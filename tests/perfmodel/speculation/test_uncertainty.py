@@ -34,14 +34,13 @@ from perfmodel.speculation import (
     time_error,
     tpot_interval,
 )
+from perfmodel.speculation.distance import Distance, engine_distance, kernel_distance
 from perfmodel.speculation.step_error import (
     ARCHITECTURE_ERROR,
     BOUND_ERROR,
     BOUND_ROUND_ERROR,
     BOUND_STEP_ERROR,
-    Distance,
-    engine_distance,
-    kernel_distance,
+    host_error,
     ratio_error,
     relative_error,
 )
@@ -176,10 +175,15 @@ def everywhere(engine: str) -> list[Scenario]:
 
 @pytest.mark.parametrize("engine", engine_names())
 def test_no_engine_is_more_certain_where_it_was_not_timed(engine: str) -> None:
-    """On every GPU and TP, and the farther from where it was timed, the wider."""
+    """On every GPU and TP, and the farther from where it was timed, the wider.
+
+    Errors of host times count where the GPU waits for the host, which a slower GPU does less.
+    """
     near = (Distance.SAME_GPU, Distance.SAME_GPU)
     by_place: dict[bool, list[Scenario]] = {True: [], False: []}
-    for scenario in everywhere(engine):
+    for stated in everywhere(engine):
+        assert host_error(stated) >= stated.engine.host_error
+        scenario = replace(stated, engine=replace(stated.engine, host_error=0.0))
         place = (engine_distance(scenario), kernel_distance(scenario))
         by_place[place == near and scenario.tp in scenario.engine.timed_tp].append(scenario)
     assert by_place[False]
@@ -272,24 +276,6 @@ def test_the_time_of_a_step_is_less_certain_the_farther_it_is_from_what_was_time
     assert error("h200", 1, "kernels") < error("h200", 1, "ideal")
     unknown = a_scenario(draft="ngram", gamma=2)
     assert tpot_interval(unknown) is None
-
-
-def test_published_acceptance_of_heads_is_less_certain_in_longer_contexts() -> None:
-    """Below: how much a head that is trained on short prompts loses was not measured."""
-    ranges = {}
-    for method, tokens in product(("eagle3", "mtp"), (1000, 4096, 8000, 32_000)):
-        found = alpha_interval(
-            a_scenario(target="deepseek-v3", tp=8, draft=method, gamma=2, prompt_tokens=tokens)
-        )
-        assert found is not None
-        ranges[method, tokens] = found
-    assert len({ranges["mtp", tokens] for tokens in (1000, 4096, 8000, 32_000)}) == 1
-    assert ranges["eagle3", 1000] == ranges["eagle3", 4096]
-    lows = [ranges["eagle3", tokens][0] for tokens in (4096, 8000, 32_000)]
-    assert lows == sorted(lows, reverse=True) and lows[0] > lows[2] >= 0.0
-    assert len({found[1:] for (method, _), found in ranges.items() if method == "eagle3"}) == 1
-    stated = a_scenario(draft="eagle3", gamma=2, acceptance=0.7, prompt_tokens=32_000)
-    assert alpha_interval(stated) == pytest.approx((0.7, 0.7, 0.7))
 
 
 # ---- P(speedup > 1) ---------------------------------------------------------------------------
