@@ -80,9 +80,8 @@ def with_host_times(profile: EngineProfile, factor: float) -> EngineProfile:
 def stated_error(record: PointRecord) -> float:
     """The standard error of the shipped profile's prediction of a point, with its CUDA graphs."""
     (group,) = grouped([record], "h200")
-    profile = engine_profile("vllm", catalog.gpu("h200"))
-    default = not record.point.setup.exported_graphs
-    return time_error(group.scenario_of(record, replace(profile, default_graphs=default)))
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    return time_error(group.scenario_of(record, profile))
 
 
 def errors_by_share(records: Iterable[PointRecord]) -> tuple[list[PointRecord], np.ndarray]:
@@ -121,7 +120,7 @@ def test_errors_grow_with_the_share_of_the_host() -> None:
     launched = [r for r, each in zip(rows, share, strict=True) if each >= 0.6]
     repeats = np.mean([np.var(np.log(r.all_seconds), ddof=1) for r in launched])
     assert 100.0 * float(np.sqrt(repeats)) == pytest.approx(15.6, abs=0.06)
-    assert held_by(error, stated) == 92
+    assert held_by(error, stated) == 95
 
 
 def test_errors_of_seed_4101_grow_with_the_share_of_the_host() -> None:
@@ -130,7 +129,7 @@ def test_errors_of_seed_4101_grow_with_the_share_of_the_host() -> None:
     _, (error, share, stated) = errors_by_share(read_engine_records([path]).points)
     published = [(36, 3.2, 0), (15, 7.9, 1), (36, 18.0, 13)]
     assert np.array(rms_by_share(error, share)) == pytest.approx(np.array(published), abs=0.06)
-    assert held_by(error, stated) == 89
+    assert held_by(error, stated) == 94
 
 
 Blind = dict[tuple[str, str, int, int, int, int], float]  # target, method, γ, TP, batch, prompt
@@ -186,7 +185,7 @@ def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() ->
             *("h200-seed3101", "seed3101", "predicted_d5890447_s"),
             {
                 "llama-3.1-8b plain 0 1": (4, 1.1, 2.9, 4),
-                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4, 4),
+                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4, 5),
                 "llama-3.1-8b eagle3 4 1": (4, 1.7, 8.3, 3),
                 "qwen2.5-7b ngram 4 1": (4, 3.0, 5.6, 4),
             },
