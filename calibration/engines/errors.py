@@ -54,5 +54,5 @@ def fit_errors(
 
     bounds = [(math.log(MEASUREMENT_ERROR), math.log(MOST))] * 2
     start = np.log([0.1, OTHER_HOST_ERROR])
-    of_gpu, of_host = minimize(cost, start, method="Nelder-Mead", bounds=bounds).x
+    of_gpu, of_host = minimize(cost, start, method="Powell", bounds=bounds).x
     return math.sqrt(2.0) * math.exp(of_gpu), math.exp(of_host)
