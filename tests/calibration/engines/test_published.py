@@ -13,7 +13,8 @@ import pytest
 import calibration
 from calibration.engines.fit import EngineFit, grouped, predicted
 from calibration.engines.records import PointRecord, read_engine_records
-from calibration.engines.report import engine_report, misses_graph
+from calibration.engines.judged import misses_graph
+from calibration.engines.report import engine_report
 from calibration.records.jsonl import read_lines
 from perfmodel import EngineProfile, catalog
 from perfmodel.catalog.engines import engine_profile
@@ -80,9 +81,8 @@ def with_host_times(profile: EngineProfile, factor: float) -> EngineProfile:
 def stated_error(record: PointRecord) -> float:
     """The standard error of the shipped profile's prediction of a point, with its CUDA graphs."""
     (group,) = grouped([record], "h200")
-    profile = engine_profile("vllm", catalog.gpu("h200"))
-    default = not record.point.setup.exported_graphs
-    return time_error(group.scenario_of(record, replace(profile, default_graphs=default)))
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    return time_error(group.scenario_of(record, profile))
 
 
 def errors_by_share(records: Iterable[PointRecord]) -> tuple[list[PointRecord], np.ndarray]:
@@ -121,7 +121,7 @@ def test_errors_grow_with_the_share_of_the_host() -> None:
     launched = [r for r, each in zip(rows, share, strict=True) if each >= 0.6]
     repeats = np.mean([np.var(np.log(r.all_seconds), ddof=1) for r in launched])
     assert 100.0 * float(np.sqrt(repeats)) == pytest.approx(15.6, abs=0.06)
-    assert held_by(error, stated) == 92
+    assert held_by(error, stated) == 95
 
 
 def test_errors_of_seed_4101_grow_with_the_share_of_the_host() -> None:
@@ -130,7 +130,7 @@ def test_errors_of_seed_4101_grow_with_the_share_of_the_host() -> None:
     _, (error, share, stated) = errors_by_share(read_engine_records([path]).points)
     published = [(36, 3.2, 0), (15, 7.9, 1), (36, 18.0, 13)]
     assert np.array(rms_by_share(error, share)) == pytest.approx(np.array(published), abs=0.06)
-    assert held_by(error, stated) == 89
+    assert held_by(error, stated) == 94
 
 
 Blind = dict[tuple[str, str, int, int, int, int], float]  # target, method, γ, TP, batch, prompt
@@ -186,7 +186,7 @@ def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() ->
             *("h200-seed3101", "seed3101", "predicted_d5890447_s"),
             {
                 "llama-3.1-8b plain 0 1": (4, 1.1, 2.9, 4),
-                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4, 4),
+                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4, 5),
                 "llama-3.1-8b eagle3 4 1": (4, 1.7, 8.3, 3),
                 "qwen2.5-7b ngram 4 1": (4, 3.0, 5.6, 4),
             },
@@ -274,9 +274,9 @@ def test_decisions_of_seed_4101_are_as_published() -> None:
     records = read_engine_records([MEASURED / "engine-vllm-0.26-h200-seed4101.jsonl"])
     fit = EngineFit(profile=profile, terms=(), values=(), rms_percent=0.0, points=0)
     report = engine_report(records, fit)
-    judged = [d for d in report.decisions if not d.is_near_tie]
-    assert (sum(d.sign_right for d in judged), len(judged)) == (224, 237)
-    assert len(report.regrets) == 104 and 100.0 * max(report.regrets) < 0.25
+    judged = report.held_back
+    assert (judged.signs_right, judged.signs) == (224, 237)
+    assert len(judged.regrets) == 104 and 100.0 * max(judged.regrets) < 0.25
 
 
 def test_steps_of_a_mixture_have_their_published_errors() -> None:
