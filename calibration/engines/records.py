@@ -6,6 +6,7 @@ decoding step (γ = 0), or of a round of γ drafts and their verification.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,7 +96,8 @@ class PointRecord:
     several processes, these are all repeats. Each is the difference in time between two runs of
     different output lengths, divided by their difference in `rounds`, so that prefill and ramps
     cancel. `disturbed` are repeats that were left out, because others agree and these differ from
-    them (`drivers.vllm_offline.repeated`). `context_tokens` is the mean length of a sequence over
+    them (`drivers.vllm_offline.repeated`). `host_slowdowns` are those of the host's cores while
+    each repeat was timed (`drivers.host_cores`), if they were timed. `context_tokens` is the mean length of a sequence over
     these rounds. `latency_s`, a check, is the mean inter-token latency that the engine reports.
     """
 
@@ -112,6 +114,12 @@ class PointRecord:
     prefill_s: NonNegative = 0.0
     wall_s: NonNegative = 0.0
     disturbed: tuple[Annotated[float, Field(ge=-MOST, le=MOST)], ...] = ()
+    host_slowdowns: tuple[Annotated[float, Field(ge=1.0, le=MOST)], ...] = ()
+
+    @property
+    def host_slowdown(self) -> float:
+        """Median slowdown of the host's cores; nan if it was not measured."""
+        return median(self.host_slowdowns) if self.host_slowdowns else math.nan
 
     @property
     def spread(self) -> float:

@@ -184,4 +184,5 @@ def point_record(point: Point, line: Mapping[str, Any]) -> PointRecord:
         prefill_s=line.get("prefill_s", 0.0),
         wall_s=line.get("wall_s", 0.0),
         disturbed=tuple(line.get("disturbed", ())),
+        host_slowdowns=tuple(line.get("host_slowdowns", ())),
     )

@@ -5,7 +5,8 @@ standard library. JOB has the arguments of `vllm.LLM`, the number of rounds to t
 OUT receives one JSON line when the engine has started, and one per point.
 
 A point generates from distinct prompts twice, with a few rounds and with more, so that the
-difference contains only steady rounds. If it differs from others by more than a factor, one of the
+difference contains only steady rounds. The engine is kept on cores that nothing else slows down
+(`host_cores.py`), and is timed again while one is. If a time differs from others by more than a factor, one of the
 runs was disturbed, for example by kernels that are compiled for a number of tokens that no pass had
 before, and the point is timed once more. Points and repeats share prompts, so that all prefills but
 the first come from vLLM's prefix cache. A prompt repeats a period of 97 tokens, so that n-gram
@@ -25,6 +26,7 @@ arrive, and reports when each had its first and its last token, in seconds from 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
@@ -42,6 +44,8 @@ ROUTED_ROWS = 2048  # of a pass; longer ones have prompts, and are not timed
 BLOCK_SCALE = 118  # of packed weights, as an exponent with a bias of 127: values up to 6 / 512
 AGREEING = 1.5  # longest over shortest of the repeats of a point
 MOST_PAIRS = 2  # times the repeats, until so many agree
+UNDISTURBED = 1.25  # most slowdown of the host's cores
+MOST_DISTURBED = 3  # tries of a repeat, of which the least disturbed counts
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -53,6 +57,7 @@ def main(job_path: str, out_path: str) -> None:
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     with open(job_path, encoding="utf-8") as file:
         job = json.load(file)
+    cores = importlib.import_module("host_cores").HostCores()  # beside this script
     with open(out_path, "a", encoding="utf-8") as out:
         started = time.perf_counter()
         spread = spread_experts()
@@ -66,7 +71,7 @@ def main(job_path: str, out_path: str) -> None:
         lengths = [point["prompt_tokens"] for point in points]
         prompts = Prompts(max([*lengths, *(row[1] for run in runs for row in run["requests"])]))
         for point in points:
-            _measure(out, point, lambda item: time_point(llm, prompts, item, job))
+            _measure(out, point, lambda item: time_point(llm, prompts, item, job, cores))
         for run in runs:
             _measure(out, run, lambda item: play_run(llm, prompts, item))
 
@@ -96,8 +101,14 @@ class Prompts:
         return self._tokens[number][:tokens]
 
 
-def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str, Any]) -> Any:
-    """Seconds per round of one point, from runs with two output lengths."""
+def time_point(
+    llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str, Any], cores: Any = None
+) -> Any:
+    """Seconds per round of one point, from runs with two output lengths.
+
+    With `cores` (`host_cores.HostCores`), they are timed on undisturbed cores of the host, and the
+    result states the slowdown of these cores.
+    """
     batch, prompt_tokens = point["batch"], point["prompt_tokens"]
     per_round = job["tokens_per_round"]
     short, long = (rounds * per_round for rounds in (job["short_rounds"], job["long_rounds"]))
@@ -110,20 +121,38 @@ def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str,
         longer_s = runs[1]["seconds"] - runs[0]["seconds"]
         return longer_s / more if more > 0 else math.nan, (*runs, more)
 
-    kept, disturbed = repeated(pair, job["repeats"])
+    kept, disturbed = repeated(lambda: undisturbed(pair, cores), job["repeats"])
     if not kept:
         raise RuntimeError("the engine counted no more rounds in a longer run")
-    rounds = [more for _, (_, _, more) in kept]
-    latencies = [_mean_latency(a, b) for _, (a, b, _) in kept]
+    rounds = [more for _, ((_, _, more), _) in kept]
+    latencies = [_mean_latency(a, b) for _, ((a, b, _), _) in kept]
     return {
         "all_seconds": [seconds for seconds, _ in kept],
         "disturbed": disturbed,
+        "host_slowdowns": [slowdown for _, (_, slowdown) in kept] if cores else [],
         "rounds": sum(rounds) / len(rounds),
         "context_tokens": prompt_tokens + (short + long) / 2.0,
         "tokens_per_round": (long - short) * len(rounds) / sum(rounds),
         "latency_s": sorted(latencies)[len(latencies) // 2],
         "prefill_s": prefill_s,
     }
+
+
+def undisturbed(time_pair: Callable[[], tuple[float, Any]], cores: Any) -> tuple[float, Any]:
+    """A pair that was timed while no core of the engine was slowed down, else the least disturbed.
+
+    Returns its seconds per round, and what `time_pair` says of it with the slowdown of the host:
+    the larger one of before and after. Without `cores`, the slowdown is 1.
+    """
+    tries: list[tuple[float, tuple[float, Any]]] = []
+    while len(tries) < (MOST_DISTURBED if cores else 1):
+        before = cores.settle() if cores else 1.0
+        pair = time_pair()
+        tries.append((max(before, cores.slowdown()) if cores else before, pair))
+        if tries[-1][0] <= UNDISTURBED:
+            break
+    slowdown, (seconds, about) = min(tries, key=lambda tried: tried[0])
+    return seconds, (about, slowdown)
 
 
 def repeated(
