@@ -77,11 +77,12 @@ class Group:
         """Measured seconds of a step or round, per record."""
         return np.array([r.seconds for r in self.records])
 
-    def waits(self, profile: EngineProfile, passes_s: Array) -> Array:
-        """Predicted seconds in addition to the passes, per record."""
+    def waits(self, profile: EngineProfile, passes_s: Array, slowdown: float = 1.0) -> Array:
+        """Predicted seconds in addition to the passes, per record, with a slower host."""
         scenario = replace(self.scenario, engine=self._started(profile))
-        gamma = np.asarray(float(scenario.plan.gamma))
-        return host_wait_s(scenario, self.method, self.batch, self.context_tokens, gamma, passes_s)
+        gamma, context = np.asarray(float(scenario.plan.gamma)), self.context_tokens
+        method, batch = self.method, self.batch
+        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdown)
 
     def passes_s(self, profile: EngineProfile) -> Array:
         """Predicted seconds of the passes alone, per record; the same for any host time."""
@@ -98,6 +99,12 @@ class Group:
         """Predicted seconds of a step or round, per record."""
         passes_s = self.passes_s(profile)
         return passes_s + self.waits(profile, passes_s)
+
+    def scenario_of(self, record: PointRecord, profile: EngineProfile) -> Scenario:
+        """The scenario of one record with a profile."""
+        batch, context = record.point.batch, round(record.context_tokens)
+        work = replace(self.scenario.workload, batch=batch, prompt_tokens=context)
+        return replace(self.scenario, engine=profile, workload=work)
 
     def _started(self, profile: EngineProfile) -> EngineProfile:
         """The profile with the CUDA graphs of the setup."""

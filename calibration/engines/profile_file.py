@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
-import numpy as np
-
-from calibration.engines.report import EngineReport, PointError
+from calibration.engines.errors import fit_errors
+from calibration.engines.report import EngineReport
 from calibration.fit.magicdec import fit_rows
 from calibration.records.published import PublishedRow
 from calibration.records.toml_file import significant, toml_text, with_table
@@ -18,7 +17,6 @@ from perfmodel.specs import EngineProfile, HostCosts
 from perfmodel.units import GB, US
 
 NOTE = "Written by `specroof calibrate engine`."
-LEAST_SPEEDUP_ERROR = 0.02  # lower bound of a profile's `speedup_error`
 
 
 def profile_text(report: EngineReport, shipped: str | None = None) -> str:
@@ -30,7 +28,10 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
         The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
     """
     timed = [error.record.point.setup for error in (*report.fitted, *report.held_back)]
-    values = _entries(_with_errors(report)) | {"speedup_error": speedup_error(report)}
+    judged = [e.record for e in report.deployable or report.held_back or report.fitted]
+    of_gpu, of_host = fit_errors(judged, report.fit.profile, report.gpu)
+    values = _entries(report.fit.profile)
+    values |= {"speedup_error": significant(of_gpu, 3), "host_error": significant(of_host, 3)}
     values["timed_tp"] = sorted({setup.tp for setup in timed}) or [1]
     targets = {setup.target for setup in timed}
     if len(targets) == 1:  # no other one checks the fit
@@ -64,47 +65,6 @@ def refitted_text(rows: Sequence[PublishedRow], *, name: str) -> str:
     }
     entries |= {"host": host} if host else {}
     return toml_text(entries, header="Engine profile refitted to measured step times")
-
-
-def speedup_error(report: EngineReport) -> float:
-    """Standard error of a predicted speedup, which combines the errors of a step and a round."""
-    squares = [np.square(_miss(error)) for error in _judged(report)]
-    return significant(max(LEAST_SPEEDUP_ERROR, np.sqrt(2.0 * np.mean(squares))), 3)
-
-
-def _method_error(report: EngineReport, method: str) -> float:
-    """The same for one method: plain steps and its rounds, with equal weights for every TP.
-
-    0 if one of them was not timed.
-    """
-    total = 0.0
-    for each in ("plain", method):
-        by_tp: dict[int, list[float]] = {}
-        for error in _judged(report):
-            setup = error.record.point.setup
-            if setup.method == each:
-                by_tp.setdefault(setup.tp, []).append(_miss(error) ** 2)
-        if not by_tp:
-            return 0.0
-        total += float(np.mean([np.mean(squares) for squares in by_tp.values()]))
-    return significant(np.sqrt(total), 3)
-
-
-def _judged(report: EngineReport) -> Sequence[PointError]:
-    return report.deployable or report.held_back or report.fitted
-
-
-def _miss(error: PointError) -> float:
-    return float(np.log(error.predicted_s / error.record.seconds))
-
-
-def _with_errors(report: EngineReport) -> EngineProfile:
-    """The profile with the errors of those methods that are predicted worse than the others."""
-    profile, common = report.fit.profile, speedup_error(report)
-    errors = {costs.method: _method_error(report, costs.method) for costs in profile.host}
-    worse = {method: error for method, error in errors.items() if error > common}
-    host = (replace(c, speedup_error=worse.get(c.method, 0.0)) for c in profile.host)
-    return replace(profile, host=tuple(host))
 
 
 _STATED_APART = (

@@ -2,7 +2,8 @@
 
 Each group of measurements was left out of whatever predicts it: rows of a published table, a GPU,
 a target, or a number of ranks. Its intervals are judged twice: as stated, and with the width that
-the other groups at the same distance give, so that no group judges its own width.
+the other groups at the same distance give, so that no group judges its own width. The widths that
+are stated for a file of vLLM's points are already those of errors fitted to the other files.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from calibration.validate.errors import LEAST_COVERAGE
-from calibration.validate.left_out import Miss, left_out
+from calibration.validate.left_out import BY_OTHERS, Miss, left_out
 from perfmodel.units import Z90
 
 
@@ -63,7 +64,12 @@ class CoverageReport:
         return CoverageGroup(distance, "all", tuple(m for g in groups for m in g.misses))
 
     def width_of_others(self, group: CoverageGroup) -> float | None:
-        """90 % width from the errors of the other groups at this distance; None if it has none."""
+        """90 % width from the errors of the other groups at this distance.
+
+        None if it has none, or if the stated widths are from other groups.
+        """
+        if group.distance.endswith(BY_OTHERS):
+            return None
         others = [g.square for g in self.distances[group.distance] if g is not group]
         return Z90 * math.sqrt(float(np.mean(others))) if others else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import permutations
@@ -11,8 +11,9 @@ from itertools import permutations
 import numpy as np
 
 from calibration.acceptance.published_fit import fit_all, published_points
+from calibration.engines.errors import fit_errors
 from calibration.engines.fit import grouped
-from calibration.engines.records import read_engine_records
+from calibration.engines.records import Point, read_engine_records
 from calibration.engines.report import misses_graph
 from calibration.fit.magicdec import Split, fit_rows, other_gpu_splits, splits
 from calibration.records.kernels import gpu_of
@@ -62,8 +63,12 @@ RECORDS = {
 }
 OF_RANKS = ("steps-h200-tp2-seed2921-even",)
 VLLM = "vllm-0.26"
-# Its held-back points: of the files of the fit, and of three predicted before they were timed.
-VLLM_RECORDS = ("h200", "h200-tp2", "h200-seed3101", "h200-seed4101", "h200-tp2-processes")
+BY_OTHERS = ", errors of other files"  # the end of a distance whose widths other groups set
+# Its held-back points: of both files of the fit, and of files for validation.
+VLLM_RECORDS = (
+    "h200", "h200-tp2", "h200-exported-graphs", "h200-seed3101", "h200-processes",
+    "h200-tp2-processes", "h200-seed4101",
+)  # fmt: skip
 # Profiles that predict InferenceX's rows of a dense model.
 SERVED, DENSE = {"vLLM": VLLM, "TensorRT-LLM": "tensorrt-llm-1.2"}, "llama-3.1-70b"
 SISTERS = {"h200": "h100-sxm", "h100-sxm": "h200"}
@@ -264,31 +269,40 @@ def _of_one_rank(engine: EngineProfile) -> EngineProfile:
 def _serving_engine(found: LeftOut) -> None:
     """The points of vLLM that were held back from the fit of its profile.
 
-    Rounds that miss a default CUDA graph are left out: no prediction is of such a round.
+    The standard errors of each file's points are fitted to the other files. Rounds that miss a
+    default CUDA graph are left out: no prediction is of such a round.
     """
     with resources.as_file(resources.files("calibration") / "measured") as folder:
         paths = [folder / f"engine-vllm-0.26-{name}.jsonl" for name in VLLM_RECORDS]
-        records = read_engine_records(paths)
+        records = read_engine_records(paths[:2], check=paths[2:])
+        per_file = {path.stem: read_engine_records([path]).points for path in paths}
     profile = replace(engine_profile(VLLM, catalog.gpu(records.gpu)), default_graphs=True)
     timed = [r for r in records.held_back if not misses_graph(r.point, profile)]
-    distance, errors = f"this GPU: {VLLM}", {}
-    for group in grouped(timed, records.gpu):
-        scenario = replace(group.scenario, engine=profile)
-        width = Z90 * time_error(scenario)
-        kind = "round" if scenario.plan.speculates else "T_T"
-        late = np.log(group.seconds(scenario.engine) / group.measured_s)
-        for record, error in zip(group.records, map(float, late), strict=True):
-            found.add(f"{kind}, {distance}", _of(scenario), Miss(error, width))
-            errors[record.point] = (error, scenario)
-    plain = {p.workload: error for p, (error, _) in errors.items() if not p.setup.gamma}
-    for point, (error, scenario) in errors.items():
+    missed: dict[Point, tuple[float, Scenario, str]] = {}
+    for name, points in per_file.items():
+        of_file = {r.point.id for r in points} - {point.id for point in missed}
+        others = [r for r in timed if r.point.id not in of_file]
+        of_gpu, of_host = fit_errors(others, profile, records.gpu)
+        engine = profile.changed(speedup_error=of_gpu, host_error=of_host)
+        for group in grouped([r for r in timed if r.point.id in of_file], records.gpu):
+            late = np.log(group.seconds(engine) / group.measured_s)
+            for record, error in zip(group.records, map(float, late), strict=True):
+                scenario = group.scenario_of(record, engine)
+                missed[record.point] = error, scenario, name.removeprefix("engine-vllm-0.26-")
+    _add_steps_and_speedups(found, missed)
+
+
+def _add_steps_and_speedups(
+    found: LeftOut, missed: Mapping[Point, tuple[float, Scenario, str]]
+) -> None:
+    distance = f"this GPU: {VLLM}{BY_OTHERS}"
+    plain = {p.workload: error for p, (error, *_) in missed.items() if not p.setup.gamma}
+    for point, (error, scenario, name) in missed.items():
+        kind = "round" if point.setup.gamma else "T_T"
+        found.add(f"{kind}, {distance}", name, Miss(error, Z90 * time_error(scenario)))
         if point.setup.gamma and point.workload in plain:
             miss = Miss(plain[point.workload] - error, Z90 * float(ratio_error(scenario)))
-            found.add(distance, _of(scenario), miss)
-
-
-def _of(scenario: Scenario) -> str:
-    return f"{scenario.target.name}, TP {scenario.tp}"
+            found.add(distance, name, miss)
 
 
 def _served(found: LeftOut) -> None:

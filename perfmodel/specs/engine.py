@@ -48,7 +48,6 @@ class HostCosts:
     draft_step_s: float = 0.0  # to launch one draft step
     draft_layer_s: float = 0.0  # to launch one layer of a draft step without a full CUDA graph
     lookup_token_s: float = 0.0  # per sequence and context token that is searched for a draft
-    speedup_error: float = 0.0  # as that of the profile, if it is larger with this method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +135,10 @@ class EngineProfile:
     prompt_chunk_tokens: int = 0  # rows of a pass over one prompt alone; 0: the same
     reserved_bytes: float = 0.0  # context, communication buffers, allocator slack
     workspace_bytes: float = 0.0  # allocated by libraries
-    speedup_error: float = 0.1  # standard error of the predicted speedup, from held-out rows
+    # Standard error of ln(speedup) from that of GPU times, and with `host_error` of 0 of host times
+    # too; from held-out points.
+    speedup_error: float = 0.1
+    host_error: float = 0.0  # standard error of ln(host time), which GPU time may hide
 
     @property
     def has_own_kernels(self) -> bool:
@@ -191,11 +193,6 @@ class EngineProfile:
         by_method = {costs.method: costs for costs in self.host}
         similar = {"suffix": "ngram", "plain": "plain", "draft": "plain"}.get(method, "eagle3")
         return by_method.get(method) or by_method.get(similar) or by_method.get("plain")
-
-    def error_of(self, method: str) -> float:
-        """Standard error of the predicted speedup of a method."""
-        costs = self.host_costs(method)
-        return max(self.speedup_error, 0.0 if costs is None else costs.speedup_error)
 
     def eager_launch_s(self, tp: int) -> float:
         """Host seconds to launch one layer without a graph, on each of `tp` ranks."""

@@ -38,6 +38,7 @@ from perfmodel.speculation.round import (
 )
 from perfmodel.speculation.service import ServiceEstimate, service
 from perfmodel.speculation.step_error import (
+    OTHER_HOST_ERROR,
     pair_error,
     prefill_error,
     ratio_error,
@@ -58,6 +59,7 @@ from perfmodel.speculation.uncertainty import (
 __all__ = [
     "GAMMAS",
     "OBJECTIVES",
+    "OTHER_HOST_ERROR",
     "SPREAD",
     "BestGain",
     "BreakEven",

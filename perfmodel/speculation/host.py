@@ -7,7 +7,9 @@ the first launch:
     round = h + max(t, l)        the host and the GPU take turns (synchronous scheduling)
     round = max(t, h + l)        the host works in parallel with the GPU (asynchronous scheduling)
 
-A round is also scheduled like a plain step, so it does not end before such a step would.
+A round is scheduled like a plain step, so it does not end before such a step would. With
+asynchronous scheduling, h is at least the time to schedule a plain step, and the launches of drafts
+come on top of it.
 
 A pass that is a full CUDA graph is a single launch, which h includes. A draft step without one
 costs a launch per step and layer, and so does each layer of a target pass with a piecewise graph
@@ -33,22 +35,24 @@ def host_wait_s(
     prompt_tokens: Floats,
     gamma: Floats,
     passes_s: Floats,
+    *,
+    slowdown: float = 1.0,
 ) -> Floats:
     """Seconds of a round in addition to its passes; 0 if the profile has no host costs.
 
-    The method is a decoding method of `HostCosts.method`; `passes_s` is γ·T_D + T_V. Arrays
-    broadcast.
+    The method is a decoding method of `HostCosts.method`; `passes_s` is γ·T_D + T_V. Host times are
+    `slowdown` times those of the profile. Arrays broadcast.
     """
     costs = scenario.engine.host_costs(method)
     if costs is None:
         return np.zeros(())
-    before = _before_s(scenario, costs, batch, prompt_tokens)
-    launches = _launches_s(scenario, costs, batch, gamma)
+    before = slowdown * _before_s(scenario, costs, batch, prompt_tokens)
+    launches = slowdown * _launches_s(scenario, costs, batch, gamma)
     wait = _wait_s(costs, before, launches, passes_s)
     plain = scenario.engine.host_costs("plain")
     if plain is None:
         return wait
-    scheduling = _step_s(scenario, plain, batch)
+    scheduling = slowdown * _step_s(scenario, plain, batch)
     return np.maximum(wait, _wait_s(plain, scheduling, np.zeros(()), passes_s))
 
 
@@ -127,9 +131,15 @@ def _before_s(scenario: Scenario, costs: HostCosts, batch: Floats, prompt_tokens
 
 
 def _step_s(scenario: Scenario, costs: HostCosts, batch: Floats) -> Floats:
-    """Host seconds of a step or round before its first launch."""
-    of_ranks = scenario.engine.rank_step_s if scenario.group_tp > 1 else 0.0
-    return np.asarray(costs.step_s + of_ranks + costs.sequence_s * batch)
+    """Host seconds of a step or round before its first launch, without the look-ups of drafts."""
+    step_s, plain = _scheduling_s(costs, batch), scenario.engine.host_costs("plain")
+    if costs.overlapped and plain is not None:
+        step_s = np.maximum(step_s, _scheduling_s(plain, batch))
+    return step_s + (scenario.engine.rank_step_s if scenario.group_tp > 1 else 0.0)
+
+
+def _scheduling_s(costs: HostCosts, batch: Floats) -> Floats:
+    return np.asarray(costs.step_s + costs.sequence_s * batch)
 
 
 def _wait_s(costs: HostCosts, before: Floats, launches: Floats, passes_s: Floats) -> Floats:

@@ -5,26 +5,31 @@ was timed. Elsewhere, the errors of predictions whose GPU or ranks were left out
 (`specroof validate coverage`) are added to it, in quadrature, so that no engine is more certain
 where it was not timed. Nothing was timed on GPUs of other vendors than NVIDIA: that error is
 assumed to be three times that of another architecture, or that of the datasheet if it is larger.
+
+A profile may state the error of host time apart, which counts as far as the host delays a step:
+
+    σ² = σ_gpu² + ln(step if the host takes e^σ_host times as long / step)²
+
+The last term is 0 where GPU time would hide such a host, too, and σ_host² where the host sets the
+whole step. In a ratio of two steps, each has its own: their host times are missed independently.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from perfmodel import catalog
 from perfmodel._typing import Floats
 from perfmodel.kernels.attention import SMOOTH_MAX
 from perfmodel.passes.communication import sum_error
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
-from perfmodel.specs.gpu import GPU, TIMED_VENDOR
-from perfmodel.specs.labels import Origin
-from perfmodel.speculation.host import method_of
+from perfmodel.specs.workload import fullest_group
+from perfmodel.speculation.distance import Distance, engine_distance, kernel_distance
+from perfmodel.speculation.host import host_wait_s, method_of
 from perfmodel.speculation.prompt import prompt_ends
 from perfmodel.speculation.round import (
     RoundEstimate,
@@ -66,13 +71,9 @@ PAIR_ERROR, PAIR_SHARE, PAIR_TP_SHARE = 0.025, 1.0 / 3.0, 0.75
 UNMEASURED_FACTOR = 3.0
 
 
-class Distance(IntEnum):
-    """Where engine or kernels were timed, relative to the GPU of a prediction."""
-
-    SAME_GPU = 0
-    SISTER = 1  # another GPU of the same architecture
-    ARCHITECTURE = 2  # a GPU of another architecture, or none; or other targets on this GPU
-    VENDOR = 3  # a GPU of another vendor
+# Of ln(host time) on another machine than the profile's: a 90 % interval of half to twice the time,
+# as fixed loops took on the cores of one machine type (2.1 to 4.5 ms).
+OTHER_HOST_ERROR = math.log(2.0) / Z90
 
 
 Delays = tuple[Floats, Floats]  # of a round, or of the plain step without a draft; of a plain step
@@ -94,15 +95,17 @@ def ratio_error(
     """Standard error of ln(speedup) that follows from that of step times.
 
     Combines `relative_error`, the errors of experts and all-to-alls, that of assumed FLOP/s of
-    attention, and those of several ranks: of an all-reduce that was not measured, and of ranks at
-    which the engine was not timed. If `point`, the estimate of the scenario, is known, its batch
-    and prompt tokens must be given with it.
+    attention, those of several ranks (of an all-reduce that was not measured, and of ranks at which
+    the engine was not timed), and those of host times. If `point`, the estimate of the scenario, is
+    known, its batch and prompt tokens must be given with it.
     """
     links = np.subtract(*_link_delays(scenario, point, batch))
     unsplit = np.subtract(*_split_delays(scenario, point, batch, prompt_tokens))
     parts = _parts_error(scenario, point)
     rows = _rows_error(scenario, point, batch, prompt_tokens)
-    return _total(relative_error(scenario), _ranks_error(scenario), links, unsplit, parts, rows)
+    hosts = _host_delays(scenario, point, batch, prompt_tokens)
+    kernels = (relative_error(scenario), parts, rows)
+    return _total(*kernels, _ranks_error(scenario), links, unsplit, *hosts)
 
 
 def _total(*errors: ArrayLike) -> Floats:
@@ -115,7 +118,8 @@ def pair_error(one: Scenario, other: Scenario) -> float:
 
     The plans differ in their drafts, γ or TP; target, workload, GPU and engine are the same. With
     experts, T_V depends on γ; at another TP, so does T_T on the ranks. A kernel of latent attention
-    that does not split the cache changes both speedups, so their ratio has the difference.
+    that does not split the cache changes both speedups, so their ratio has the difference. The host
+    times of both rounds are missed independently.
     """
     both = (one, other)
     kernels = PAIR_SHARE * max(relative_error(plan) for plan in both)
@@ -128,7 +132,8 @@ def pair_error(one: Scenario, other: Scenario) -> float:
     apart = TP_ERROR * math.sqrt(abs(math.log2(one.tp / other.tp)))
     first, second = (float(np.subtract(*_split_delays(plan))) for plan in both)
     tiles = float(_rows_error(one)) - float(_rows_error(other))
-    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart, first - second, tiles)
+    hosts = (float(_host_delays(plan)[0]) for plan in both)
+    return math.hypot(PAIR_ERROR, kernels, ranks, experts, apart, first - second, tiles, *hosts)
 
 
 def time_error(scenario: Scenario) -> float:
@@ -137,18 +142,22 @@ def time_error(scenario: Scenario) -> float:
     if scenario.plan.speculates:
         architecture, bound = ARCHITECTURE_ROUND_ERROR, BOUND_ROUND_ERROR
     engine = scenario.engine
-    own = bound if engine.is_bound else engine.error_of(method_of(scenario))
+    own = bound if engine.is_bound else engine.speedup_error
     error = _kernel_error(scenario, own, _by_distance(SISTER_STEP_ERROR, architecture, bound))
     ranks = TP_STEP_ERROR * math.sqrt(_doublings(scenario))
     links, unsplit = _link_delays(scenario)[0], _split_delays(scenario)[0] / Z90
     parts, rows = _parts_error(scenario), _rows_error(scenario)
-    return float(_total(error, ranks, links, unsplit, parts, rows))
+    late = _host_delays(scenario)[0]
+    return float(_total(error, ranks, links, unsplit, parts, rows, late))
 
 
 def relative_error(scenario: Scenario) -> float:
-    """Standard error of ln(speedup) on the GPU, at numbers of ranks that were timed."""
+    """Standard error of ln(speedup) on the GPU, at numbers of ranks that were timed.
+
+    Without that of host times, if the profile states it apart.
+    """
     errors = _by_distance(SISTER_ERROR, ARCHITECTURE_ERROR, BOUND_ERROR)
-    return _kernel_error(scenario, scenario.engine.error_of(method_of(scenario)), errors)
+    return _kernel_error(scenario, scenario.engine.speedup_error, errors)
 
 
 def _kernel_error(scenario: Scenario, own: float, errors: tuple[float, ...]) -> float:
@@ -183,39 +192,8 @@ def prefill_error(scenario: Scenario, prompt_tokens: ArrayLike | None = None) ->
     )
     low, value, high = prompt_ends(shared, prompt_tokens)
     prompt = np.log(np.maximum(high / value, value / low)) / Z90
-    return _total(prompt, relative_error(scenario), _ranks_error(scenario))
-
-
-def engine_distance(scenario: Scenario) -> Distance:
-    """Where the engine was timed; a profile without overheads needs no timing.
-
-    A profile that was fitted to the steps of few targets is as far from others as from another
-    architecture: MagicDec's GPUs could only be left out together with their targets.
-    """
-    engine, gpu = scenario.engine, scenario.machine.gpu
-    if engine.measured_on:
-        distance = _between(engine.measured_on, gpu)
-        fitted = not engine.timed_targets or scenario.target.name in engine.timed_targets
-        return distance if fitted else max(distance, Distance.ARCHITECTURE)
-    if engine.origin in (Origin.FITTED, Origin.MEASURED, Origin.DATASHEET):
-        return Distance.SAME_GPU
-    return Distance.ARCHITECTURE if gpu.vendor == TIMED_VENDOR else Distance.VENDOR
-
-
-def kernel_distance(scenario: Scenario) -> Distance:
-    """Where the kernels were timed, with the engine if they are its own."""
-    engine, gpu = scenario.engine, scenario.machine.gpu
-    own = engine.measured_on if engine.has_own_kernels else ""
-    return _between(own or gpu.efficiency, gpu)
-
-
-def _between(measured: str, gpu: GPU) -> Distance:
-    if measured == gpu.name:
-        return Distance.SAME_GPU
-    other = catalog.gpu(measured)
-    if other.architecture == gpu.architecture:
-        return Distance.SISTER
-    return Distance.ARCHITECTURE if other.vendor == gpu.vendor else Distance.VENDOR
+    late = _host_delays(scenario)[0]
+    return _total(prompt, relative_error(scenario), _ranks_error(scenario), late)
 
 
 def _ranks_error(scenario: Scenario) -> float:
@@ -246,15 +224,14 @@ def _rows_error(
 ) -> Floats:
     """Standard error of ln(round) that follows from the time of several query tokens in T_V.
 
-    Assumed FLOP/s bound the share of T_V's attention by which it exceeds that of T_T, in the 4-norm
-    of bytes and FLOPs (`smooth_max`).
+    Another attention kernel is missed in plain steps, too. Assumed FLOP/s bound the share of T_V's
+    attention by which it exceeds that of T_T, in the 4-norm of bytes and FLOPs (`smooth_max`).
     """
-    if not scenario.plan.speculates:
-        return _NONE
     if scenario.engine.uses_other_attention(scenario.target, scenario.machine.gpu):
         point = point or estimate(scenario)
-        share = point.verify.group_s("attention") / point.round_s
-        return np.where(point.gamma > 0, OTHER_ATTENTION_ERROR * share, 0.0)
+        return OTHER_ATTENTION_ERROR * point.verify.group_s("attention") / point.round_s
+    if not scenario.plan.speculates:
+        return _NONE
     if scenario.target.latent is not None:
         return _padding_error(scenario, point, batch, prompt_tokens)
     error = scenario.kernels.attention.tensor_core_error
@@ -322,6 +299,39 @@ def _split_delays(
     if np.all(ratio == 1.0):
         return _NONE, _NONE
     return _delays(point or estimate(scenario), "attention", 1.0 / ratio - 1.0)
+
+
+def host_error(scenario: Scenario) -> float:
+    """Standard error of ln(host time), wider on another machine; 0 if it is not stated apart."""
+    stated = scenario.engine.host_error
+    is_other = engine_distance(scenario) > Distance.SAME_GPU
+    return max(stated, OTHER_HOST_ERROR) if stated and is_other else stated
+
+
+def _host_delays(
+    scenario: Scenario,
+    point: RoundEstimate | None = None,
+    batch: ArrayLike | None = None,
+    prompt_tokens: ArrayLike | None = None,
+) -> Delays:
+    """The delays if the host takes one standard error longer, unless GPU time hides it."""
+    slowdown, work = math.exp(host_error(scenario)), scenario.workload
+    if slowdown == 1.0:
+        return _NONE, _NONE
+    point = point or estimate(scenario)
+    prompt = np.asarray(work.prompt_tokens if prompt_tokens is None else prompt_tokens, float)
+    rows = np.asarray(work.batch if batch is None else batch, float)
+    of_host = fullest_group(rows, scenario.dp)
+
+    def late(method: str, gamma: Floats, passes_s: Floats, total_s: Floats) -> Floats:
+        args = (scenario, method, of_host, prompt, gamma, passes_s)
+        more_s = host_wait_s(*args, slowdown=slowdown) - host_wait_s(*args)
+        return np.asarray(np.log1p(more_s / total_s))
+
+    plain = late("plain", _NONE, point.target_step.total_s, point.plain_tpot_s)
+    passes_s = point.draft_total_s + point.verify.total_s
+    of_round = late(method_of(scenario), point.gamma, passes_s, point.round_s)
+    return np.where(point.gamma > 0, of_round, plain), plain
 
 
 def _delays(point: RoundEstimate, group: str, more: Floats) -> Delays:

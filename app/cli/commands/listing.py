@@ -111,7 +111,8 @@ def _engines() -> Entries:
 
 def _engine(profile: EngineProfile, hardware: str) -> dict[str, Any]:
     figures = (
-        "origin round_overhead_s kernel_gap_s layer_overhead_s all_reduce speedup_error source"
+        "origin round_overhead_s kernel_gap_s layer_overhead_s all_reduce speedup_error "
+        "host_error source"
     )
     return {"name": profile.name, "hardware": hardware, **_attributes(profile, figures)}
 

@@ -248,7 +248,8 @@ def _origins(scenario: Scenario) -> str:
         f"{format_bytes(link.bandwidth)}/s {link.kind}, one direction: **{sheet}**",
         f"kernel efficiencies of {gpu.efficiency}: **{gpu.efficiency_origin}**",
         f"engine {engine.name}: **{engine.origin}**, {format_seconds(engine.round_overhead_s)} "
-        f"per round, speedup ±{engine.speedup_error:.0%}",
+        f"per round, speedup ±{engine.speedup_error:.1%}"
+        + (f", host time ±{engine.host_error:.0%}" if engine.host_error else ""),
     ]
     return "\n".join(f"- {line}" for line in lines)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from engine_samples import a_plan, records_of
 
+from calibration.engines.errors import fit_errors
 from calibration.engines.fit import EngineFit, fit_profile, grouped, reserved_bytes
 from calibration.engines.profile_file import profile_text
 from calibration.engines.records import EngineRecords, StartRecord
@@ -191,6 +192,9 @@ def test_the_written_profile_is_the_fitted_one(
     assert f"{len(known[0].points)} points measured with vllm 0.26.0 on NVIDIA H200" in read.source
     assert read.linear_factor == pytest.approx(fit.profile.linear_factor, rel=1e-4)
     assert read.timed_targets == ("llama-3.1-8b",)
+    judged = [error.record for error in report.deployable]
+    errors = fit_errors(judged, fit.profile, "h200")
+    assert (read.speedup_error, read.host_error) == pytest.approx(errors, rel=0.01)
     assert len(read.host) == len(fit.profile.host)
     for one, other in zip(read.host, fit.profile.host, strict=True):
         assert (one.method, one.overlapped) == (other.method, other.overlapped)
@@ -199,25 +203,6 @@ def test_the_written_profile_is_the_fitted_one(
     assert borrowed.origin == "extrapolated" and borrowed.measured_on == "h200"
     other_gpu = engine_profile(str(path), catalog.gpu("a100-sxm-80gb"))
     assert other_gpu.origin == "assumed" and other_gpu.measured_on == ""
-
-
-def test_a_method_that_is_predicted_worse_has_its_own_error(
-    known: tuple[EngineRecords, EngineProfile], fit: EngineFit, tmp_path: Path
-) -> None:
-    """The rms over the numbers of ranks of the errors of its rounds, and that of plain steps."""
-    report, path = engine_report(known[0], fit), tmp_path / "vllm-0.26.toml"
-    late = tuple(
-        replace(e, predicted_s=e.record.seconds * (1.5 if e.record.point.setup.method == "draft"
-                                                   else 1.01))
-        for e in report.held_back
-    )  # fmt: skip
-    assert {"plain", "draft"} <= {e.record.point.setup.method for e in late}
-    path.write_text(profile_text(replace(report, held_back=late, deployable=late)), "utf-8")
-    read = engine_profile(str(path), catalog.gpu("h200"))
-    both = np.hypot(np.log(1.5), np.log(1.01))
-    assert read.error_of("draft") == pytest.approx(both, rel=1e-2)
-    assert both > 1.2 * read.speedup_error
-    assert read.error_of("plain") == read.error_of("eagle3") == read.speedup_error
 
 
 def test_writing_one_gpu_preserves_the_values_of_others(

@@ -101,13 +101,14 @@ def test_rounds_of_a_target_whose_plain_steps_wait_for_the_host_wait_too(
     scenario = ran(11, 5696, **WAITS, gamma=2)
     answer = explained(scenario, plain_s=plain_s, rounds_s=rounds)
     assert answer.culprit == "host" and "the host takes longer than the GPU" in answer.sentence
-    assert "4.5 ms a round where 2.77 is expected" in answer.sentence
+    expected_ms = 1e3 * float(estimate(scenario).round_s)
+    assert f"4.5 ms a round where {expected_ms:.3g} is expected" in answer.sentence
 
 
 @pytest.mark.parametrize(
     ("values", "plain_s", "round_s"),
     [
-        ({}, 2.62e-3, 6.5e-3),  # more than the host works in a round
+        ({}, 2.62e-3, 7.5e-3),  # more than the host works in a round
         ({}, 4.2e-3, 5.2e-3),  # a plain step of more than that, too
         ({"target": "llama-3.1-8b"}, 7.2e-3, 11.0e-3),  # the GPU takes longer
         ({"engine": "kernels"}, 2.0e-3, 4.5e-3),  # without host times
@@ -124,7 +125,7 @@ def test_other_slow_rounds_do_not_wait_for_the_host(
 
 def test_a_draft_in_exported_graphs_did_not_run_eagerly() -> None:
     scenario = ran(11, 5696, **WAITS, gamma=2)
-    times = {"plain_s": 2.62e-3, "rounds_s": {2: 6.5e-3}}
+    times = {"plain_s": 2.62e-3, "rounds_s": {2: 7.5e-3}}
     assert explained(scenario, **times).sentence.startswith("the draft probably ran eagerly")
     exported = explained(scenario, **times, exported_graphs=True)
     assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow: ")
@@ -206,7 +207,7 @@ HEAD = {"draft": "eagle3", "draft_policy": None, "engine": "vllm", "acceptance":
 
 
 @pytest.mark.parametrize(
-    ("batch", "context", "gamma", "ms"), [(124, 1104, 3, 21.38), (9, 1300, 3, 8.0)]
+    ("batch", "context", "gamma", "ms"), [(124, 1232, 3, 21.38), (9, 1300, 3, 8.0)]
 )
 def test_a_round_in_the_interval_has_no_culprit(
     batch: int, context: int, gamma: int, ms: float
@@ -218,8 +219,8 @@ def test_a_round_in_the_interval_has_no_culprit(
 
 @pytest.mark.parametrize("name", ["round", "plain step"])
 def test_times_are_compared_with_the_90_percent_interval(name: str) -> None:
-    """1.645 standard errors around the logarithm of the predicted time."""
-    scenario = ran(24, 4096, gamma=3, **HEAD)
+    """1.645 standard errors around the logarithm of the predicted time, if these exceed 10 %."""
+    scenario = ran(24, 4096, gamma=3, **HEAD | {"engine": "vllm-0.23"})
     point, is_round = estimate(scenario), name == "round"
     expected = float(point.round_s if is_round else point.plain_tpot_s)
     error = time_error(scenario if is_round else without_speculation(scenario))

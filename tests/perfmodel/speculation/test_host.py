@@ -15,7 +15,7 @@ from perfmodel import RoundEstimate, Scenario, catalog, estimate
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import HostCosts, replays_full_graph
 from perfmodel.speculation import most_sequences_in_graph, tpot_interval, waiting_notes
-from perfmodel.speculation.host import mixed_pass_host_s
+from perfmodel.speculation.host import host_work_s, mixed_pass_host_s
 
 OF_PROFILE = (
     "default_graphs", "graph_tokens", "eager_layer_s", "piecewise_layer_s", "rank_step_s"
@@ -74,6 +74,33 @@ def test_with_overlap_the_longer_of_host_and_gpu_time_counts(step_s: float) -> N
     costs = HostCosts(method="draft", overlapped=True, step_s=step_s)
     point = estimate(with_host(costs, **DRAFT, **WORK))
     assert float(point.round_s) == pytest.approx(max(passes_s(point), step_s))
+
+
+@given(st.floats(0, 30e-3), st.floats(0, 30e-3), st.floats(0, 10e-3), st.sampled_from([1, 2]))
+def test_drafts_are_launched_after_a_plain_steps_scheduling(
+    step_s: float, plain_s: float, draft_step_s: float, tp: int
+) -> None:
+    """With overlap: the larger of both times before the first launch, then one per draft step."""
+    costs = HostCosts(method="eagle3", overlapped=True, step_s=step_s, draft_step_s=draft_step_s)
+    plain = HostCosts(method="plain", overlapped=True, step_s=plain_s)
+    work = {"draft": "eagle3", "gamma": 4, "acceptance": 0.8, "tp": tp, **WORK}
+    scenario = with_host(costs, plain, rank_step_s=1e-3, **work)
+    host_s = max(step_s, plain_s) + 1e-3 * (tp - 1) + 4 * draft_step_s
+    point = estimate(scenario)
+    assert host_work_s(scenario, "eagle3") == pytest.approx(host_s)
+    assert float(point.round_s) == pytest.approx(max(passes_s(point), host_s))
+
+
+@given(*[st.floats(0, 30e-3)] * 3, *[st.booleans()] * 2)
+def test_no_round_is_shorter_than_a_plain_step(
+    step_s: float, plain_s: float, draft_step_s: float, overlapped: bool, plain_overlapped: bool
+) -> None:
+    costs = HostCosts(
+        method="eagle3", overlapped=overlapped, step_s=step_s, draft_step_s=draft_step_s
+    )
+    plain = HostCosts(method="plain", overlapped=plain_overlapped, step_s=plain_s)
+    point = estimate(with_host(costs, plain, draft="eagle3", gamma=4, acceptance=0.8, **WORK))
+    assert float(point.round_s) >= float(point.plain_tpot_s)
 
 
 @given(st.floats(0, 2e-3), st.booleans())

@@ -1,0 +1,62 @@
+"""Known standard errors of GPU and host times are recovered."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+from engine_samples import a_plan, records_of
+
+from calibration.engines.errors import fit_errors
+from calibration.engines.fit import grouped
+from calibration.engines.records import PointRecord
+from perfmodel import EngineProfile
+from perfmodel.speculation import OTHER_HOST_ERROR
+
+OF_GPU, OF_HOST = 0.04, 0.2
+
+
+@pytest.fixture(scope="module")
+def exact() -> tuple[list[PointRecord], EngineProfile]:
+    """Points of one and two GPUs, and the profile that gives their times."""
+    plans = [a_plan(seed=seed, minutes=60.0) for seed in (1, 2)]
+    records = [record for plan in plans for record in records_of(plan)[0].points]
+    return list({r.point.id: r for r in records}.values()), records_of(plans[0])[1]
+
+
+def missed(
+    exact: tuple[list[PointRecord], EngineProfile], *, of_gpu: float, of_host: float
+) -> list[PointRecord]:
+    """The points with host times and whole steps that are missed by known standard errors."""
+    rng, (records, profile) = random.Random(1), exact
+    drawn = []
+    for record in records:
+        (group,) = grouped([record], "h200")
+        passes = group.passes_s(profile)
+        waits = group.waits(profile, passes, math.exp(rng.gauss(0.0, of_host)))
+        seconds = float((passes + waits).item()) * math.exp(rng.gauss(0.0, of_gpu))
+        drawn.append(replace(record, seconds=seconds, all_seconds=(seconds,)))
+    return drawn
+
+
+def test_known_errors_are_recovered(exact: tuple[list[PointRecord], EngineProfile]) -> None:
+    records, profile = missed(exact, of_gpu=OF_GPU, of_host=OF_HOST), exact[1]
+    of_gpu, of_host = fit_errors(records, profile, "h200")
+    assert len(records) > 100
+    assert of_gpu == pytest.approx(OF_GPU, rel=0.15) and of_host == pytest.approx(OF_HOST, rel=0.2)
+
+
+def test_errors_of_hidden_hosts_are_those_of_another_machine(
+    exact: tuple[list[PointRecord], EngineProfile],
+) -> None:
+    """Points that are predicted exactly, without host times."""
+    records, profile = exact[0], replace(exact[1], host=())
+    timed = []
+    for group in grouped(records, "h200"):
+        for record, seconds in zip(group.records, map(float, group.seconds(profile)), strict=True):
+            timed.append(replace(record, seconds=seconds, all_seconds=(seconds,)))
+    of_gpu, of_host = fit_errors(timed, profile, "h200")
+    assert of_gpu == pytest.approx(0.02)  # the least
+    assert of_host == pytest.approx(OTHER_HOST_ERROR, rel=1e-3)
