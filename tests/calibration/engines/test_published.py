@@ -12,7 +12,8 @@ import pytest
 
 import calibration
 from calibration.engines.fit import EngineFit, grouped, predicted
-from calibration.engines.records import PointRecord, read_engine_records
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import PointRecord
 from calibration.engines.report import engine_report, misses_graph
 from calibration.records.jsonl import read_lines
 from perfmodel import EngineProfile, catalog

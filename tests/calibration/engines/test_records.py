@@ -10,11 +10,8 @@ from typing import Any
 import pytest
 from engine_samples import HEADER, a_plan, records_of
 
-from calibration.engines.records import (
-    EngineRecords,
-    FailedPoint,
-    read_engine_records,
-)
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import EngineRecords, FailedPoint
 from calibration.records.jsonl import RecordError, write_records
 
 

@@ -19,7 +19,8 @@ from fake_vllm import ROUND_MS, SEQUENCE_MS, write_fake_vllm
 from calibration.engines.drivers import vllm_offline
 from calibration.engines.drivers import vllm_process as vllm
 from calibration.engines.plan import Plan, PlanOptions, plan_run
-from calibration.engines.records import EngineRecords, Point, Setup, read_engine_records
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import EngineRecords, Point, Setup
 from calibration.engines.run import run_plan
 from perfmodel import ConfigError, catalog
 from perfmodel.specs.draft_methods import eagle3_head
