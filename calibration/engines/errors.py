@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.engines.fit import Group, grouped
-from calibration.engines.records import PointRecord
+from calibration.engines.records import EngineRecords, PointRecord
+from calibration.engines.undisturbed import DISTURBED, disturbed_note
 from perfmodel import EngineProfile
 from perfmodel.speculation import OTHER_HOST_ERROR
 
 Array = NDArray[np.float64]
 
 LEAST, MOST = 0.02, 1.0  # bounds of both errors
+SLOW_HOST = 2.0  # factor on host times, for which a point that waits for the host is delayed
 PRIOR_WIDTH = 1.0  # of ln(error of host times), around that of another machine
 
 
@@ -59,6 +61,21 @@ def fit_errors(
     start = np.log([0.1, OTHER_HOST_ERROR])
     of_gpu, of_host = minimize(cost, start, method="Nelder-Mead", bounds=bounds).x
     return math.exp(of_gpu), math.exp(of_host)
+
+
+def shared_host_note(records: EngineRecords, profile: EngineProfile) -> str:
+    """A line on points that wait for the host, if other machines disturbed it; else "".
+
+    These are the points that, by the profile, a host half as fast would visibly delay.
+    """
+    of_host = []
+    for group in grouped([r for r in records.points if r.windows_s], records.gpu):
+        passes_s = group.passes_s(profile)
+        usual_s, slow_s = (passes_s + group.waits(profile, passes_s, k) for k in (1.0, SLOW_HOST))
+        delayed = slow_s > DISTURBED * usual_s
+        rows = zip(group.records, delayed, strict=True)
+        of_host += [record.windows_s for record, is_delayed in rows if is_delayed]
+    return disturbed_note(of_host)
 
 
 def _speedups(groups: Sequence[Group]) -> tuple[list[int], list[int]]:

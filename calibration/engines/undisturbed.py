@@ -1,11 +1,11 @@
 """Which times of an engine's steps nothing disturbed, and the seconds of a step that follow.
 
 Predictions are for a host that does nothing else. A virtual machine shares the cores of its host
-with others: in one of an H200, the time of a fixed loop in Python switched between 2.0 and 3.6 ms
-on any core, each for 0.1 s to seconds, and a step that waits for the host follows it. Steps are
-therefore timed in windows of a few rounds, most of which see one state of the host. If at least a tenth of
-them saw an undisturbed host, the lower decile did, and so did any that take about as long. On a
-machine that nothing disturbs, these are all windows.
+with others: in one with an H200, a fixed loop in Python took 2.0 or 3.6 ms on any core, each for
+0.1 s to seconds, and so do the steps that wait for the host. Steps are therefore timed in windows
+of a few rounds, most of which see one state of the host. If at least a tenth of them saw it
+undisturbed, the lower decile did, and so did any that take about as long. On a machine that
+nothing disturbs, these are all windows.
 
 A server cannot be timed in windows. Of its repeats, those count that agree.
 """
@@ -48,7 +48,7 @@ def slowdowns(windows_s: Windows) -> list[float]:
     return [seconds / level for windows in windows_s for seconds in windows]
 
 
-def shared_host_note(of_host: Sequence[Windows]) -> str:
+def disturbed_note(of_host: Sequence[Windows]) -> str:
     """What it means that the host was disturbed, from the windows of points that wait for it.
 
     "" if at most a tenth of them were disturbed.

@@ -32,6 +32,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 PERIOD_TOKENS = 97
@@ -130,7 +131,7 @@ def _timed_run(llm: Any, requests: list[dict[str, Any]], job: dict[str, Any]) ->
     later = sum((i - end) * number for i, number in enumerate(finished)) / len(requests)
     middle = start + WINDOW_ROUNDS * (len(marks) - 1) / 2.0
     return run | {
-        "windows_s": [(b - a) / WINDOW_ROUNDS for a, b in zip(marks, marks[1:], strict=False)],
+        "windows_s": [(b - a) / WINDOW_ROUNDS for a, b in pairwise(marks)],
         "timed_s": marks[-1] - marks[0],
         "length": run["tokens"] - per_round * (end - middle + later),
         "counted_rounds": _rounds(run, len(requests), per_round),
