@@ -177,12 +177,33 @@ def test_rounds_without_drafts_are_counted(
         assert record.seconds == pytest.approx(step_s(record))
     if misses == 5:
         assert len(records.points) == len(plan.points)
-    else:
-        assert {r.point.setup.method for r in records.points} == {"plain"}
-        alone = [p for p in plan.points if p.batch == 1 and p.setup.gamma]
-        assert sum("the engine counted no drafts" in line for line in lines) == len(alone)
-        drafting = sum(p.setup.gamma > 0 for p in plan.points)
-        assert sum("time a smaller batch" in line for line in lines) == drafting - len(alone)
+        return
+    assert [r.point for r in records.points] == plan.of(plan.setups[0])  # plain decoding
+    assert sum("in 0 rounds, and 8 are needed; time a smaller" in line for line in lines[:-1]) == (
+        len(plan.points) - len(records.points)
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"drafts": 0.0, "accepted": 0.0}, "counted no drafts"),
+        ({"drafts": 56.0, "accepted": 224.0}, "counted no rounds"),
+    ],
+)
+def test_an_engine_that_counts_no_drafts_or_rounds_is_refused(
+    counts: dict[str, float], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(llm: Any, requests: list[Any], tokens: int) -> dict[str, Any]:
+        steps = [(0.01 * i, int(i == 56)) for i in range(57)]
+        times = {"seconds": 1.0, "latency_sum": 0.0, "latency_count": 0.0}
+        return {"tokens": float(tokens), "steps": steps, **times, **counts}
+
+    monkeypatch.setattr(vllm_offline, "_generate", generate)
+    setup = Setup(target="llama-3.1-8b", method="ngram", gamma=3)
+    job = vllm.job(setup, [Point(setup=setup, batch=1, prompt_tokens=8)], tmp_path)
+    with pytest.raises(RuntimeError, match=message):
+        vllm_offline.time_point(None, vllm_offline.Prompts(8), job["points"][0], job)
 
 
 @given(
