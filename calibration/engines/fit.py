@@ -101,10 +101,10 @@ class Group:
         return passes_s + self.waits(profile, passes_s)
 
     def scenario_of(self, record: PointRecord, profile: EngineProfile) -> Scenario:
-        """The scenario of one record with a profile."""
+        """The scenario of one record with a profile and the CUDA graphs of the setup."""
         batch, context = record.point.batch, round(record.context_tokens)
         work = replace(self.scenario.workload, batch=batch, prompt_tokens=context)
-        return replace(self.scenario, engine=profile, workload=work)
+        return replace(self.scenario, engine=self._started(profile), workload=work)
 
     def _started(self, profile: EngineProfile) -> EngineProfile:
         """The profile with the CUDA graphs of the setup."""

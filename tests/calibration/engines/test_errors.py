@@ -11,7 +11,7 @@ import pytest
 from engine_samples import a_plan, records_of
 
 from calibration.engines.errors import fit_errors, shared_host_note
-from calibration.engines.fit import grouped
+from calibration.engines.fit import MEASUREMENT_ERROR, grouped
 from calibration.engines.records import PointRecord
 from perfmodel import EngineProfile
 from perfmodel.speculation import OTHER_HOST_ERROR
@@ -44,9 +44,10 @@ def missed(
 
 def test_known_errors_are_recovered(exact: tuple[list[PointRecord], EngineProfile]) -> None:
     records, profile = missed(exact, of_gpu=OF_GPU, of_host=OF_HOST), exact[1]
-    of_gpu, of_host = fit_errors(records, profile, "h200")
+    of_speedups, of_host = fit_errors(records, profile, "h200")
     assert len(records) > 100
-    assert of_gpu == pytest.approx(OF_GPU, rel=0.15) and of_host == pytest.approx(OF_HOST, rel=0.2)
+    assert of_speedups == pytest.approx(math.sqrt(2.0) * OF_GPU, rel=0.15)
+    assert of_host == pytest.approx(OF_HOST, rel=0.2)
 
 
 def test_errors_of_hidden_hosts_are_those_of_another_machine(
@@ -58,8 +59,8 @@ def test_errors_of_hidden_hosts_are_those_of_another_machine(
     for group in grouped(records, "h200"):
         for record, seconds in zip(group.records, map(float, group.seconds(profile)), strict=True):
             timed.append(replace(record, seconds=seconds, all_seconds=(seconds,)))
-    of_gpu, of_host = fit_errors(timed, profile, "h200")
-    assert of_gpu == pytest.approx(0.02)  # the least
+    of_speedups, of_host = fit_errors(timed, profile, "h200")
+    assert of_speedups == pytest.approx(math.sqrt(2.0) * MEASUREMENT_ERROR)  # the least
     assert of_host == pytest.approx(OTHER_HOST_ERROR, rel=1e-3)
 
 

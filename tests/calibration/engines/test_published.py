@@ -41,7 +41,7 @@ def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
     medians = {method: float(np.median(np.abs(found))) for method, found in errors.items()}
     published = {"plain": 2.9, "eagle3": 2.8, "ngram": 4.4, "draft": 5.6}
     assert medians == pytest.approx(published, abs=0.06)
-    assert max(errors["draft"]) == pytest.approx(49.1, abs=0.06)
+    assert max(errors["draft"]) == pytest.approx(49.2, abs=0.06)
 
 
 def test_the_published_spread_of_rounds_whose_layers_the_host_launches() -> None:
@@ -81,9 +81,8 @@ def with_host_times(profile: EngineProfile, factor: float) -> EngineProfile:
 def stated_error(record: PointRecord) -> float:
     """The standard error of the shipped profile's prediction of a point, with its CUDA graphs."""
     (group,) = grouped([record], "h200")
-    profile = engine_profile("vllm", catalog.gpu("h200"))
-    default = not record.point.setup.exported_graphs
-    return time_error(group.scenario_of(record, replace(profile, default_graphs=default)))
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    return time_error(group.scenario_of(record, profile))
 
 
 def errors_by_share(records: Iterable[PointRecord]) -> tuple[list[PointRecord], np.ndarray]:
@@ -117,21 +116,21 @@ def test_errors_grow_with_the_share_of_the_host() -> None:
     rows, (error, share, stated) = errors_by_share(
         read_engine_records(paths[:2], check=paths[2:]).held_back
     )
-    published = [(105, 3.6, 0), (49, 6.3, 1), (36, 16.7, 11)]
+    published = [(104, 3.6, 0), (50, 6.3, 1), (36, 16.6, 11)]
     assert np.array(rms_by_share(error, share)) == pytest.approx(np.array(published), abs=0.06)
     launched = [r for r, each in zip(rows, share, strict=True) if each >= 0.6]
     repeats = np.mean([np.var(np.log(r.all_seconds), ddof=1) for r in launched])
     assert 100.0 * float(np.sqrt(repeats)) == pytest.approx(15.6, abs=0.06)
-    assert held_by(error, stated) == 90
+    assert held_by(error, stated) == 95
 
 
 def test_errors_of_seed_4101_grow_with_the_share_of_the_host() -> None:
     """docs/results/serving-engines.md: seed 4101, of which nothing was fitted but the errors."""
     path = MEASURED / "engine-vllm-0.26-h200-seed4101.jsonl"
     _, (error, share, stated) = errors_by_share(read_engine_records([path]).points)
-    published = [(36, 3.2, 0), (16, 14.4, 2), (35, 21.1, 16)]
+    published = [(36, 3.2, 0), (15, 7.9, 1), (36, 18.0, 13)]
     assert np.array(rms_by_share(error, share)) == pytest.approx(np.array(published), abs=0.06)
-    assert held_by(error, stated) == 86
+    assert held_by(error, stated) == 94
 
 
 Blind = dict[tuple[str, str, int, int, int, int], float]  # target, method, γ, TP, batch, prompt
@@ -177,7 +176,7 @@ def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() ->
     misses = np.concatenate([each for each, _ in drafts])
     assert (len(misses), round(1e3 * float(misses.mean()))) == (156, 2)
     assert round(1e3 * float(misses.std())) == 156
-    assert sum(abs(miss) < width for each, width in drafts for miss in each) == 147
+    assert sum(abs(miss) < width for each, width in drafts for miss in each) == 134
 
 
 @pytest.mark.parametrize(
@@ -186,27 +185,27 @@ def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() ->
         (
             *("h200-seed3101", "seed3101", "predicted_d5890447_s"),
             {
-                "llama-3.1-8b plain 0 1": (4, 1.1, 2.9),
-                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4),
-                "llama-3.1-8b eagle3 4 1": (4, 1.7, 8.3),
-                "qwen2.5-7b ngram 4 1": (4, 3.0, 5.6),
+                "llama-3.1-8b plain 0 1": (4, 1.1, 2.9, 4),
+                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4, 5),
+                "llama-3.1-8b eagle3 4 1": (4, 1.7, 8.3, 3),
+                "qwen2.5-7b ngram 4 1": (4, 3.0, 5.6, 4),
             },
         ),
         (
             *("h200-seed3101", "seed3101", "predicted_eec4778c_s"),
             {
-                "llama-3.1-8b plain 0 1": (4, 1.1, 3.3),
-                "llama-3.1-8b ngram 3 1": (5, 10.0, 12.0),
-                "llama-3.1-8b eagle3 4 1": (4, 1.1, 4.4),
-                "qwen2.5-7b ngram 4 1": (4, 3.0, 4.6),
+                "llama-3.1-8b plain 0 1": (4, 1.1, 3.3, 4),
+                "llama-3.1-8b ngram 3 1": (5, 10.0, 12.0, 4),
+                "llama-3.1-8b eagle3 4 1": (4, 1.1, 4.4, 4),
+                "qwen2.5-7b ngram 4 1": (4, 3.0, 4.6, 4),
             },
         ),
         (
             *("h200-tp2-processes", "processes", "predicted_s"),
             {
-                "llama-3.1-8b draft 1 2": (8, 8.6, -17.7),
-                "llama-3.1-8b draft 3 2": (8, 3.6, -13.0),
-                "qwen2.5-7b eagle3 5 2": (5, 12.0, 22.4),
+                "llama-3.1-8b draft 1 2": (8, 8.6, -17.7, 7),
+                "llama-3.1-8b draft 3 2": (8, 3.6, -13.0, 8),
+                "qwen2.5-7b eagle3 5 2": (5, 12.0, 22.4, 5),
             },
         ),
     ],
@@ -284,14 +283,15 @@ def test_steps_of_a_mixture_have_their_published_errors() -> None:
     """docs/results/architectures.md, "now": none of these times was used in a fit."""
     path = MEASURED / "engine-vllm-0.26-h200-experts.jsonl"
     profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    medians = {}
+    medians, worst = {}, {}
     for group in grouped(read_engine_records([path]).points, "h200"):
         if group.scenario.target.experts is not None:
             errors = 100.0 * (group.seconds(profile) / group.measured_s - 1.0)
             medians[group.method] = float(np.median(np.abs(errors)))
-            one = group.batch == 1
-            assert np.max(np.abs(errors)) < 9.0 and np.abs(errors[one]).item() < 1.0
-    assert medians == pytest.approx({"plain": 5.5, "ngram": 1.9}, abs=0.06)
+            worst[group.method] = float(np.max(np.abs(errors)))
+            assert np.abs(errors[group.batch == 1]).item() < 1.0
+    assert medians == pytest.approx({"plain": 4.7, "ngram": 2.3}, abs=0.06)
+    assert worst == pytest.approx({"plain": 9.2, "ngram": 6.7}, abs=0.06)
 
 
 def test_steps_with_latent_attention_and_mxfp4_have_their_published_errors() -> None:
