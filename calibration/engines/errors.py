@@ -5,7 +5,8 @@ ln(predicted / measured) of a step or round is taken as normal, with the varianc
     σ² = σ_gpu² + d²,    d = ln(step if the host takes e^σ_host times as long / step)
 
 A speedup has the variances of its step and its round, so the profile states √2 σ_gpu. The error of
-the host is resolved only where it delays a step; elsewhere, it stays near another machine's.
+the host is resolved only where it delays a step; elsewhere, it stays near another machine's. Both
+are those of an undisturbed host; a note says if other machines disturbed it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.engines.fit import MEASUREMENT_ERROR, grouped
-from calibration.engines.records import PointRecord
+from calibration.engines.records import EngineRecords, PointRecord
+from calibration.engines.undisturbed import DISTURBED, disturbed_note
 from perfmodel import EngineProfile
 from perfmodel.speculation import OTHER_HOST_ERROR
 
 Array = NDArray[np.float64]
 
 MOST = 1.0  # upper bound of both errors; the lower one is that of a measurement
+SLOW_HOST = 2.0  # factor on host times, for which a point that waits for the host is delayed
 PRIOR_WIDTH = 1.0  # of ln(error of host times), around that of another machine
 
 
@@ -56,3 +59,18 @@ def fit_errors(
     start = np.log([0.1, OTHER_HOST_ERROR])
     of_gpu, of_host = minimize(cost, start, method="Powell", bounds=bounds).x
     return math.sqrt(2.0) * math.exp(of_gpu), math.exp(of_host)
+
+
+def shared_host_note(records: EngineRecords, profile: EngineProfile) -> str:
+    """A line on points that wait for the host, if other machines disturbed it; else "".
+
+    These are the points that, by the profile, a host half as fast would visibly delay.
+    """
+    of_host = []
+    for group in grouped([r for r in records.points if r.windows_s], records.gpu):
+        passes_s = group.passes_s(profile)
+        usual_s, slow_s = (passes_s + group.waits(profile, passes_s, k) for k in (1.0, SLOW_HOST))
+        delayed = slow_s > DISTURBED * usual_s
+        rows = zip(group.records, delayed, strict=True)
+        of_host += [record.windows_s for record, is_delayed in rows if is_delayed]
+    return disturbed_note(of_host)

@@ -49,7 +49,7 @@ class EngineReport:
 
     @property
     def outside(self) -> list[str]:
-        """What exceeds its tolerance, as clauses; an unknown slowdown of the host does not count."""
+        """What exceeds its tolerance, as clauses, of points whose host is known."""
         over = [
             f"{name} {value:.1f} % exceeds {TOLERANCES[name]:g} %"
             for name, value in self.host_known.figures.items()

@@ -13,7 +13,8 @@ import pytest
 import calibration
 from calibration.engines.fit import EngineFit, grouped, predicted
 from calibration.engines.judged import misses_graph
-from calibration.engines.records import PointRecord, read_engine_records
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import PointRecord
 from calibration.engines.report import engine_report
 from calibration.records.jsonl import read_lines
 from perfmodel import EngineProfile, catalog
