@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from calibration.fit.tables.correction import Problem, fit, held_out, predict
-from calibration.fit.tables.experts_fit import AXES, fit_experts, read_cells
+from calibration.fit.tables.experts_cells import read_cells, split_latency
+from calibration.fit.tables.experts_fit import AXES, fit_experts
 from calibration.fit.tables.gpus import GPUS
 from calibration.fit.tables.latent_fit import fit_latent
 from perfmodel.catalog.quantised_kernels import expert_curves
