@@ -118,8 +118,13 @@ def _merged(records: Sequence[tuple[PointRecord, bool]]) -> tuple[list[PointReco
 def _unsteady(record: PointRecord) -> str:
     """A note on a record whose repeats never agreed; "" if they did."""
     low, high = min(record.all_seconds), max(record.all_seconds)
-    why = f"fitted, though its repeats do not agree ({1e3 * low:.3g} to {1e3 * high:.3g} ms)"
-    return f"{record.point.id} is {why}; time it again" if high > AGREEING * low else ""
+    if high <= AGREEING * low:
+        return ""
+    return (
+        f"{record.point.id} is fitted with less weight, because its repeats do not agree "
+        f"({1e3 * low:.3g} to {1e3 * high:.3g} ms); time it again with the same flags and another "
+        f"--out, and fit both files"
+    )
 
 
 def _named(points: Sequence[str]) -> str:

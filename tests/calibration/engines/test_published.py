@@ -317,3 +317,14 @@ def test_steps_with_latent_attention_and_mxfp4_have_their_published_errors() -> 
             errors = [error for spread, error in rows if spread <= most]
             got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
             assert got == pytest.approx(figures, abs=0.06), target
+
+
+def test_steps_with_mxfp4_have_their_published_errors() -> None:
+    """docs/results/architectures.md, "now": none of these times was used in a fit."""
+    records = read_engine_records([MEASURED / "engine-vllm-0.26-h200-mxfp4-mla.jsonl"])
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    timed = [r for r in records.points if r.point.setup.target == "gpt-oss-120b"]
+    ratios = [group.seconds(profile) / group.measured_s for group in grouped(timed, records.gpu)]
+    errors = list(100.0 * (np.concatenate(ratios) - 1.0))
+    got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
+    assert got == pytest.approx((9, 2.5, -4.2), abs=0.06)

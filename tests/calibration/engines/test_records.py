@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from engine_samples import HEADER, a_plan, records_of
 
+from calibration.engines.fit import grouped
 from calibration.engines.reading import read_engine_records
 from calibration.engines.records import EngineRecords, FailedPoint, PointRecord
 from calibration.engines.undisturbed import repeat_seconds
 from calibration.records.jsonl import RecordError, write_records
+from perfmodel import catalog
+from perfmodel.catalog.engines import engine_profile
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,13 @@ def test_each_fitted_point_whose_repeats_never_agree_is_noted(
     notes = read_engine_records([tmp_path / "a.jsonl"] * 2).notes
     assert len(notes) == 2
     for note, row, ends in zip(notes, rows[1:], list(every.values())[1:], strict=True):
-        assert note.startswith(f"{row.point.id} is fitted, though") and ends in note
+        assert note.startswith(f"{row.point.id} is fitted with less weight, ") and ends in note
+        assert note.endswith(
+            "time it again with the same flags and another --out, and fit both files"
+        )
+    profile = engine_profile("kernels", catalog.gpu(known.gpu))
+    first, *others = (grouped([row], known.gpu)[0].errors(profile).item() for row in rows)
+    assert min(others) > first  # the weight is that of its inverse
 
 
 def test_a_file_given_twice_changes_nothing(known: EngineRecords, tmp_path: Path) -> None:
