@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import specroof
-from calibration.engines.records import read_engine_records
+from calibration.engines.reading import read_engine_records
 from calibration.validate.served import faster_groups, served_groups
 from perfmodel import RoundEstimate, catalog, estimate, speedup_interval
 from perfmodel.passes.forward import forward_pass

@@ -30,6 +30,7 @@ BEGIN = {
     "simulate": "--draft self --tp 8 --rate 1",
 }
 
+EXPLAIN_ENGINE = "kernels"  # the default profile of `explain`
 OF_PROMPTS = ("prefill", "prefix_hit_rate")  # fields that decoding alone does not depend on
 
 
@@ -183,7 +184,8 @@ class ScenarioCommand(Command):
 
     def flags(self) -> tuple[Any, ...]:
         """One flag per field; `recommend` searches some of them, which have no default there."""
-        return scenario_options(searches=self.name == "recommend")
+        engine = EXPLAIN_ENGINE if self.name == "explain" else ""
+        return scenario_options(searches=self.name == "recommend", engine=engine)
 
 
 def _without_type(params: list[Any]) -> list[Any]:
@@ -202,14 +204,22 @@ def _without_type(params: list[Any]) -> list[Any]:
 
 
 @functools.cache
-def scenario_options(*, searches: bool) -> tuple[Any, ...]:
-    """One command-line option per field of `ScenarioInput`, in its order."""
+def scenario_options(*, searches: bool, engine: str = "") -> tuple[Any, ...]:
+    """One command-line option per field of `ScenarioInput`, in its order.
+
+    `engine` is the command's default profile, if it is not that of `ScenarioInput`.
+    """
     from perfmodel import ScenarioInput
     from perfmodel.planning import SEARCHED
 
     searched = SEARCHED if searches else ()
     return options_of(
-        _scenario_flag(name, field, searched=name in searched)
+        _scenario_flag(
+            name,
+            field,
+            searched=name in searched,
+            default=(engine if name == "engine" else "") or default_text(field),
+        )
         for name, field in ScenarioInput.model_fields.items()
     )
 
@@ -240,7 +250,9 @@ def parse_overrides(scenario: str | None, flags: Mapping[str, str]) -> dict[str,
     return override({} if scenario is None else scenario_values(scenario), flags)
 
 
-def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Parameter:
+def _scenario_flag(
+    name: str, field: FieldInfo, *, searched: bool, default: str
+) -> inspect.Parameter:
     shown = field.json_schema_extra
     assert isinstance(shown, dict)
     from perfmodel.catalog.scenarios import FORMER_NAMES
@@ -249,7 +261,7 @@ def _scenario_flag(name: str, field: FieldInfo, *, searched: bool) -> inspect.Pa
     words = [str(field.description), *(f"Formerly {flag}." for flag in former)]
     if searched:
         words.append("Always searched." if name == "gamma" else "Searched if not given.")
-    elif default := default_text(field):
+    elif default:
         words.append(f"Default: {default}.")
     panel = str(shown["panel"])
     flag = option(

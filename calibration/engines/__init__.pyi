@@ -3,6 +3,7 @@ from .drivers.server import ServerAdapter as ServerAdapter
 from .drivers.server_checks import check_model as check_model
 from .drivers.vllm_process import engine_facts as engine_facts
 from .drivers.vllm_process import start as start
+from .errors import shared_host_note as shared_host_note
 from .fit import EngineFit as EngineFit
 from .fit import fit_profile as fit_profile
 from .observed import observe as observe
@@ -14,11 +15,11 @@ from .plan import PlanOptions as PlanOptions
 from .plan import plan_run as plan_run
 from .profile_file import profile_text as profile_text
 from .profile_file import refitted_text as refitted_text
+from .reading import catalog_gpu as catalog_gpu
+from .reading import check_names as check_names
+from .reading import read_engine_records as read_engine_records
 from .records import EngineRecords as EngineRecords
 from .records import Setup as Setup
-from .records import catalog_gpu as catalog_gpu
-from .records import check_names as check_names
-from .records import read_engine_records as read_engine_records
 from .report import engine_report as engine_report
 from .report import report_dict as report_dict
 from .report import report_lines as report_lines

@@ -32,6 +32,7 @@ SPREAD_ERROR = 0.4  # standard error of the median of three repeats over their r
 UNKNOWN_HOST_ERROR = 0.3  # of ln(host time) where others may have slowed down the host's cores
 OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
+AT_BOUND = 1e-6  # a value this near to its lower bound, over its prior's width, is at the bound
 SWEEPS = 3  # most rounds of search and descent
 SCANNED = 8  # starting values over the range of a launch term; half as many of a step's host time
 # vLLM's Triton kernel over FlashAttention 3, and its time per token of a sequence that it does not
@@ -81,10 +82,15 @@ class Group:
         From the range of their repeats, and from the host's time as far as it delays a step.
         """
         spread = [max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records]
+        return np.hypot(spread, self.host_delays(profile))
+
+    def host_delays(self, profile: EngineProfile) -> Array:
+        """ln(delay) by one standard error of the host's time while a record was timed."""
         passes_s = self.passes_s(profile)
         expected = passes_s + self.waits(profile, passes_s)
-        slower = passes_s + self.waits(profile, passes_s, np.exp(self.host_errors))
-        return np.hypot(spread, np.log(slower / expected))
+        return np.log(
+            (passes_s + self.waits(profile, passes_s, np.exp(self.host_errors))) / expected
+        )
 
     @property
     def measured_s(self) -> Array:
@@ -115,10 +121,10 @@ class Group:
         return passes_s + self.waits(profile, passes_s)
 
     def scenario_of(self, record: PointRecord, profile: EngineProfile) -> Scenario:
-        """The scenario of one record with a profile."""
+        """The scenario of one record with a profile and the CUDA graphs of the setup."""
         batch, context = record.point.batch, round(record.context_tokens)
         work = replace(self.scenario.workload, batch=batch, prompt_tokens=context)
-        return replace(self.scenario, engine=profile, workload=work)
+        return replace(self.scenario, engine=self._started(profile), workload=work)
 
     def _started(self, profile: EngineProfile) -> EngineProfile:
         """The profile with the CUDA graphs of the setup."""
@@ -285,7 +291,8 @@ def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) 
         if now > 0.99 * cost:
             break
         cost = now
-    return x
+    low, width = (np.array([getattr(t, name) for t in terms]) for name in ("low", "width"))
+    return np.where(x - low < AT_BOUND * width, low, x)
 
 
 def _host_search(

@@ -20,7 +20,7 @@ from typing import Any
 
 from calibration.acceptance.engine_counters import parse_acceptance
 from calibration.acceptance.engine_means import NUMBER, Imported
-from calibration.engines.records import read_engine_records
+from calibration.engines.reading import read_engine_records
 from calibration.records.jsonl import read_text
 from perfmodel import ConfigError, Scenario
 from perfmodel.acceptance import Acceptance, tokens_per_round

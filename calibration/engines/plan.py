@@ -26,8 +26,9 @@ CONTEXT = (1024, 65_536)
 GAMMAS = (1, 2, 3, 4, 5)
 METHODS = ("draft", "eagle3", "ngram")
 SHORT_ROUNDS, LONG_ROUNDS, REPEATS = 8, 56, 3
+MOST_REPEATS, TIMED_S = 12, 1.5  # offline: more repeats until so many seconds of rounds were timed
 START_S = 110.0  # one H200: 75 to 120 s
-POINT_OVERHEAD_S = 0.5
+RUN_S, TOKEN_S = 0.056, 2.2e-6  # of a run, per prompt token: a fit to 482 points of one H200
 LEAST_POINTS = 7  # per setup
 MOST_WORKLOADS = 24
 R2 = (0.7548776662466927, 0.5698402909980532)  # powers of 1/1.3247..., the plastic number
@@ -150,10 +151,15 @@ def _plan(options: PlanOptions, starts: int) -> Plan:
 
 
 def point_seconds(point: Point, options: PlanOptions) -> float:
-    """Expected seconds to time a point: prefill, then repeated runs of both output lengths."""
+    """Expected seconds to time a point: prefill, then a run per repeat, or two on a server."""
     _, prefill_s, round_s = _cost(point.setup, options.gpu, point.batch, point.prompt_tokens)
-    rounds = REPEATS * (SHORT_ROUNDS + LONG_ROUNDS)
-    return POINT_OVERHEAD_S + point.batch * prefill_s + rounds * round_s
+    enough = math.ceil(TIMED_S / (LONG_ROUNDS - SHORT_ROUNDS) / round_s)
+    runs = min(max(REPEATS, enough), MOST_REPEATS)
+    rounds = runs * LONG_ROUNDS
+    if options.served:
+        runs, rounds = 2 * REPEATS, REPEATS * (SHORT_ROUNDS + LONG_ROUNDS)
+    run_s = RUN_S + TOKEN_S * point.batch * point.prompt_tokens
+    return runs * run_s + point.batch * prefill_s + rounds * round_s
 
 
 def point_scenario(setup: Setup, *, gpu: str, engine: str, batch: int, prompt: int) -> Scenario:

@@ -27,8 +27,10 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
     shipped : str, optional
         The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
     """
-    timed = [error.record.point.setup for error in (*report.fitted, *report.held_back)]
-    judged = [e.record for e in report.deployable or report.held_back or report.fitted]
+    timed = [error.record.point.setup for error in (*report.fitted, *report.held_back.errors)]
+    judged = [
+        e.record for e in report.deployable.errors or report.held_back.errors or report.fitted
+    ]
     of_gpu, of_host = fit_errors(judged, report.fit.profile, report.gpu)
     values = _entries(report.fit.profile)
     values |= {"speedup_error": significant(of_gpu, 3), "host_error": significant(of_host, 3)}

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from calibration.engines.plan import Plan
 from calibration.engines.records import FailedPoint, Point, PointRecord, Setup, StartRecord
+from calibration.engines.undisturbed import repeat_seconds
 from calibration.records.jsonl import RecordLog
 from perfmodel import ConfigError
 
@@ -166,11 +167,15 @@ class _Run:
 
 
 def point_record(point: Point, line: Mapping[str, Any]) -> PointRecord:
-    """The record of a result from an adapter.
+    """The record of a result from an adapter, which has the times of windows or of repeats.
 
     Raises `ConfigError` if the median time is not positive, which happens if a run was disturbed.
     """
-    seconds = tuple(float(s) for s in line["all_seconds"])
+    windows = tuple(map(tuple, line.get("windows_s", ())))
+    seconds = tuple(float(s) for s in line.get("all_seconds", ()))
+    disturbed = tuple(line.get("disturbed", ()))
+    if windows:
+        seconds, disturbed = repeat_seconds(windows)
     if not seconds or median(seconds) <= 0:
         raise ConfigError(f"{point.id}: {list(seconds)} are not valid step times; run it again")
     return PointRecord(
@@ -183,5 +188,6 @@ def point_record(point: Point, line: Mapping[str, Any]) -> PointRecord:
         latency_s=line.get("latency_s", 0.0),
         prefill_s=line.get("prefill_s", 0.0),
         wall_s=line.get("wall_s", 0.0),
-        disturbed=tuple(line.get("disturbed", ())),
+        disturbed=disturbed,
+        windows_s=windows,
     )

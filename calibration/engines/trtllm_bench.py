@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration.engines.records import Point, PointRecord, Setup, catalog_gpu
+from calibration.engines.reading import catalog_gpu
+from calibration.engines.records import Point, PointRecord, Setup
 from calibration.engines.run import SAME_RUN
 from calibration.records.jsonl import RecordLog, read_text
 from perfmodel import ConfigError

@@ -13,8 +13,9 @@ import numpy as np
 from calibration.acceptance.published_fit import fit_all, published_points
 from calibration.engines.errors import fit_errors
 from calibration.engines.fit import grouped
-from calibration.engines.records import Point, read_engine_records
-from calibration.engines.report import misses_graph
+from calibration.engines.judged import misses_graph
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import Point
 from calibration.fit.magicdec import Split, fit_rows, other_gpu_splits, splits
 from calibration.records.kernels import gpu_of
 from calibration.records.published import (

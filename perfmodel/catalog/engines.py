@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +12,7 @@ from perfmodel import catalog
 from perfmodel.catalog._files import names, table, user_table
 from perfmodel.catalog._schema import build, build_rows, file_key
 from perfmodel.errors import ConfigError, either, printable, unknown_name
+from perfmodel.kernels import carried_share
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.engine import EngineProfile, HostCosts
 from perfmodel.specs.gpu import GPU
@@ -129,7 +130,11 @@ def _for_gpu(
         values.pop("attention_tail_share", None)  # of that architecture's attention kernel
     if values.get("measured_on", gpu.name) != gpu.name:
         values["origin"] = Origin.EXTRAPOLATED
-    return profile_from_table(values, file=where)
+    profile = profile_from_table(values, file=where)
+    if measured is None or measured == gpu.name:
+        return profile
+    share = carried_share(profile.attention_tail_share, catalog.gpu(measured), gpu)
+    return replace(profile, attention_tail_share=share)
 
 
 def _overheads(per_gpu: Mapping[str, Mapping[str, Any]], measured: str) -> dict[str, Any]:

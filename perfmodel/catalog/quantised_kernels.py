@@ -71,6 +71,7 @@ class _Format(Table):
     correction: Numbers
     residuals: dict[str, float]
     sort_latency_us: Number = 0.0
+    remote_latency_us: Number = 0.0
     remote_efficiency: Number = 0.0
 
 
@@ -102,6 +103,7 @@ def expert_curves(entries: Mapping[str, Any], where: str) -> dict[str, ExpertsCu
             correction=LogTable((one.rows_each, one.touched, one.matrix), one.correction),
             measured=tuple((least, most) for least, most in one.measured),
             sort_latency_s=one.sort_latency_us * US,
+            remote_latency_s=one.remote_latency_us * US,
             remote_efficiency=one.remote_efficiency,
         )
         for one in file.format

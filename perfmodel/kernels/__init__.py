@@ -10,7 +10,7 @@ from perfmodel.kernels.attention_split import (
     SplitKV,
     tile_index,
 )
-from perfmodel.kernels.attention_tail import saturating_share, tail_ratio
+from perfmodel.kernels.attention_tail import carried_share, saturating_share, tail_ratio
 from perfmodel.kernels.collectives import Exchange, MeasuredTimes
 from perfmodel.kernels.curves import Efficiency
 from perfmodel.kernels.experts import ExpertsCurve
@@ -39,6 +39,7 @@ __all__ = [
     "SplitKV",
     "TallBlocks",
     "Waves",
+    "carried_share",
     "roofline_seconds",
     "saturating_share",
     "tail_ratio",

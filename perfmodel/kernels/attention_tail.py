@@ -20,6 +20,7 @@ from functools import lru_cache
 import numpy as np
 
 from perfmodel._typing import Floats
+from perfmodel.specs.gpu import GPU
 
 BLOCK_TOKENS = 128.0  # of KV that a block processes at once
 RANGES = 1.1  # wanted ranges per multiprocessor
@@ -37,6 +38,23 @@ def saturating_share(wide: float, head_dim: int) -> float:
     Each has two tiles of K and V in flight, which for heads of 64 have half the bytes.
     """
     return min(1.0, wide * max(1.0, WIDE_HEAD / head_dim))
+
+
+def carried_share(measured_share: float, measured: GPU, other: GPU) -> float:
+    """The share on another GPU of the architecture from that of the GPU where it was measured.
+
+    A multiprocessor has two tiles in flight and reads their bytes once per latency, whatever the
+    bandwidth of all. To reach that bandwidth, latency x bandwidth bytes must be in flight (Little's
+    law), so the share is proportional to the bandwidth per multiprocessor, and at most 1. The
+    latency is assumed to be the same.
+
+    Source: FlashInfer's decode attention on an H100 and an H200, which have bandwidths of 1 to 1.43
+    (kernels-h100.jsonl, kernels-h200.jsonl). Up to 39 blocks with 512 tokens or more each take 0.98
+    to 1.01 times as long on the H100 (8 to 15 us), up to 64 blocks up to 1.10 times, and full grids
+    1.45 times. FlashAttention-3's last wave was timed on an H200 alone.
+    """
+    own, others = (gpu.hbm_bandwidth / gpu.sm_count for gpu in (measured, other))
+    return min(1.0, measured_share * (others / own))
 
 
 def tail_ratio(

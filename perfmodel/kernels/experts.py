@@ -5,10 +5,10 @@ and adds the results per token. The form is:
 
     latency + activations + p-norm(weights of the experts that have rows, FLOPs)
 
-times a measured correction over (rows per expert, experts with rows, elements of a matrix). Two
+times a measured correction over (rows per expert, experts with rows, elements of a matrix). Three
 terms are added where they were found: the sort of rows by expert, which vLLM's Triton kernel leaves
-out for few tokens, and the bytes of rows whose experts are on other ranks, which are set to zero
-and added like the rank's own. The router and shared experts are not included.
+out for few tokens, a latency if some experts are on other ranks, and the bytes of rows of these,
+which are set to zero and added like the rank's own. The router and shared experts are not included.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class ExpertsCurve:
     correction: LogTable = field(repr=False)  # over (rows per expert, experts, matrix elements)
     measured: tuple[tuple[float, float], ...] = ()
     sort_latency_s: float = 0.0
+    remote_latency_s: float = 0.0  # added if some experts are on other ranks
     remote_efficiency: float = 0.0  # of the bandwidth, for rows of other ranks; 0: no time
 
     def __post_init__(self) -> None:
@@ -136,6 +137,7 @@ class ExpertsCurve:
         ranks = np.asarray(ranks, float)
         skips = (ranks <= 1) & (SPARSE * local <= np.asarray(count, float))
         seconds = np.where(skips, 0.0, self.sort_latency_s)
+        seconds = seconds + np.where(ranks > 1, self.remote_latency_s, 0.0)
         if self.remote_efficiency:
             moved = ACTIVATION_BYTES * local * (ranks - 1.0) * np.asarray(hidden, float)
             seconds = seconds + moved / (hbm_bandwidth * self.remote_efficiency)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -49,6 +49,11 @@ class HostCosts:
     draft_step_s: float = 0.0  # to launch one draft step
     draft_layer_s: float = 0.0  # to launch one layer of a draft step without a full CUDA graph
     lookup_token_s: float = 0.0  # per sequence and context token that is searched for a draft
+
+    def slower(self, factor: float) -> HostCosts:
+        """The costs of a host that takes `factor` times as long for everything."""
+        times = (field.name for field in fields(self) if field.name.endswith("_s"))
+        return replace(self, **{name: factor * getattr(self, name) for name in times})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,7 +93,10 @@ def mixed_pass_host_s(
     steps = np.where(running > 0, gamma, 0)  # of drafts; those of a new sequence come later
     launches = layers * scenario.engine.mixed_launch_s(tokens, tp=scenario.group_tp)
     launches = launches + _drafts_launch_s(scenario, costs, steps)
-    return np.asarray(_step_s(scenario, costs, running, steps) + launches)
+    step_s, plain = _step_s(scenario, costs, running, steps), scenario.engine.host_costs("plain")
+    if plain is not None:  # no round is shorter than a plain step
+        step_s = np.maximum(step_s, _step_s(scenario, plain, running, np.zeros(())))
+    return np.asarray(step_s + launches)
 
 
 def most_sequences_in_graph(scenario: Scenario) -> int | None:

@@ -8,10 +8,10 @@ assumed to be three times that of another architecture, or that of the datasheet
 
 A profile may state the error of host time apart, which counts as far as the host delays a step:
 
-    σ² = σ_gpu² + ln(step if the host takes e^σ_host times as long / step)²
+    σ² = speedup_error² + ln(step if the host takes e^host_error times as long / step)²
 
-The last term is 0 where GPU time would hide such a host, too, and σ_host² where the host sets the
-whole step. In a ratio of two steps, each has its own: their host times are missed independently.
+The last term is 0 where GPU time would hide such a host, too, and host_error² where the host sets
+the whole step. In a ratio of two steps, each has its own: they are missed independently.
 """
 
 from __future__ import annotations

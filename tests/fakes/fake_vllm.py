@@ -2,7 +2,9 @@
 
 It is written to a folder as the package `vllm`, and the adapter script imports it in a subprocess.
 A round takes `ROUND_MS` milliseconds plus `SEQUENCE_MS` per sequence, and a prefill 1 ms per token.
-Calls of `generate` whose numbers FAKE_VLLM_COMPILES lists take a second longer.
+In calls of `generate` whose numbers FAKE_VLLM_COMPILES lists, round 20 takes a second longer; in
+those of FAKE_VLLM_SLOW, all rounds take 1.7 times as long. With FAKE_VLLM_RAMP, a request is added
+per step. The first request has no drafts in its first FAKE_VLLM_MISSES rounds.
 """
 
 from pathlib import Path
@@ -38,7 +40,8 @@ class _Metric:
 
 
 class _Output:
-    def __init__(self, tokens):
+    def __init__(self, name, tokens):
+        self.request_id, self.finished = name, True
         self.outputs = [type("O", (), {"token_ids": list(range(tokens))})()]
 
 
@@ -59,22 +62,34 @@ class _Engine:
         running = [r for r in self.active.values() if r[2]]
         fresh = [r for r in self.active.values() if not r[2]]
         _clock[0] += 1e-3 * sum(r[0] for r in fresh)
-        _clock[0] += (ROUND_MS + SEQUENCE_MS * len(running)) / 1e3 if running else 0.0
+        seconds = (ROUND_MS + SEQUENCE_MS * len(running)) / 1e3 if running else 0.0
+        llm.rounds += bool(running)
+        seconds *= 1.7 if _listed(llm.calls, "FAKE_VLLM_SLOW") else 1.0
+        seconds += llm.rounds == 20 and _listed(llm.calls, "FAKE_VLLM_COMPILES")
+        _clock[0] += seconds
+        llm.latency = [llm.latency[0] + seconds * len(running), llm.latency[1] + len(running)]
         for request in fresh:
             request[2], request[3] = 1, _clock[0]
-        for request in running:
-            taken = min(llm.gamma + 1, request[1] - request[2])
-            llm.accepted, llm.drafts = llm.accepted + taken - 1, llm.drafts + bool(llm.gamma)
+        for name, request in self.active.items():
+            if request in fresh:
+                continue
+            misses = name == "0" and llm.rounds <= int(os.environ.get("FAKE_VLLM_MISSES", 0))
+            taken = min(1 if misses else llm.gamma + 1, request[1] - request[2])
+            llm.accepted += taken - 1
+            llm.drafts += bool(llm.gamma) and not misses
             request[2] += taken
         done = []
         for name in [name for name, r in self.active.items() if r[2] == r[1]]:
             request = self.active.pop(name)
-            output = _Output(request[1])
-            output.request_id, output.finished = name, True
+            output = _Output(name, request[1])
             output.metrics = type("M", (), {"first_token_ts": request[3],
                                             "last_token_ts": _clock[0]})()
             done.append(output)
         return done
+
+
+def _listed(call, name):
+    return str(call) in os.environ.get(name, "").split()
 
 
 class LLM:
@@ -95,7 +110,8 @@ class LLM:
         if os.environ.get("FAKE_VLLM_REFUSES") == str(self.gamma):
             raise RuntimeError("no such luck")
         self.longest = arguments["max_model_len"]
-        self.calls, self.accepted, self.drafts, self.latency = 0, 0, 0, [0.0, 0]
+        self.calls, self.rounds, self.accepted, self.drafts = 0, 0, 0, 0
+        self.latency = [0.0, 0]
         _clock[0] += 90.0
         scheduler = type("S", (), {"async_scheduling": self.gamma == 0})()
         graphs = type("C", (), {"max_cudagraph_capture_size": 512})()
@@ -108,18 +124,15 @@ class LLM:
         assert len({tuple(r["prompt_token_ids"]) for r in requests}) == batch
         if os.environ.get("FAKE_VLLM_FAILS") == str(batch):
             raise RuntimeError("out of luck at this batch")
-        self.calls += 1
-        _clock[0] += str(self.calls) in os.environ.get("FAKE_VLLM_COMPILES", "").split()
-        left, rounds = sampling.tokens - 1, 0
-        while left > 0:
-            taken = min(left, self.gamma + 1)
-            self.accepted += batch * (taken - 1)
-            left, rounds = left - taken, rounds + 1
-        step = (ROUND_MS + SEQUENCE_MS * batch) / 1e3
-        self.drafts += batch * rounds if self.gamma else 0
-        self.latency = [self.latency[0] + batch * rounds * step, self.latency[1] + batch * rounds]
-        _clock[0] += 1e-3 * length + rounds * step
-        return [_Output(sampling.tokens) for _ in requests]
+        self.calls, self.rounds = self.calls + 1, 0
+        engine, left, done = self.llm_engine, list(enumerate(requests)), []
+        at_once = 1 if os.environ.get("FAKE_VLLM_RAMP") else batch
+        while left or engine.has_unfinished_requests():
+            for number, request in left[:at_once]:
+                engine.add_request(str(number), request, sampling)
+            left = left[at_once:]
+            done += engine.step()
+        return done
 
     def get_metrics(self):
         return [

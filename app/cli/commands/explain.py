@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.options import (
+    EXPLAIN_ENGINE,
     OF_PROMPTS,
     AsJson,
     ScenarioFile,
@@ -56,8 +57,9 @@ def explain(
 ) -> None:
     """Explain why a measured round is slower than predicted, and name the best gamma.
 
-    The scenario describes what ran. --engine predicts its times; the default, `kernels`, has no
-    overhead. Acceptance flags give the expected acceptance; reports give the measured one.
+    The scenario describes what ran. Its engine profile predicts the times, whatever --runs-on and
+    the reports name; without one, it is `kernels`: times of kernels alone, without an engine's
+    overheads or host. Acceptance flags give the expected acceptance; reports the measured one.
     """
     import perfmodel
     from calibration.engines import observe, version_note, with_times
@@ -67,7 +69,7 @@ def explain(
     names = ("slo", *OF_PROMPTS)
     refuse_flags(context.obj, names, "on an explanation, which is of decoding alone; remove it")
     values = parse_overrides(scenario, context.obj)
-    values.setdefault("engine", "kernels")
+    values.setdefault("engine", EXPLAIN_ENGINE)
     subject = perfmodel.parse_scenario(values, origin=scenario or "").scenario()
     check_decodes(subject.workload.output_tokens)
     measured = observe(reports, subject) if reports else Measured()

@@ -30,9 +30,10 @@ from calibration.engines.drivers.server_checks import (
     check_queue,
     check_time,
 )
-from calibration.engines.drivers.vllm_offline import Prompts, repeated
+from calibration.engines.drivers.vllm_offline import Prompts
 from calibration.engines.plan import LONG_ROUNDS, PAGE, REPEATS, SHORT_ROUNDS
 from calibration.engines.records import Point, Setup
+from calibration.engines.undisturbed import repeated
 from perfmodel import ConfigError
 
 REQUEST_S = 600.0  # timeout of a request

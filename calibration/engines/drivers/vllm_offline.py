@@ -4,14 +4,14 @@
 standard library. JOB has the arguments of `vllm.LLM`, the number of rounds to time, and the points.
 OUT receives one JSON line when the engine has started, and one per point.
 
-A point generates from distinct prompts twice, with a few rounds and with more, so that the
-difference contains only steady rounds. If it differs from others by more than a factor, one of the
-runs was disturbed, for example by kernels that are compiled for a number of tokens that no pass had
-before, and the point is timed once more. Points and repeats share prompts, so that all prefills but
-the first come from vLLM's prefix cache. A prompt repeats a period of 97 tokens, so that n-gram
-look-up finds a continuation. Every draft is accepted (`synthetic_acceptance_rates` of 1), so that
-all sequences have the same length. Rounds are derived from vLLM's counters: each yields the
-accepted drafts and one token of the target.
+A point generates from distinct prompts a few times. Each call of the engine's `step` returns the
+tokens of one round, and is stamped with the time. Timed are the rounds in which all sequences
+decode, in windows of `WINDOW_ROUNDS` consecutive ones, so that those that something disturbed can
+be told from the others (`calibration/engines/undisturbed.py`). Points and repeats share prompts, so
+that all prefills but the first come from vLLM's prefix cache. A prompt repeats a period of 97
+tokens, so that n-gram look-up finds a continuation. Every draft is accepted
+(`synthetic_acceptance_rates` of 1), so that all sequences have the same length; vLLM's counters of
+drafts and of accepted ones say whether they were.
 
 Random weights send equal tokens to equal experts, and the drafts of a sequence repeat a few tokens.
 So that a pass reads as many experts as with uniform routing, each layer and row of a decoding pass
@@ -27,12 +27,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
 import random
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 PERIOD_TOKENS = 97
@@ -40,8 +40,7 @@ FIRST_TOKEN, LAST_TOKEN = 1000, 30_000  # of random prompts: ordinary tokens of 
 WARM_REQUESTS, WARM_TOKENS = 12, 48  # of a run, served before it
 ROUTED_ROWS = 2048  # of a pass; longer ones have prompts, and are not timed
 BLOCK_SCALE = 118  # of packed weights, as an exponent with a bias of 127: values up to 6 / 512
-AGREEING = 1.5  # longest over shortest of the repeats of a point
-MOST_PAIRS = 2  # times the repeats, until so many agree
+WINDOW_ROUNDS = 8
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -97,59 +96,66 @@ class Prompts:
 
 
 def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str, Any]) -> Any:
-    """Seconds per round of one point, from runs with two output lengths."""
+    """Seconds per round of one point, in windows of each of its repeats.
+
+    There are `job["repeats"]`, and more until `job["timed_s"]` seconds of rounds were timed, but at
+    most `job["most_repeats"]`. Tokens per round and the inter-token latency are of whole runs.
+    """
     batch, prompt_tokens = point["batch"], point["prompt_tokens"]
-    per_round = job["tokens_per_round"]
-    short, long = (rounds * per_round for rounds in (job["short_rounds"], job["long_rounds"]))
     requests = [{"prompt_token_ids": prompts.get(i, prompt_tokens)} for i in range(batch)]
-    prefill_s = _generate(llm, requests, per_round)["seconds"]
-
-    def pair() -> tuple[float, Any]:
-        runs = _generate(llm, requests, short), _generate(llm, requests, long)
-        more = _rounds(runs[1], batch, per_round) - _rounds(runs[0], batch, per_round)
-        longer_s = runs[1]["seconds"] - runs[0]["seconds"]
-        return longer_s / more if more > 0 else math.nan, (*runs, more)
-
-    kept, disturbed = repeated(pair, job["repeats"])
-    if not kept:
-        raise RuntimeError("the engine counted no more rounds in a longer run")
-    rounds = [more for _, (_, _, more) in kept]
-    latencies = [_mean_latency(a, b) for _, (a, b, _) in kept]
+    prefill_s = _generate(llm, requests, job["tokens_per_round"])["seconds"]
+    runs: list[dict[str, Any]] = []
+    while len(runs) < job["repeats"] or (
+        len(runs) < job["most_repeats"] and sum(run["timed_s"] for run in runs) < job["timed_s"]
+    ):
+        runs.append(_timed_run(llm, requests, job))
+    counted = sum(run["counted_rounds"] for run in runs)
+    windows = [run["windows_s"] for run in runs]
     return {
-        "all_seconds": [seconds for seconds, _ in kept],
-        "disturbed": disturbed,
-        "rounds": sum(rounds) / len(rounds),
-        "context_tokens": prompt_tokens + (short + long) / 2.0,
-        "tokens_per_round": (long - short) * len(rounds) / sum(rounds),
-        "latency_s": sorted(latencies)[len(latencies) // 2],
+        "windows_s": windows,
+        "rounds": WINDOW_ROUNDS * sum(map(len, windows)) / len(runs),
+        "context_tokens": prompt_tokens + sum(run["length"] for run in runs) / len(runs),
+        "tokens_per_round": sum(run["tokens"] - 1.0 for run in runs) / counted,
+        "latency_s": sorted(run["latency_s"] for run in runs)[len(runs) // 2],
         "prefill_s": prefill_s,
     }
 
 
-def repeated(
-    time_pair: Callable[[], tuple[float, Any]], repeats: int
-) -> tuple[list[tuple[float, Any]], list[float]]:
-    """Time pairs of runs until `repeats` agree; these in order, and the seconds of the others.
+def _timed_run(llm: Any, requests: list[dict[str, Any]], job: dict[str, Any]) -> dict[str, Any]:
+    """Windows of a run, and the mean number of tokens that a sequence has generated in them."""
+    per_round, long = job["tokens_per_round"], job["long_rounds"]
+    run = _generate(llm, requests, 1 + long * per_round)  # the first token is that of the prefill
+    finished = [number for _, number in run["steps"]]
+    start, end = steady_steps(finished, job["short_rounds"], long)
+    marks = [stamp for stamp, _ in run["steps"][start : end + 1 : WINDOW_ROUNDS]]
+    later = sum((i - end) * number for i, number in enumerate(finished)) / len(requests)
+    middle = start + WINDOW_ROUNDS * (len(marks) - 1) / 2.0
+    return run | {
+        "windows_s": [(b - a) / WINDOW_ROUNDS for a, b in pairwise(marks)],
+        "timed_s": marks[-1] - marks[0],
+        "length": run["tokens"] - per_round * (end - middle + later),
+        "counted_rounds": _rounds(run, len(requests), per_round),
+        "latency_s": run["latency_sum"] / max(1.0, run["latency_count"]),
+    }
 
-    `time_pair` returns the seconds per round of a pair, and anything about it; a pair that has none
-    returns nan, and is left out. Pairs agree if all are positive and the longest takes at most
-    `AGREEING` times as long as the shortest; if several sets do, the closest counts. If none does
-    among `MOST_PAIRS` times as many pairs, all are kept, or none if fewer than `repeats` have a
-    time.
+
+def steady_steps(finished: list[int], short: int, long: int) -> tuple[int, int]:
+    """The steps between which all sequences decode, without the first `short` rounds of the run.
+
+    `finished` has the number of sequences that finish in each step; each takes at least `long`
+    rounds after its prefill. The latter step is the one in which the first sequence finishes.
+    Raises `RuntimeError` if there is no window of rounds between them.
     """
-    pairs: list[tuple[float, Any]] = []
-    for _ in range(MOST_PAIRS * repeats):
-        pair = time_pair()
-        if not math.isfinite(pair[0]):
-            continue
-        pairs.append(pair)
-        order = sorted(range(len(pairs)), key=lambda i: pairs[i][0])
-        sets = [order[i : i + repeats] for i in range(len(pairs) - repeats + 1)]
-        ratios = {pairs[s[-1]][0] / pairs[s[0]][0]: s for s in sets if pairs[s[0]][0] > 0.0}
-        if ratios and min(ratios) <= AGREEING:
-            kept = sorted(ratios[min(ratios)])
-            return [pairs[i] for i in kept], [p[0] for i, p in enumerate(pairs) if i not in kept]
-    return (pairs if len(pairs) >= repeats else []), []
+    ends = [i for i, number in enumerate(finished) if number]
+    if ends[0] < long:
+        raise RuntimeError(f"the engine returned {long} rounds in {ends[0]} steps, not one in each")
+    start = max(ends[0] - long + short, ends[-1] - long)
+    if (rounds := ends[0] - start) < WINDOW_ROUNDS:
+        raise RuntimeError(
+            f"all sequences decoded together in {max(0, rounds)} rounds, and {WINDOW_ROUNDS} are "
+            f"needed; time a smaller batch"
+        )
+    return start, ends[0]
 
 
 def play_run(llm: Any, prompts: Prompts, run: dict[str, Any]) -> dict[str, Any]:
@@ -293,39 +299,47 @@ def _engine(arguments: dict[str, Any]) -> Any:
     return LLM(**arguments)
 
 
-def _generate(llm: Any, requests: list[dict[str, Any]], tokens: int) -> dict[str, float]:
-    """Seconds to generate `tokens` tokens per request, and the increase of the counters."""
+def _generate(llm: Any, requests: list[dict[str, Any]], tokens: int) -> dict[str, Any]:
+    """Seconds to generate `tokens` tokens per request, and the increase of the counters.
+
+    `steps` has the time at which each step of the engine returned, and the sequences it finished.
+    """
     from vllm import SamplingParams
 
     sampling = SamplingParams(
         temperature=0.0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False
     )
-    before = counters(llm)
-    began = time.perf_counter()
-    outputs = llm.generate(requests, sampling, use_tqdm=False)
-    seconds = time.perf_counter() - began
-    after = counters(llm)
+    engine, steps = llm.llm_engine, list[tuple[float, int]]()
+    step, before = engine.step, counters(llm)
+
+    def stamped() -> Any:
+        outputs = step()
+        steps.append((time.perf_counter(), sum(output.finished for output in outputs)))
+        return outputs
+
+    engine.step, began = stamped, time.perf_counter()
+    try:
+        outputs = llm.generate(requests, sampling, use_tqdm=False)
+    finally:
+        engine.step = step
+    seconds, after = time.perf_counter() - began, counters(llm)
     got = sum(len(o.outputs[0].token_ids) for o in outputs)
     if got != len(requests) * tokens:
         raise RuntimeError(f"the engine returned {got} tokens instead of {len(requests) * tokens}")
     counted = {name: after[name] - before[name] for name in after}
-    return {"seconds": seconds, "tokens": float(tokens), **counted}
+    return {"seconds": seconds, "tokens": float(tokens), "steps": steps, **counted}
 
 
-def _rounds(run: dict[str, float], batch: int, per_round: int) -> float:
+def _rounds(run: dict[str, Any], batch: int, per_round: int) -> float:
     """Rounds per sequence of a run, excluding the token of the prefill."""
-    after_prefill = run["tokens"] - 1.0
+    after_prefill = float(run["tokens"]) - 1.0
     if per_round == 1:
         return after_prefill
     if not run["drafts"]:
         raise RuntimeError("the engine counted no drafts")
-    return after_prefill - run["accepted"] / batch
-
-
-def _mean_latency(short: dict[str, float], long: dict[str, float]) -> float:
-    """Mean inter-token latency of the additional steps of the longer run; 0 if not counted."""
-    steps = long["latency_count"] - short["latency_count"]
-    return (long["latency_sum"] - short["latency_sum"]) / steps if steps > 0 else 0.0
+    if (rounds := after_prefill - float(run["accepted"]) / batch) <= 0.0:
+        raise RuntimeError("the engine counted no rounds")
+    return rounds
 
 
 def _write(out: Any, line: dict[str, Any]) -> None:

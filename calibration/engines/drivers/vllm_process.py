@@ -17,7 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from calibration.engines.plan import LONG_ROUNDS, REPEATS, SHORT_ROUNDS, point_scenario
+from calibration.engines.plan import (
+    LONG_ROUNDS,
+    MOST_REPEATS,
+    REPEATS,
+    SHORT_ROUNDS,
+    TIMED_S,
+    point_scenario,
+)
 from calibration.engines.records import Point, Setup
 from perfmodel import ConfigError, catalog
 from perfmodel.catalog import model_config
@@ -177,6 +184,8 @@ def job(setup: Setup, points: Sequence[Point], folder: Path) -> dict[str, Any]:
         "short_rounds": SHORT_ROUNDS,
         "long_rounds": LONG_ROUNDS,
         "repeats": REPEATS,
+        "most_repeats": MOST_REPEATS,
+        "timed_s": TIMED_S,
         "points": [
             {"id": p.id, "batch": p.batch, "prompt_tokens": p.prompt_tokens} for p in points
         ],

@@ -34,7 +34,8 @@ class Problem:
     `parameters` are (start, lower, upper) by name; `axes` are knots by column; `smoothness` is the
     weight of a difference between neighbouring knots, relative to one cell. With `rising`, the
     correction never falls along an axis. `added` are seconds that the correction does not scale.
-    `curve` are the seconds of the finished curve, if they differ from form times correction.
+    `known` gives further values, found from the cells without the form. `curve` are the seconds of
+    the finished curve, if they differ from form times correction.
     """
 
     form: Form
@@ -43,6 +44,7 @@ class Problem:
     smoothness: float
     rising: bool = False
     added: Form | None = None
+    known: Callable[[pd.DataFrame], Mapping[str, float]] | None = None
     curve: Callable[[Fitted, pd.DataFrame], Array] | None = None
 
     def added_seconds(self, values: Mapping[str, float], cells: pd.DataFrame) -> Array | float:
@@ -75,15 +77,16 @@ def fit(problem: Problem, cells: pd.DataFrame, start: Mapping[str, float] | None
     if start is not None:
         first = np.clip(np.log([start[n] for n in names]), low, high)
     seconds = cells.seconds.to_numpy()
+    known = {} if problem.known is None else dict(problem.known(cells))
 
     def misfit(logs: Array) -> Array:
-        values = dict(zip(names, np.exp(logs), strict=True))
+        values = known | dict(zip(names, np.exp(logs), strict=True))
         whole = problem.form(values, cells) + problem.added_seconds(values, cells)
         return np.asarray(np.log(whole / seconds))
 
     best = least_squares(misfit, first, bounds=(low - 1e-9, high + 1e-9), loss="soft_l1",
                          f_scale=0.1)  # fmt: skip
-    values = {n: float(f"{v:.4g}") for n, v in zip(names, np.exp(best.x), strict=True)}
+    values = known | {n: float(f"{v:.4g}") for n, v in zip(names, np.exp(best.x), strict=True)}
     net = np.maximum(seconds - problem.added_seconds(values, cells), LEAST_NET * seconds)
     table = smooth_table(problem, cells.assign(seconds=net), problem.form(values, cells))
     ranges = tuple((float(cells[x].min()), float(cells[x].max())) for x in problem.axes)

@@ -180,9 +180,13 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
         )
     if known is not None and method in known.eager_drafts:
         return f"the draft ran eagerly: {versus}{_captured_by(method, known)}"
-    if measured.exported_graphs:
-        return f"the draft was slow: {versus}"
-    return f"the draft probably ran eagerly, without CUDA graphs: {versus}"
+    what = "was slow" if measured.exported_graphs else "probably ran eagerly, without CUDA graphs"
+    if not term.derived or len(measured.rounds_s) > 1:
+        return f"the draft {what}: {versus}"
+    return (
+        f"the draft {what}, or the GPU waited for the host, which one round does not tell apart: "
+        f"{versus} if it is the draft; time rounds of two gamma, or give --draft-ms or --host-ms"
+    )
 
 
 def _captured_by(method: str, known: EngineVersion) -> str:

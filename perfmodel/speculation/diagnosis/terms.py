@@ -29,10 +29,10 @@ from perfmodel.speculation.diagnosis.cause import (
     sentence_of,
     waits_for_host,
 )
+from perfmodel.speculation.diagnosis.gammas import speedups
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
 SPREAD = 0.05  # between times of the same round, such as those of `calibrate engine`
-GAMMAS = range(1, 17)
 _TERM_OF = {  # by culprit
     "draft": "draft_step_s",
     "verification": "verify_s",
@@ -121,7 +121,7 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
     culprit = _culprit(scenario, terms)
     if culprit == "draft" and waits_for_host(scenario, measured):
         culprit = "host"
-    speedup, best = _speedups(scenario, terms, measured)
+    speedup, best = speedups(scenario, terms, measured)
     return Diagnosis(
         terms=terms,
         culprit=culprit,
@@ -282,30 +282,3 @@ def _culprit(scenario: Scenario, terms: Mapping[str, Term]) -> str:
     if beyond:
         return max(beyond, key=lambda name: beyond[name])
     return "faster" if faster_sentence(scenario, terms) else "none"
-
-
-def _speedups(
-    scenario: Scenario, terms: Mapping[str, Term], measured: Measured
-) -> tuple[dict[int, float], int | None]:
-    """Speedup by γ with the measured terms where known, and the best γ; 0 if none pays."""
-    acceptance = measured.acceptance or scenario.acceptance
-    gammas = np.array([*{*GAMMAS, scenario.plan.gamma}], float)
-    grid = estimate(scenario, gamma=gammas)
-    tokens = np.broadcast_to(grid.tokens_per_round, gammas.shape)
-    if acceptance is not None:
-        tokens = tokens_per_round(acceptance, gammas.astype(int))
-    if np.isnan(tokens).any():
-        return {}, None
-    value = {
-        name: float((term.predicted if term.measured is None else term.measured) or 0.0)
-        for name, term in terms.items()
-    }
-    scale = value["verify_s"] / (terms["verify_s"].predicted or 1.0)
-    rounds = gammas * value["draft_step_s"] + scale * grid.verify.total_s + value["host_s"]
-    rounds = np.array(
-        [measured.rounds_s.get(int(g), r) for g, r in zip(gammas, rounds, strict=True)]
-    )
-    speedups = tokens * value["plain_s"] / rounds
-    best = int(np.argmax(speedups))
-    table = {int(g): float(s) for g, s in zip(gammas, speedups, strict=True)}
-    return table, int(gammas[best]) if speedups[best] > 1.0 else 0

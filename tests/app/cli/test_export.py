@@ -82,7 +82,7 @@ def test_a_head_that_is_not_known_is_replaced_by_that_of_the_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With vLLM's overheads, the gain of EAGLE-3 is clear and that of MTP, as large, is not."""
-    plan = ["--target", "qwen3.5-27b", "--gpu", "h200", "--tp", "2", "--batch", "20"]
+    plan = ["--target", "qwen3.5-27b", "--gpu", "h100-sxm", "--tp", "4", "--batch", "56"]
     plan += ["--prompt-tokens", "1000", "--output-tokens", "500", "--engine", "vllm"]
     plan += ["--draft", "mtp,eagle3"]
     text, note = exported(["--recommended", *plan], capsys)
@@ -91,7 +91,7 @@ def test_a_head_that_is_not_known_is_replaced_by_that_of_the_checkpoint(
     known = ["--recommended", *plan, "--draft-checkpoint", "me/head"]
     text, note = exported(known, capsys)
     assert '"method": "eagle3"' in text and note == ""
-    other = ["--recommended", *plan[:1], "llama-3.1-8b", *plan[2:-1], "eagle3"]
+    other = ["--recommended", "--target", "llama-3.1-8b", "--gpu", "h200", *plan[8:-1], "eagle3"]
     assert "--draft-checkpoint, such as" in refused(other, capsys)
 
 

@@ -25,7 +25,9 @@ def predicted(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[
     return result
 
 
-@pytest.mark.parametrize("command", ["predict", "sweep", "simulate", "recommend", "export"])
+@pytest.mark.parametrize(
+    "command", ["predict", "sweep", "simulate", "recommend", "export", "explain"]
+)
 def test_help_shows_every_flag_with_its_default(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,6 +41,8 @@ def test_help_shows_every_flag_with_its_default(
         assert str(field.description) in line
         if command == "recommend" and name in SEARCHED:
             assert "searched" in line.lower() and "Default" not in line
+        elif command == "explain" and name == "engine":
+            assert "Default: kernels." in line
         else:
             assert str(field.default or "").replace("32000", "32,000") in line
 

@@ -75,10 +75,10 @@ def test_held_back_points_are_predicted(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:
     report = engine_report(known[0], fit)
-    assert len(report.held_back) == len(known[0].held_back) > 0
-    assert max(abs(e.percent) for e in report.held_back) < 1.0
-    assert not report.outside and max(report.regrets) < 1e-3
-    assert all(d.sign_right for d in report.decisions if not d.is_near_tie)
+    assert len(report.held_back.errors) == len(known[0].held_back) > 0
+    assert max(abs(e.percent) for e in report.held_back.errors) < 1.0
+    assert not report.outside and max(report.held_back.regrets) < 1e-3
+    assert report.held_back.signs == report.held_back.signs_right > 0
 
 
 def test_held_back_points_are_never_fitted(
@@ -105,9 +105,9 @@ def test_figures_of_exported_plans_leave_out_rounds_that_miss_a_default_graph(
     hosts = tuple(replace(h, graph_sizes="mixed") for h in true.host)
     wrong = replace(true, host=hosts, piecewise_layer_s=3e-3)
     report = engine_report(records, replace(fit, profile=wrong))
-    assert 0 < len(report.deployable) < len(report.held_back)
-    assert report.figures["worst"] > 50.0 > 1.0 > report.deployable_figures["worst"]
-    assert report_dict(report)["deployable"]["figures_percent"] == report.deployable_figures
+    assert 0 < len(report.deployable.errors) < len(report.held_back.errors)
+    assert report.held_back.figures["worst"] > 50.0 > 1.0 > report.deployable.figures["worst"]
+    assert report_dict(report)["deployable"]["figures_percent"] == report.deployable.figures
     assert "as exported" in "\n".join(report_lines(report))
 
 
@@ -126,7 +126,7 @@ def test_rounds_of_a_fitted_workload_are_not_counted_as_unseen(
         for r in records.fitted
     )
     report = engine_report(replace(records, points=(*records.points, *other)), fit)
-    assert len(report.held_back) == len(records.held_back) + len(other)
+    assert len(report.held_back.errors) == len(records.held_back) + len(other)
     expected = {r.point.id for r in records.held_back if r.point.setup.gamma}
     assert expected and {e.record.point.id for e in report.unseen_rounds} == expected
 
@@ -145,8 +145,8 @@ def test_a_plan_that_was_timed_twice_has_no_regret(
         for r in records.held_back
     )
     report = engine_report(replace(records, points=(*records.points, *faster)), fit)
-    assert len(report.held_back) == 2 * len(records.held_back)
-    assert max(report.regrets) < 1e-3
+    assert len(report.held_back.errors) == 2 * len(records.held_back)
+    assert max(report.held_back.regrets) < 1e-3
 
 
 def test_noise_of_two_percent_changes_factors_little(
@@ -157,7 +157,7 @@ def test_noise_of_two_percent_changes_factors_little(
     found = fit_profile(noisy)
     assert found.profile.linear_factor == pytest.approx(true.linear_factor, rel=0.06)
     report = engine_report(noisy, found)
-    assert np.median([abs(e.percent) for e in report.held_back]) < 3.0
+    assert np.median([abs(e.percent) for e in report.held_back.errors]) < 3.0
 
 
 def test_points_whose_repeats_differ_count_less(
@@ -192,7 +192,7 @@ def test_the_written_profile_is_the_fitted_one(
     assert f"{len(known[0].points)} points measured with vllm 0.26.0 on NVIDIA H200" in read.source
     assert read.linear_factor == pytest.approx(fit.profile.linear_factor, rel=1e-4)
     assert read.timed_targets == ("llama-3.1-8b",)
-    judged = [error.record for error in report.deployable]
+    judged = [error.record for error in report.deployable.errors]
     errors = fit_errors(judged, fit.profile, "h200")
     assert (read.speedup_error, read.host_error) == pytest.approx(errors, rel=0.01)
     assert len(read.host) == len(fit.profile.host)

@@ -10,7 +10,7 @@ import pytest
 from engine_samples import HEADER, a_plan, records_of
 
 from calibration.engines import observe, version_note
-from calibration.engines.records import read_engine_records
+from calibration.engines.reading import read_engine_records
 from calibration.records.jsonl import write_records
 from perfmodel import ConfigError, parse_scenario
 from perfmodel.scenario import Scenario

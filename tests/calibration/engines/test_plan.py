@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 
 from calibration.engines.plan import (
     LEAST_POINTS,
+    RUN_S,
+    TOKEN_S,
     Plan,
     PlanOptions,
+    _cost,
     default_draft,
     plan_run,
     point_scenario,
+    point_seconds,
 )
+from calibration.engines.records import Point, Setup
 from perfmodel import ConfigError, estimate
 
 H200 = PlanOptions(gpu="h200")
@@ -51,6 +56,21 @@ def test_every_point_fits_the_gpu_under_its_setup(seed: int, gpu: str) -> None:
             prompt=point.prompt_tokens,
         )
         assert float(estimate(scenario).memory.fraction) <= options.memory_share
+
+
+def test_short_steps_are_repeated_more_often() -> None:
+    """12 runs of a small model, three of a large batch; at least 1.5 s of rounds, if not 12."""
+    rounds = {}
+    for target, batch, prompt in (("llama-3.2-1b", 1, 1024), ("llama-3.1-8b", 64, 8192)):
+        setup = Setup(target=target, method="plain", gamma=0)
+        point = Point(setup=setup, batch=batch, prompt_tokens=prompt)
+        _, prefill_s, round_s = _cost(setup, "h200", batch, prompt)
+        for served in (False, True):
+            spent = point_seconds(point, replace(H200, served=served)) - batch * prefill_s
+            runs = 6 if served else 12 if batch == 1 else 3
+            rounds[batch, served] = (spent - runs * (RUN_S + TOKEN_S * batch * prompt)) / round_s
+    expected = {(1, False): 12 * 56, (64, False): 3 * 56, (1, True): 3 * 64, (64, True): 3 * 64}
+    assert rounds == pytest.approx(expected)
 
 
 def test_all_setups_of_a_target_time_the_same_workloads(plan: Plan) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 import calibration
 from calibration.engines.fit import EngineFit, grouped, predicted
-from calibration.engines.records import PointRecord, read_engine_records
-from calibration.engines.report import engine_report, misses_graph
+from calibration.engines.judged import misses_graph
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import PointRecord
+from calibration.engines.report import engine_report
 from calibration.records.jsonl import read_lines
 from perfmodel import EngineProfile, catalog
 from perfmodel.catalog.engines import engine_profile
@@ -80,9 +82,8 @@ def with_host_times(profile: EngineProfile, factor: float) -> EngineProfile:
 def stated_error(record: PointRecord) -> float:
     """The standard error of the shipped profile's prediction of a point, with its CUDA graphs."""
     (group,) = grouped([record], "h200")
-    profile = engine_profile("vllm", catalog.gpu("h200"))
-    default = not record.point.setup.exported_graphs
-    return time_error(group.scenario_of(record, replace(profile, default_graphs=default)))
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    return time_error(group.scenario_of(record, profile))
 
 
 def errors_by_share(records: Iterable[PointRecord]) -> tuple[list[PointRecord], np.ndarray]:
@@ -121,7 +122,7 @@ def test_errors_grow_with_the_share_of_the_host() -> None:
     launched = [r for r, each in zip(rows, share, strict=True) if each >= 0.6]
     repeats = np.mean([np.var(np.log(r.all_seconds), ddof=1) for r in launched])
     assert 100.0 * float(np.sqrt(repeats)) == pytest.approx(15.6, abs=0.06)
-    assert held_by(error, stated) == 92
+    assert held_by(error, stated) == 95
 
 
 def test_errors_of_seed_4101_grow_with_the_share_of_the_host() -> None:
@@ -130,7 +131,7 @@ def test_errors_of_seed_4101_grow_with_the_share_of_the_host() -> None:
     _, (error, share, stated) = errors_by_share(read_engine_records([path]).points)
     published = [(36, 3.2, 0), (15, 7.9, 1), (36, 18.0, 13)]
     assert np.array(rms_by_share(error, share)) == pytest.approx(np.array(published), abs=0.06)
-    assert held_by(error, stated) == 89
+    assert held_by(error, stated) == 94
 
 
 Blind = dict[tuple[str, str, int, int, int, int], float]  # target, method, γ, TP, batch, prompt
@@ -186,7 +187,7 @@ def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() ->
             *("h200-seed3101", "seed3101", "predicted_d5890447_s"),
             {
                 "llama-3.1-8b plain 0 1": (4, 1.1, 2.9, 4),
-                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4, 4),
+                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4, 5),
                 "llama-3.1-8b eagle3 4 1": (4, 1.7, 8.3, 3),
                 "qwen2.5-7b ngram 4 1": (4, 3.0, 5.6, 4),
             },
@@ -274,9 +275,9 @@ def test_decisions_of_seed_4101_are_as_published() -> None:
     records = read_engine_records([MEASURED / "engine-vllm-0.26-h200-seed4101.jsonl"])
     fit = EngineFit(profile=profile, terms=(), values=(), rms_percent=0.0, points=0)
     report = engine_report(records, fit)
-    judged = [d for d in report.decisions if not d.is_near_tie]
-    assert (sum(d.sign_right for d in judged), len(judged)) == (224, 237)
-    assert len(report.regrets) == 104 and 100.0 * max(report.regrets) < 0.25
+    judged = report.held_back
+    assert (judged.signs_right, judged.signs) == (224, 237)
+    assert len(judged.regrets) == 104 and 100.0 * max(judged.regrets) < 0.25
 
 
 def test_steps_of_a_mixture_have_their_published_errors() -> None:
@@ -316,3 +317,14 @@ def test_steps_with_latent_attention_and_mxfp4_have_their_published_errors() -> 
             errors = [error for spread, error in rows if spread <= most]
             got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
             assert got == pytest.approx(figures, abs=0.06), target
+
+
+def test_steps_with_mxfp4_have_their_published_errors() -> None:
+    """docs/results/architectures.md, "now": none of these times was used in a fit."""
+    records = read_engine_records([MEASURED / "engine-vllm-0.26-h200-mxfp4-mla.jsonl"])
+    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    timed = [r for r in records.points if r.point.setup.target == "gpt-oss-120b"]
+    ratios = [group.seconds(profile) / group.measured_s for group in grouped(timed, records.gpu)]
+    errors = list(100.0 * (np.concatenate(ratios) - 1.0))
+    got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
+    assert got == pytest.approx((9, 2.5, -4.2), abs=0.06)

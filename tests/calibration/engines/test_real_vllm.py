@@ -83,6 +83,16 @@ def test_vllm_accepts_the_sampling_parameters() -> None:
     assert callable(LLM.get_metrics) and callable(LLM.generate)
 
 
+def test_vllm_generates_with_the_step_that_the_adapter_stamps() -> None:
+    """It looks the method up on the engine at each call, and takes the outputs that finished."""
+    import inspect
+
+    from vllm import LLM
+
+    source = inspect.getsource(LLM._run_engine)
+    assert "self.llm_engine.step()" in source and "output.finished" in source
+
+
 def test_vllm_gives_the_layers_of_a_mixture_their_logits_as_the_adapter_expects() -> None:
     import inspect
 

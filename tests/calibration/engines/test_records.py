@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from engine_samples import HEADER, a_plan, records_of
 
-from calibration.engines.records import (
-    EngineRecords,
-    FailedPoint,
-    read_engine_records,
-)
+from calibration.engines.fit import grouped
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import EngineRecords, FailedPoint, PointRecord
+from calibration.engines.undisturbed import repeat_seconds
 from calibration.records.jsonl import RecordError, write_records
+from perfmodel import catalog
+from perfmodel.catalog.engines import engine_profile
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,66 @@ def test_records_that_contradict_each_other_are_noted(known: EngineRecords, tmp_
     assert note.startswith(first.point.id) and "10.5 to 14.5 ms" in note
 
 
+def windowed(record: PointRecord, *windows: tuple[float, ...]) -> PointRecord:
+    """The record with windows of its repeats, and the times that follow from them."""
+    kept, disturbed = repeat_seconds(windows)
+    times = {"seconds": median(kept), "all_seconds": kept, "disturbed": disturbed}
+    return replace(record, **times, windows_s=windows)  # type: ignore[arg-type]
+
+
+def test_the_windows_of_a_point_that_was_timed_several_times_are_pooled(
+    known: EngineRecords, tmp_path: Path
+) -> None:
+    """A record that was disturbed throughout does not count beside one that was not."""
+    slow = windowed(known.points[0], (0.018, 0.02), (0.019, 0.019))
+    fast = windowed(known.points[0], (0.010, 0.011), (0.018, 0.011))
+    assert (slow.disturbed_share, fast.disturbed_share) == (0.0, 0.25)
+    one, two = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_records(one, HEADER, [slow, *known.points[1:]])
+    write_records(two, HEADER, [fast])
+    assert read_engine_records([one]).points[0] == slow
+    for paths in ([one, two], [two, one], [one, two, two]):
+        read = read_engine_records(paths)
+        point = next(r for r in read.points if r.point.id == slow.point.id)
+        assert (
+            point.all_seconds == pytest.approx((0.0105, 0.011)) and point.disturbed_share == 5 / 8
+        )
+        assert point.seconds == pytest.approx(0.01075)
+        assert point.disturbed == pytest.approx((0.019, 0.019))
+        (note,) = read.notes
+        assert "10.8 to 19 ms" in note and "the median of all undisturbed repeats" in note
+
+
+def test_records_without_windows_are_left_out_beside_one_with_windows(
+    known: EngineRecords, tmp_path: Path
+) -> None:
+    old = replace(known.points[0], all_seconds=(0.02, 0.02), seconds=0.02)
+    new = windowed(known.points[0], (0.010, 0.011), (0.018, 0.011))
+    for name, rows in (("a", [old, new]), ("b", [new, old])):
+        write_records(tmp_path / f"{name}.jsonl", HEADER, rows)
+        read = read_engine_records([tmp_path / f"{name}.jsonl"])
+        assert read.points == (new,)
+        (note,) = read.notes
+        assert note.startswith(new.point.id) and "those without are left out" in note
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"all_seconds": (0.0105, 0.0105), "seconds": 0.0105},
+        {"all_seconds": (0.0105,), "seconds": 0.0105},
+        {"disturbed": (0.018,)},
+    ],
+)
+def test_times_that_do_not_follow_from_their_windows_are_refused(
+    known: EngineRecords, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    record = windowed(known.points[0], (0.010, 0.011), (0.018, 0.011))
+    write_records(tmp_path / "a.jsonl", HEADER, [record, replace(record, **changes)])
+    with pytest.raises(RecordError, match=r"line 3: all_seconds and disturbed are not the means"):
+        read_engine_records([tmp_path / "a.jsonl"])
+
+
 def test_each_fitted_point_whose_repeats_never_agree_is_noted(
     known: EngineRecords, tmp_path: Path
 ) -> None:
@@ -82,7 +143,13 @@ def test_each_fitted_point_whose_repeats_never_agree_is_noted(
     notes = read_engine_records([tmp_path / "a.jsonl"] * 2).notes
     assert len(notes) == 2
     for note, row, ends in zip(notes, rows[1:], list(every.values())[1:], strict=True):
-        assert note.startswith(f"{row.point.id} is fitted, though") and ends in note
+        assert note.startswith(f"{row.point.id} is fitted with less weight, ") and ends in note
+        assert note.endswith(
+            "time it again with the same flags and another --out, and fit both files"
+        )
+    profile = engine_profile("kernels", catalog.gpu(known.gpu))
+    first, *others = (grouped([row], known.gpu)[0].errors(profile).item() for row in rows)
+    assert min(others) > first  # the weight is that of its inverse
 
 
 def test_a_file_given_twice_changes_nothing(known: EngineRecords, tmp_path: Path) -> None:
@@ -168,6 +235,7 @@ def test_files_that_were_appended_are_read_as_several(known: EngineRecords, tmp_
         ({"all_seconds": (-1.0, 5.0), "seconds": 2.0}, "not positive for the most part"),
         ({"all_seconds": (-0.01,) * 3}, "not positive for the most part"),
         ({"all_seconds": (0.01,) * 3, "seconds": 1.0}, "is not the median 0.01 of all_seconds"),
+        ({"windows_s": ((),)}, "windows_s"),
         ({"context_tokens": 1.0}, "context_tokens=1 is less than the prompt"),
         ({"tokens_per_round": 99.0}, "tokens_per_round=99 is not from 1 to gamma"),
         ({"batch": 10**9}, "batch=1000000000 is not valid"),

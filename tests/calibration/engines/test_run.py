@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 from fake_vllm import ROUND_MS, SEQUENCE_MS, write_fake_vllm
+from hypothesis import given
+from hypothesis import strategies as st
 
 from calibration.engines.drivers import vllm_offline
 from calibration.engines.drivers import vllm_process as vllm
-from calibration.engines.plan import Plan, PlanOptions, plan_run
-from calibration.engines.records import EngineRecords, Point, Setup, read_engine_records
-from calibration.engines.run import run_plan
+from calibration.engines.plan import LONG_ROUNDS, SHORT_ROUNDS, Plan, PlanOptions, plan_run
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import EngineRecords, Point, PointRecord, Setup
+from calibration.engines.run import point_record, run_plan
 from perfmodel import ConfigError, catalog
 from perfmodel.specs.draft_methods import eagle3_head
 
@@ -49,6 +52,11 @@ def results(records: EngineRecords) -> dict[str, tuple[float, ...]]:
     return {r.point.id: (r.seconds, r.context_tokens, r.tokens_per_round) for r in records.points}
 
 
+def step_s(record: PointRecord) -> float:
+    """Seconds of a step or round of the fake."""
+    return (ROUND_MS + SEQUENCE_MS * record.point.batch) / 1e3
+
+
 def test_every_point_has_the_time_of_the_fake(fake: Path, plan: Plan) -> None:
     seen: list[tuple[int, str]] = []
     lines = measured(fake, plan, show=lambda done, label: seen.append((done, label)))
@@ -56,13 +64,15 @@ def test_every_point_has_the_time_of_the_fake(fake: Path, plan: Plan) -> None:
     records = read_engine_records([fake / "a.jsonl"])
     assert [r.point for r in records.points] == list(plan.points)
     for record in records.points:
-        step_s = (ROUND_MS + SEQUENCE_MS * record.point.batch) / 1e3
         gamma = record.point.setup.gamma
-        assert record.seconds == pytest.approx(step_s, rel=1e-6)
-        assert record.latency_s == pytest.approx(step_s, rel=1e-6)
+        assert record.seconds == pytest.approx(step_s(record), rel=1e-6)
+        assert record.latency_s == pytest.approx(step_s(record), rel=1e-6)
         assert record.tokens_per_round == pytest.approx(gamma + 1)
-        assert record.context_tokens == record.point.prompt_tokens + 32 * (gamma + 1)
-        assert record.spread < 1e-6
+        assert record.context_tokens == record.point.prompt_tokens + 1 + 32 * (gamma + 1)
+        assert record.spread < 1e-6 and record.rounds == 48
+        repeats = min(12, max(3, math.ceil(1.5 / 48 / step_s(record))))
+        assert [len(each) for each in record.windows_s] == [6] * repeats
+        assert record.disturbed_share == 0.0
     assert [s.setup for s in records.starts] == plan.setups
     assert records.facts("plain")["async_scheduling"] is True
     assert records.facts("draft") == records.facts("eagle3") | {"async_scheduling": False}
@@ -100,74 +110,134 @@ def test_a_failed_point_is_recorded_and_tried_again_by_the_next_run(
     assert len(read_engine_records([fake / "a.jsonl"]).points) == len(plan.points)
 
 
-@pytest.mark.parametrize(("calls", "signs"), [("2", "-"), ("3 6", "+-"), ("2 4 7", "--+")])
-def test_repeats_in_which_the_engine_compiles_are_timed_again(
-    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, calls: str, signs: str
+@pytest.mark.parametrize("calls", ["2", "3 4"])
+def test_windows_in_which_the_engine_compiles_are_left_out(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, calls: str
 ) -> None:
-    """Calls 2, 4, ... of an engine are the short runs of its first point, 3, 5, ... the long."""
+    """Calls 2, 3, ... of an engine are the repeats of its first point."""
     monkeypatch.setenv("FAKE_VLLM_COMPILES", calls)
     measured(fake, plan)
     records = read_engine_records([fake / "a.jsonl"])
     first = [plan.of(setup)[0] for setup in plan.setups]
     assert len(records.points) == len(plan.points)
     for record in records.points:
-        step_s = (ROUND_MS + SEQUENCE_MS * record.point.batch) / 1e3
-        assert record.all_seconds == pytest.approx([step_s] * 3, rel=1e-6)
-        expected = [step_s + float(f"{sign}1") / record.rounds for sign in signs]
-        assert record.disturbed == pytest.approx(expected if record.point in first else [])
+        assert record.all_seconds == pytest.approx([step_s(record)] * len(record.windows_s))
+        left_out = len(calls.split()) if record.point in first else 0
+        assert record.disturbed_share == left_out / (6 * len(record.windows_s))
 
 
-def test_if_too_few_repeats_agree_all_are_kept() -> None:
-    seconds = [0.01, 0.03, -0.5, 0.02, 0.05, 0.011, 0.01]
-    timed = iter([(each, i) for i, each in enumerate(seconds)])
-    kept, disturbed = vllm_offline.repeated(lambda: next(timed), 3)
-    assert [each for each, _ in kept] == seconds[:6] and not disturbed
-    assert next(timed) == (0.01, 6)  # was not timed
-
-
-def test_pairs_without_a_time_are_timed_again() -> None:
-    def kept(*seconds: float) -> tuple[list[float], list[float], int]:
-        timed = iter([(each, None) for each in seconds])
-        pairs, disturbed = vllm_offline.repeated(lambda: next(timed), 3)
-        return [each for each, _ in pairs], disturbed, len(list(timed))
-
-    nan = math.nan
-    assert kept(1.0, nan, 1.0, 1.0, 5.0) == ([1.0, 1.0, 1.0], [], 1)
-    assert kept(nan, 9.0, 1.0, nan, 1.0, 1.0) == ([1.0, 1.0, 1.0], [9.0], 0)
-    assert kept(1.0, 2.0, 4.0, nan, nan, math.inf) == ([1.0, 2.0, 4.0], [], 0)
-    assert kept(1.0, nan, nan, 1.0, nan, nan, 1.0) == ([], [], 1)
-
-
-@pytest.mark.parametrize("no_more", [1, 6])
-def test_a_longer_run_of_the_engine_without_more_rounds_is_timed_again(
-    no_more: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts = iter([{"accepted": 48.0}] * no_more + [{"accepted": 36.0}] * 6)
-
-    def generate(llm: Any, requests: list[Any], tokens: int) -> dict[str, float]:
-        counted = {"accepted": 0.0} if tokens < 60 else next(counts)
-        counted |= {"latency_sum": 0.0, "latency_count": 0.0, "drafts": 1.0}
-        return {"seconds": float(tokens), "tokens": float(tokens), **counted}
-
-    monkeypatch.setattr(vllm_offline, "_generate", generate)
-    job = {"tokens_per_round": 4, "short_rounds": 3, "long_rounds": 15, "repeats": 3}
-    prompts, point = vllm_offline.Prompts(8), {"batch": 1, "prompt_tokens": 8}
-    if no_more == 6:
-        with pytest.raises(RuntimeError, match="no more rounds in a longer run"):
-            vllm_offline.time_point(None, prompts, point, job)
-        return
-    result = vllm_offline.time_point(None, prompts, point, job)
-    assert result["all_seconds"] == [4.0] * 3 and result["disturbed"] == []
-
-
-def test_a_point_that_is_always_disturbed_fails(
+def test_repeats_on_a_slow_host_are_left_out(
     fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_VLLM_COMPILES", "2 4 6 8 10 12")
-    lines = measured(fake, plan)
-    assert len(lines) == len(plan.setups) + 1 and "are not valid step times" in lines[0]
+    monkeypatch.setenv("FAKE_VLLM_SLOW", "2 4")
+    measured(fake, plan)
     records = read_engine_records([fake / "a.jsonl"])
-    assert [f.point for f in records.failed] == [plan.of(setup)[0] for setup in plan.setups]
+    for record in records.points:
+        slow = 2 if record.point in [plan.of(setup)[0] for setup in plan.setups] else 0
+        quiet = len(record.windows_s) - slow
+        assert record.all_seconds == pytest.approx([step_s(record)] * quiet)
+        assert record.disturbed == pytest.approx([1.7 * step_s(record)] * slow)
+        assert record.disturbed_share == slow / len(record.windows_s)
+
+
+def test_only_rounds_in_which_all_sequences_decode_are_timed(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sequence starts a step after the one before it, so 48 wait for the last of 49."""
+    monkeypatch.setenv("FAKE_VLLM_RAMP", "1")
+    lines = measured(fake, plan)
+    records = read_engine_records([fake / "a.jsonl"])
+    together = [p for p in plan.points if LONG_ROUNDS + 1 - p.batch >= 8]
+    assert [r.point for r in records.points] == together
+    assert len(lines) == len(plan.points) - len(together) + 1 and "time a smaller batch" in lines[0]
+    for record in records.points:
+        first, per_round = max(SHORT_ROUNDS, record.point.batch - 1), record.point.setup.gamma + 1
+        windows = (LONG_ROUNDS - first) // 8
+        assert [len(each) for each in record.windows_s] == [windows] * len(record.windows_s)
+        assert record.seconds == pytest.approx(step_s(record)) and record.rounds == 8 * windows
+        lag = (record.point.batch - 1) / 2
+        length = 1 + per_round * (first + 4 * windows - lag)
+        assert record.context_tokens == pytest.approx(record.point.prompt_tokens + length)
+
+
+@pytest.mark.parametrize("misses", [5, 10_000])
+def test_rounds_without_drafts_are_counted(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, misses: int
+) -> None:
+    """The first sequence misses its first rounds, or all of them."""
+    monkeypatch.setenv("FAKE_VLLM_MISSES", str(misses))
+    lines = measured(fake, plan)
+    records = read_engine_records([fake / "a.jsonl"])
+    for record in records.points:
+        gamma, batch = record.point.setup.gamma, record.point.batch
+        tokens = LONG_ROUNDS * (gamma + 1)
+        rounds = misses + math.ceil((tokens - misses) / (gamma + 1)) if gamma else LONG_ROUNDS
+        expected = batch * tokens / (rounds + (batch - 1) * LONG_ROUNDS)
+        assert record.tokens_per_round == pytest.approx(expected)
+        assert record.seconds == pytest.approx(step_s(record))
+    if misses == 5:
+        assert len(records.points) == len(plan.points)
+        return
+    assert [r.point for r in records.points] == plan.of(plan.setups[0])  # plain decoding
+    assert sum("in 0 rounds, and 8 are needed; time a smaller" in line for line in lines[:-1]) == (
+        len(plan.points) - len(records.points)
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"drafts": 0.0, "accepted": 0.0}, "counted no drafts"),
+        ({"drafts": 56.0, "accepted": 224.0}, "counted no rounds"),
+    ],
+)
+def test_an_engine_that_counts_no_drafts_or_rounds_is_refused(
+    counts: dict[str, float], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def generate(llm: Any, requests: list[Any], tokens: int) -> dict[str, Any]:
+        steps = [(0.01 * i, int(i == 56)) for i in range(57)]
+        times = {"seconds": 1.0, "latency_sum": 0.0, "latency_count": 0.0}
+        return {"tokens": float(tokens), "steps": steps, **times, **counts}
+
+    monkeypatch.setattr(vllm_offline, "_generate", generate)
+    setup = Setup(target="llama-3.1-8b", method="ngram", gamma=3)
+    job = vllm.job(setup, [Point(setup=setup, batch=1, prompt_tokens=8)], tmp_path)
+    with pytest.raises(RuntimeError, match=message):
+        vllm_offline.time_point(None, vllm_offline.Prompts(8), job["points"][0], job)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), min_size=1, max_size=9),
+    st.integers(1, 12),
+)
+def test_all_sequences_decode_in_the_steps_that_are_timed(
+    sequences: list[tuple[int, int]], short: int
+) -> None:
+    """Each has its prefill in a step, and then some rounds more than others."""
+    long, prefills = 40, [prefill for prefill, _ in sequences]
+    ends = [prefill + long + more for prefill, more in sequences]
+    finished = [ends.count(i) for i in range(max(ends) + 1)]
+    try:
+        start, end = vllm_offline.steady_steps(finished, short, long)
+    except RuntimeError as error:
+        assert max(ends) - min(ends) > long - vllm_offline.WINDOW_ROUNDS
+        assert "decoded together" in str(error)
+        return
+    assert max(prefills) <= start <= end - vllm_offline.WINDOW_ROUNDS and end == min(ends)
+    assert start >= min(prefills) + short
+
+
+def test_an_engine_that_returns_several_rounds_at_once_is_refused() -> None:
+    assert vllm_offline.steady_steps([0] * 56 + [3], 8, 56) == (8, 56)
+    with pytest.raises(RuntimeError, match="56 rounds in 28 steps, not one in each"):
+        vllm_offline.steady_steps([0] * 28 + [3], 8, 56)
+
+
+def test_a_point_whose_times_are_mostly_negative_fails(plan: Plan) -> None:
+    """They are differences of two runs on a server."""
+    line = {"all_seconds": [-1.0, -0.5, 2.0], "rounds": 48.0}
+    with pytest.raises(ConfigError, match="are not valid step times"):
+        point_record(plan.points[0], line)
 
 
 def test_a_run_ends_if_the_first_engine_does_not_start(

@@ -15,7 +15,8 @@ import pytest
 from calibration.engines.drivers.server import Server, ServerAdapter
 from calibration.engines.drivers.server_checks import OtherServer, check_model
 from calibration.engines.plan import LONG_ROUNDS, PlanOptions, plan_run
-from calibration.engines.records import Point, Setup, read_engine_records
+from calibration.engines.reading import read_engine_records
+from calibration.engines.records import Point, Setup
 from calibration.engines.run import run_plan
 from perfmodel import ConfigError
 

@@ -1,6 +1,7 @@
 """The last wave of blocks: no effect at powers of two, and the measured one in between."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import calibration
 from perfmodel import catalog
 from perfmodel.catalog.engines import engine_profile
-from perfmodel.kernels import saturating_share, tail_ratio
+from perfmodel.kernels import AttentionCall, carried_share, saturating_share, tail_ratio
 
 MEASURED = Path(calibration.__file__).parent / "measured"
 RECORDS = MEASURED / "engine-vllm-0.26-h200.jsonl"
@@ -93,6 +94,79 @@ def test_no_more_multiprocessors_than_all_reach_the_bandwidth(wide: float, head_
     share = saturating_share(wide, head_dim)
     assert wide <= share <= min(1.0, 8.0 * wide + 1e-12)
     assert head_dim < 128 or share == wide
+
+
+GPUS = {name: catalog.gpu(name) for name in ("h200", "h100-sxm", "h100-nvl", "h100-pcie")}
+
+
+@pytest.mark.parametrize("engine", ["vllm-0.26", "vllm-0.23"])
+def test_a_carried_share_follows_the_bandwidth_of_a_multiprocessor(engine: str) -> None:
+    share = {name: engine_profile(engine, gpu).attention_tail_share for name, gpu in GPUS.items()}
+    per_sm = {name: gpu.hbm_bandwidth / gpu.sm_count for name, gpu in GPUS.items()}
+    ratio = {name: share[name] / per_sm[name] for name in GPUS}
+    assert ratio == pytest.approx(dict.fromkeys(GPUS, ratio["h200"]), rel=1e-12)
+    # 3.35 and 4.8 TB/s, both on 132 multiprocessors
+    assert share["h100-sxm"] == pytest.approx(share["h200"] * 3.35 / 4.8, rel=1e-12)
+    other = engine_profile(engine, catalog.gpu("b200")).attention_tail_share
+    assert other == 0.0  # another architecture runs another kernel
+
+
+@given(
+    st.floats(0.0, 1.0), st.floats(1e11, 1e14), st.integers(8, 1024), st.floats(1.0, 10.0),
+    st.sampled_from(["bandwidth", "multiprocessors"]),
+)  # fmt: skip
+def test_a_carried_share_is_bounded_and_grows_with_the_bandwidth_of_a_multiprocessor(
+    share: float, bandwidth: float, sm_count: int, more: float, by: str
+) -> None:
+    own = GPUS["h200"]
+    gpu = replace(own, hbm_bandwidth=bandwidth, sm_count=sm_count)
+    if by == "bandwidth":
+        faster = replace(gpu, hbm_bandwidth=more * bandwidth)
+    else:
+        faster = replace(gpu, sm_count=max(1, int(sm_count / more)))
+    at, above = carried_share(share, own, gpu), carried_share(share, own, faster)
+    assert 0.0 <= at <= above <= 1.0
+    assert carried_share(share, gpu, gpu) == share
+    assert at > 0.0 or share < 1e-300  # which is rounded to zero
+
+
+@given(st.floats(0.01, 1.0), st.floats(0.3, 3.0))
+def test_carrying_back_gives_the_measured_share_unless_all_are_needed(
+    share: float, speed: float
+) -> None:
+    own = GPUS["h200"]
+    gpu = replace(own, hbm_bandwidth=speed * own.hbm_bandwidth)
+    there = carried_share(share, own, gpu)
+    back = carried_share(there, gpu, own)
+    assert back == pytest.approx(share, rel=1e-12) if there < 1.0 else back <= share * (1 + 1e-12)
+
+
+def _flashinfer_times(name: str) -> dict[tuple[int, ...], float]:
+    """Attention of at most 64 query rows per KV head, one block per tile and range of KV. [s]"""
+    keys = ("query_heads", "kv_heads", "head_dim", "query_tokens", "batch", "kv_tokens")
+    rows = map(json.loads, (MEASURED / name).read_text(encoding="utf-8").splitlines())
+    cells = [row for row in rows if row["op"] == "attention"]
+    return {tuple(row[key] for key in keys): row["seconds"] for row in cells}
+
+
+def test_few_blocks_take_as_long_on_an_h100_as_on_an_h200() -> None:
+    """A constant share would let them take 1.43 times as long, as full grids do."""
+    times, faster = (_flashinfer_times(f"kernels-{gpu}.jsonl") for gpu in ("h100", "h200"))
+    few, full = [], []
+    for cell in times.keys() & faster.keys():
+        heads, kv_heads, dim, queries, batch, tokens = cell
+        call = AttentionCall(
+            query_tokens=queries, query_heads=heads, kv_heads=kv_heads, head_dim=dim, sm_count=132
+        )
+        split = call.split_kv(np.array([[float(tokens)]]), float(batch))
+        ratio = times[cell] / faster[cell]
+        if split.blocks[0] <= 0.297 * 132 and split.range_tokens[0] >= 512:
+            few.append(ratio)
+        if split.blocks[0] >= 200 and split.range_tokens[0] > 4096 and queries == 1:
+            full.append(ratio)
+    assert len(few) >= 5 and len(full) >= 50
+    assert 0.97 < min(few) <= max(few) < 1.03
+    assert np.median(full) == pytest.approx(4.8 / 3.35, abs=0.05)
 
 
 def test_on_gpus_without_measured_kernels_waves_begin_gradually() -> None:

@@ -1,7 +1,9 @@
 """The culprit of a slow round is named, and the best γ follows from the measured terms."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from perfmodel import ConfigError, estimate, parse_scenario
@@ -126,7 +128,54 @@ def test_a_draft_in_exported_graphs_did_not_run_eagerly() -> None:
     times = {"plain_s": 2.62e-3, "rounds_s": {2: 7.5e-3}}
     assert explained(scenario, **times).sentence.startswith("the draft probably ran eagerly")
     exported = explained(scenario, **times, exported_graphs=True)
-    assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow: ")
+    assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow, or ")
+
+
+def test_one_round_does_not_tell_a_slow_draft_from_a_slow_host() -> None:
+    scenario = ran(11, 5696, **WAITS, gamma=2)
+    alone = explained(scenario, plain_s=2.62e-3, rounds_s={2: 6.5e-3})
+    assert "or the GPU waited for the host, which one round does not tell apart" in alone.sentence
+    assert alone.sentence.endswith("time rounds of two gamma, or give --draft-ms or --host-ms")
+    for more in ({"rounds_s": {1: 4.3e-3, 2: 6.5e-3}}, {"draft_step_s": 2.2e-3}):
+        told = explained(scenario, **{"plain_s": 2.62e-3, "rounds_s": {2: 6.5e-3}} | more)
+        assert told.sentence.startswith("the draft probably ran eagerly, without CUDA graphs: ")
+
+
+def slower_host(scenario: Scenario, factor: float) -> Scenario:
+    """The same scenario on a host that takes `factor` times as long in rounds."""
+    host = tuple(
+        costs if costs.method == "plain" else costs.slower(factor) for costs in scenario.engine.host
+    )
+    return replace(scenario, engine=replace(scenario.engine, host=host))
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3])
+@pytest.mark.parametrize("alpha", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("factor", [1.4, 1.6, 1.9])
+def test_a_slow_host_is_slow_at_every_gamma(gamma: int, alpha: float, factor: float) -> None:
+    """From one round: it launches more draft steps with more drafts."""
+    scenario = ran(11, 5696, **WAITS, gamma=gamma, acceptance=alpha)
+    slow, every = slower_host(scenario, factor), list(range(1, 17))
+    true = estimate(slow, gamma=every)
+    round_s = float(estimate(slow).round_s)
+    answer = explained(scenario, rounds_s={gamma: round_s})
+    assert answer.culprit == "host"
+    best = int(np.argmax(true.speedup))
+    assert answer.best_gamma is not None and answer.best_speedup is not None
+    if answer.best_gamma:
+        found = float(np.ravel(true.speedup)[answer.best_gamma - 1])
+        assert found > 0.999 * float(np.ravel(true.speedup)[best])
+        assert answer.best_speedup == pytest.approx(found, rel=1e-3)
+    else:
+        assert np.max(true.speedup) < 1.001
+
+
+def test_the_host_time_of_a_prediction_is_predicted_at_every_gamma() -> None:
+    scenario = ran(11, 5696, **WAITS, gamma=2, acceptance=0.8)
+    point = estimate(scenario, gamma=list(range(1, 17)))
+    answer = explained(scenario, rounds_s={2: float(estimate(scenario).round_s)})
+    assert answer.best_gamma == int(np.argmax(point.speedup)) + 1
+    assert answer.best_speedup == pytest.approx(float(np.max(point.speedup)))
 
 
 @pytest.mark.parametrize("name", ["draft_step_s", "verify_s", "host_s", "plain_s"])

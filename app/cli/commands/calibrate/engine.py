@@ -146,10 +146,12 @@ def _fit(data: EngineRecords, output: Path, *, as_json: bool) -> None:
         profile_text,
         report_dict,
         report_lines,
+        shared_host_note,
     )
     from perfmodel import OutsideTolerance
 
-    report = engine_report(data, fit_profile(data))
+    fit = fit_profile(data)
+    report = engine_report(data, fit)
     name = f"engines/{report.name}.toml"
     present = output / name
     shipped = present.read_text(encoding="utf-8") if present.is_file() else None
@@ -158,6 +160,8 @@ def _fit(data: EngineRecords, output: Path, *, as_json: bool) -> None:
         print_json(report_dict(report) | {"written": [str(path) for path in written]})
     else:
         print("\n".join([*report_lines(report), *(f"wrote {path}" for path in written)]))
+    if line := shared_host_note(data, fit.profile):
+        print(f"note: {line}", file=sys.stderr)
     if report.outside:
         raise OutsideTolerance("; ".join(report.outside))
 

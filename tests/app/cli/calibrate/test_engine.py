@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,21 @@ def test_records_of_another_seed_are_used_for_validation(
     out, error = capsys.readouterr()
     assert code == 4 and "exceeds 3 %" in error
     assert (tmp_path / "engines" / "vllm-0.26.toml").is_file() and "fitted    plain" in out
+
+
+def test_a_host_that_other_machines_disturb_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, path = records_of(a_plan(minutes=12.0))[0], tmp_path / "vllm.jsonl"
+    points = [
+        replace(r, windows_s=((*4 * (r.seconds,), 1.6 * r.seconds), (1.6 * r.seconds,)))
+        for r in known.points
+    ]
+    disturbed = [replace(r, disturbed=(1.6 * r.seconds,)) for r in points]
+    write_records(path, HEADER, [*known.starts, *disturbed])
+    assert run(["calibrate", "engine", str(path), "--output", str(tmp_path)]) == 0
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("note: the cores of this host are shared") and "1.6 times" in last
 
 
 def test_an_engine_is_measured_and_fitted_in_one_command(

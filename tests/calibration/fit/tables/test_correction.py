@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from calibration.fit.tables.correction import Problem, fit, held_out, predict
-from calibration.fit.tables.experts_fit import AXES, fit_experts, read_cells
+from calibration.fit.tables.experts_cells import read_cells, split_latency
+from calibration.fit.tables.experts_fit import AXES, fit_experts
 from calibration.fit.tables.gpus import GPUS
 from calibration.fit.tables.latent_fit import fit_latent
 from perfmodel.catalog.quantised_kernels import expert_curves
@@ -127,6 +128,36 @@ def test_the_sort_and_the_rows_of_other_ranks_are_found(
     assert found["vllm_tritonexperts"].sort_latency_s == pytest.approx(1e-5, rel=0.2)
     assert found["vllm_tritonexperts"].remote_efficiency == pytest.approx(0.1, rel=0.2)
     assert found["another"].sort_latency_s == 0.0
+
+
+def test_the_latency_of_experts_on_other_ranks_is_that_of_equal_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With narrower experts of one rank, which alone would be fitted as a lower latency."""
+    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    rows, found = moe_rows(), {}
+    narrow = rows[rows.moe_ep_size == 1].assign(moe_tp_size=4)
+    narrow.latency *= 0.5
+    rows.latency += 1e3 * 3e-5 * (rows.moe_ep_size > 1)
+    rows = pd.concat([rows, narrow], ignore_index=True)
+    for source in ("vllm_oaitritonmxfp4expertsmonolithic", "another"):
+        write(tmp_path, "moe", rows.assign(kernel_source=source))
+        cells = read_cells(tmp_path, GPU, "bfloat16")
+        assert split_latency(cells[cells.balanced]) == {"split": pytest.approx(3e-5, rel=0.01)}
+        text, *_ = fit_experts(tmp_path, GPU)
+        found[source] = expert_curves(tomllib.loads(text), "test")["bf16"]
+    assert found["vllm_oaitritonmxfp4expertsmonolithic"].remote_latency_s == pytest.approx(3e-5)
+    assert found["another"].remote_latency_s == 0.0
+
+
+def test_a_latency_without_equal_cells_is_zero() -> None:
+    columns = ["hidden", "inter", "touched", "rows", "tokens", "ranks", "seconds"]
+    alone, split = (2048, 768, 8.0, 8.0, 1, 1, 5e-5), (2048, 768, 8.0, 8.0, 4, 4, 4e-5)
+    other = (4096, 768, 8.0, 8.0, 4, 4, 9e-5)
+    assert split_latency(pd.DataFrame([alone, other], columns=columns)) == {"split": 0.0}
+    assert split_latency(pd.DataFrame([alone, split], columns=columns)) == {"split": 0.0}  # faster
+    many = (2048, 768, 8.0, 8.0, 65, 4, 9e-5)
+    assert split_latency(pd.DataFrame([alone, many], columns=columns)) == {"split": 0.0}
 
 
 def test_cells_slower_than_cells_with_more_work_are_left_out(
