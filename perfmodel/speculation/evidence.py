@@ -52,7 +52,7 @@ class Evidence:
 def waiting_notes(point: RoundEstimate) -> list[str]:
     """That the times of one point depend on the host's speed, if the GPU waits for it.
 
-    Source: docs/results/serving-engines.md, "What is not predicted, and why".
+    Source: docs/results/serving-engines.md, engine-vllm-0.26-h200-undisturbed.jsonl.
     """
     waits = [(point.plain_overhead_s / point.plain_tpot_s, "plain step")]
     if point.gamma:
@@ -61,9 +61,9 @@ def waiting_notes(point: RoundEstimate) -> list[str]:
     if share < MOST_WAITING or not point.scenario.engine.host:
         return []
     return [
-        f"the GPU waits for the host in {share:.0%} of a {kind}: hosts and processes differ by "
-        f"more than the interval says (such rounds of vLLM 0.26 by up to 40%); measure yours with "
-        f"`specroof calibrate engine`"
+        f"the GPU waits for the host in {share:.0%} of a {kind}, and the time is that of a host "
+        f"whose cores nothing else uses; where other machines shared them, such steps of vLLM 0.26 "
+        f"took up to 1.6 times as long. Measure yours with `specroof calibrate engine`"
     ]
 
 
