@@ -65,7 +65,7 @@ def test_a_wave_of_few_blocks_is_as_long_as_measured() -> None:
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize(("head_dim", "rms"), [(128, 0.042), (64, 0.044)])
+@pytest.mark.parametrize(("head_dim", "rms"), [(128, 0.050), (64, 0.034)])
 def test_narrow_heads_have_the_measured_waves_with_twice_the_share(
     head_dim: int, rms: float
 ) -> None:
