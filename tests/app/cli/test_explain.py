@@ -31,10 +31,10 @@ def test_the_eager_draft_of_vllm_0_23_is_named(capsys: pytest.CaptureFixture[str
 def test_a_round_that_waits_for_the_host_is_no_eager_draft(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """vLLM 0.26 on one H200: a plain step, and a round of EAGLE-3."""
+    """Rounds of EAGLE-3 on a host that takes 1.7 times as long as vLLM's on an H200."""
     ran = ["--target", "llama-3.2-1b", "--gpu", "h200", "--draft", "eagle3", "--gamma", "2"]
     work = ["--batch", "11", "--prompt-tokens", "5696", "--tokens-per-round", "3"]
-    times = ["--plain-ms", "2.62", "--round-ms", "4.50", "--engine", "vllm-0.26"]
+    times = ["--plain-ms", "2.20", "--round-ms", "5.40", "--engine", "vllm-0.26"]
     assert run(["explain", *ran, *work, *times]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert words.startswith("The GPU probably waited for the host: ") and "eagerly" not in words

@@ -92,17 +92,17 @@ def test_rounds_between_vllms_graphs_are_named() -> None:
 WAITS = {"target": "llama-3.2-1b", "draft": "eagle3", "draft_policy": None, "engine": "vllm-0.26"}
 
 
-@pytest.mark.parametrize("rounds", [{2: 4.5e-3}, {1: 3.4e-3, 2: 4.5e-3}])
-@pytest.mark.parametrize("plain_s", [2.62e-3, None])
+@pytest.mark.parametrize("rounds", [{2: 5.4e-3}, {1: 4.6e-3, 2: 5.4e-3}])
+@pytest.mark.parametrize("plain_s", [2.2e-3, None])
 def test_rounds_of_a_target_whose_plain_steps_wait_for_the_host_wait_too(
     rounds: dict[int, float], plain_s: float | None
 ) -> None:
-    """vLLM 0.26 on an H200: 2.54 ms of host time in a plain step of 2.62."""
+    """On a host that takes 1.7 times as long as that of vLLM 0.26 on an undisturbed H200."""
     scenario = ran(11, 5696, **WAITS, gamma=2)
     answer = explained(scenario, plain_s=plain_s, rounds_s=rounds)
     assert answer.culprit == "host" and "the host takes longer than the GPU" in answer.sentence
     expected_ms = 1e3 * float(estimate(scenario).round_s)
-    assert f"4.5 ms a round where {expected_ms:.3g} is expected" in answer.sentence
+    assert f"5.4 ms a round where {expected_ms:.3g} is expected" in answer.sentence
 
 
 @pytest.mark.parametrize(
@@ -151,15 +151,17 @@ def slower_host(scenario: Scenario, factor: float) -> Scenario:
 
 @pytest.mark.parametrize("gamma", [1, 2, 3])
 @pytest.mark.parametrize("alpha", [0.5, 0.7, 0.9])
-@pytest.mark.parametrize("factor", [1.4, 1.6, 1.9])
-def test_a_slow_host_is_slow_at_every_gamma(gamma: int, alpha: float, factor: float) -> None:
-    """From one round: it launches more draft steps with more drafts."""
+@pytest.mark.parametrize(("factor", "culprit"), [(1.4, "none"), (1.65, "host"), (1.9, "host")])
+def test_a_slow_host_is_slow_at_every_gamma(
+    gamma: int, alpha: float, factor: float, culprit: str
+) -> None:
+    """From one round: it launches more draft steps with more drafts. 1.4 is in the interval."""
     scenario = ran(11, 5696, **WAITS, gamma=gamma, acceptance=alpha)
     slow, every = slower_host(scenario, factor), list(range(1, 17))
     true = estimate(slow, gamma=every)
     round_s = float(estimate(slow).round_s)
     answer = explained(scenario, rounds_s={gamma: round_s})
-    assert answer.culprit == "host"
+    assert answer.culprit == culprit
     best = int(np.argmax(true.speedup))
     assert answer.best_gamma is not None and answer.best_speedup is not None
     if answer.best_gamma:
@@ -254,7 +256,7 @@ HEAD = {"draft": "eagle3", "draft_policy": None, "engine": "vllm", "acceptance":
 
 
 @pytest.mark.parametrize(
-    ("batch", "context", "gamma", "ms"), [(124, 1232, 3, 21.38), (9, 1300, 3, 8.0)]
+    ("batch", "context", "gamma", "ms"), [(124, 1232, 3, 21.38), (9, 1552, 3, 7.65)]
 )
 def test_a_round_in_the_interval_has_no_culprit(
     batch: int, context: int, gamma: int, ms: float
