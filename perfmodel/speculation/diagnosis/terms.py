@@ -4,15 +4,16 @@ A round takes γ·T_D + T_V + host time. Terms that were not measured are derive
 T_V from the predicted one, scaled by measured over predicted T_T; T_D from the rounds of two γ,
 whose difference is drafting and a slightly longer verification, and the host time as the remainder.
 With one γ, or if the first of the draft steps costs less than the others, or T_V is predicted to
-grow by more than the rounds, T_D is a mean over the steps, with the predicted host time; or, if the
-round probably waits for the host (`waits_for_host`), the predicted one. If a round is shorter than
-the predicted verification, all predicted terms are scaled to it.
+grow by more than the rounds, T_D is a mean over the steps, with the predicted host time. If the
+round probably waits for the host (`waits_for_host`), T_D and T_V are the predicted ones. If a round
+is shorter than the predicted verification, all predicted terms are scaled to it. If the host is
+slower than predicted, it is as much slower in the plain step, unless that was measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from perfmodel.speculation.diagnosis.cause import (
     sentence_of,
     waits_for_host,
 )
-from perfmodel.speculation.diagnosis.gammas import speedups
+from perfmodel.speculation.diagnosis.gammas import speedups, with_slow_host
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
 SPREAD = 0.05  # between times of the same round, such as those of `calibrate engine`
@@ -118,8 +119,10 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
         raise ConfigError(
             "nothing was measured; give a report of the engine, or times such as --round-ms 41"
         )
-    culprit = _culprit(scenario, terms, measured)
-    speedup, best = speedups(scenario, terms, measured)
+    culprit = _culprit(scenario, terms)
+    if (on_slow := with_slow_host(scenario, terms["host_s"])) and measured.plain_s is None:
+        terms |= _slow_plain_step(terms["plain_s"], on_slow)
+    speedup, best = speedups(scenario, terms, measured, on_slow)
     return Diagnosis(
         terms=terms,
         culprit=culprit,
@@ -175,8 +178,8 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
     gamma, rounds = scenario.plan.gamma, measured.rounds_s
     host = float(predicted.overhead_s)
     draft_s, verify_s, host_s = measured.draft_step_s, measured.verify_s, measured.host_s
-    scale = 1.0
-    if measured.plain_s is not None:
+    scale, waits = 1.0, waits_for_host(scenario, measured)
+    if measured.plain_s is not None and not waits:
         scale = measured.plain_s / float(predicted.plain_tpot_s)
     round_s = rounds.get(gamma)
     if verify_s is None and round_s is not None:
@@ -184,12 +187,12 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
     method = scenario.plan.method
     if draft_s is None and rounds and method and method.kind is MethodKind.LOOKUP:
         draft_s = 0.0
+    if draft_s is None and waits:
+        draft_s = float(predicted.draft_step_s)
     if draft_s is None and len(rounds) > 1:
         draft_s = _slope(scenario, rounds, scale)
     if round_s is not None and verify_s is not None:
         left_s = round_s - verify_s
-        if draft_s is None and waits_for_host(scenario, measured):
-            draft_s = float(predicted.draft_step_s)
         if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
             host_s = left_s - gamma * draft_s
         elif measured.draft_step_s is None:
@@ -223,6 +226,14 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
         name: Term(measured=was, predicted=expected, derived=was is not None and given is None)
         for name, (was, expected, given) in values.items()
     }
+
+
+def _slow_plain_step(term: Term, on_slow: Scenario) -> dict[str, Term]:
+    """The plain step that was not measured, if the host that makes rounds wait is slow in it too."""
+    slow_s = float(estimate(on_slow).plain_tpot_s)
+    if slow_s == term.predicted:
+        return {}
+    return {"plain_s": replace(term, measured=slow_s, derived=True)}
 
 
 def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float | None:
@@ -262,11 +273,10 @@ def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]
     return excesses
 
 
-def _culprit(scenario: Scenario, terms: Mapping[str, Term], measured: Measured) -> str:
+def _culprit(scenario: Scenario, terms: Mapping[str, Term]) -> str:
     """The largest excess beyond the 90 % interval, "faster" if a time is below it, or "none".
 
-    A plain step has its own interval. 10 % of a round always count as agreement, also for Ω. What a
-    round that waits for the host takes in excess is the host's, also between its draft steps.
+    A plain step has its own interval. 10 % of a round always count as agreement, also for Ω.
     """
     round_s, plain_s = terms["round_s"].predicted, terms["plain_s"].predicted
     assert round_s is not None and plain_s is not None
@@ -275,10 +285,6 @@ def _culprit(scenario: Scenario, terms: Mapping[str, Term], measured: Measured) 
     of_plain_s = max(interval_s(without_speculation(scenario), plain_s)[1] - plain_s, least_s)
     limits = {"plain": of_plain_s, "acceptance": least_s}
     excesses = _excesses(scenario, terms)
-    if waits_for_host(scenario, measured):
-        whole_s = (terms["round_s"].measured or 0.0) - round_s
-        excesses["host"] = whole_s - excesses.get("verification", 0.0)
-        excesses.pop("draft", None)
     if (terms["round_s"].measured or np.inf) <= round_s + of_round_s:
         excesses = {n: s for n, s in excesses.items() if not terms[_TERM_OF[n]].derived}
     beyond = {n: s for n, s in excesses.items() if s > limits.get(n, of_round_s)}
