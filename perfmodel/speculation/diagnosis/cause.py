@@ -185,7 +185,8 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
         return f"the draft {what}: {versus}"
     return (
         f"the draft {what}, or the GPU waited for the host, which one round does not tell apart: "
-        f"{versus} if it is the draft; time rounds of two gamma, or give --draft-ms or --host-ms"
+        f"{versus} if it is the draft, as the best gamma assumes; time rounds of two gamma, or "
+        f"give --draft-ms or --host-ms"
     )
 
 

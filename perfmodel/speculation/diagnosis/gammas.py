@@ -70,8 +70,8 @@ def _rounds_s(
     """
     verify, draft, host = (terms[name] for name in ("verify_s", "draft_step_s", "host_s"))
     verify_s = _value(verify) / (verify.predicted or 1.0) * grid.verify.total_s
-    several = len(measured.rounds_s) > 1 and measured.draft_step_s is None
-    if several and not waits_for_host(grid.scenario, measured):
+    is_slope = draft.derived and _value(draft) > 0.0 and len(measured.rounds_s) > 1
+    if is_slope and not waits_for_host(grid.scenario, measured):
         return np.asarray(gammas * _value(draft) + verify_s + _value(host))
     drafts_s = gammas * _value(draft)
     if draft.predicted:
@@ -79,9 +79,7 @@ def _rounds_s(
     return np.asarray(drafts_s + verify_s + _host_s(host, gammas, grid, on_slow))
 
 
-def _host_s(
-    term: Term, gammas: Floats, grid: RoundEstimate, on_slow: Scenario | None
-) -> Floats:
+def _host_s(term: Term, gammas: Floats, grid: RoundEstimate, on_slow: Scenario | None) -> Floats:
     """Host time of a round by γ, of a host that is as much slower at each as at the measured one.
 
     It also launches more draft steps with more drafts. The excess is constant if the profile has no
@@ -95,16 +93,19 @@ def _host_s(
     return np.asarray(estimate(on_slow, gamma=gammas).overhead_s)
 
 
-def with_slow_host(scenario: Scenario, term: Term) -> Scenario | None:
+def with_slow_host(scenario: Scenario, terms: Mapping[str, Term], culprit: str) -> Scenario | None:
     """The scenario on the host for which a round waits as long as measured.
 
-    All of its times are those of the profile times one factor. None if the host is not slower than
-    predicted, or the profile has no host times.
+    All of its times are those of the profile times one factor. If it is the culprit, a T_D that was
+    derived with its time includes its launches. None if the host is not slower than predicted, or
+    the profile has no host times.
     """
-    host_s, predicted = term.measured, estimate(scenario)
-    work_s = max(host_work_s(scenario, name) for name in (method_of(scenario), "plain"))
-    if host_s is None or host_s <= float(predicted.overhead_s) or work_s == 0.0:
+    host, draft, predicted = terms["host_s"], terms["draft_step_s"], estimate(scenario)
+    host_s, work_s = _value(host), _work_s(scenario)
+    if host.measured is None or host_s <= float(predicted.overhead_s) or work_s == 0.0:
         return None
+    if culprit == "host" and host.derived and draft.derived:
+        host_s += scenario.plan.gamma * max(_value(draft) - float(predicted.draft_step_s), 0.0)
     passes_s = float(predicted.draft_total_s + predicted.verify.total_s)
     low, high = 1.0, (host_s + passes_s) / work_s  # the GPU waits for what passes do not hide
     while high > (1.0 + PRECISION) * low:
@@ -112,6 +113,10 @@ def with_slow_host(scenario: Scenario, term: Term) -> Scenario | None:
         waits_s = float(estimate(_with_host(scenario, middle)).overhead_s)
         low, high = (middle, high) if waits_s < host_s else (low, middle)
     return _with_host(scenario, high)
+
+
+def _work_s(scenario: Scenario) -> float:
+    return max(host_work_s(scenario, name) for name in (method_of(scenario), "plain"))
 
 
 def _with_host(scenario: Scenario, factor: float) -> Scenario:

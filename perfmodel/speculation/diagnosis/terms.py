@@ -6,7 +6,7 @@ whose difference is drafting and a slightly longer verification, and the host ti
 With one γ, or if the first of the draft steps costs less than the others, or T_V is predicted to
 grow by more than the rounds, T_D is a mean over the steps, with the predicted host time. If the
 round probably waits for the host (`waits_for_host`), T_D and T_V are the predicted ones. If a round
-is shorter than the predicted verification, all predicted terms are scaled to it. If the host is
+is shorter than its terms, those that were not measured are scaled to it. If the host is
 slower than predicted, it is as much slower in the plain step, unless that was measured.
 """
 
@@ -19,10 +19,8 @@ import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
-from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
-from perfmodel.specs.labels import Bound
 from perfmodel.speculation.diagnosis.cause import (
     CLEAR,
     faster_sentence,
@@ -31,9 +29,9 @@ from perfmodel.speculation.diagnosis.cause import (
     waits_for_host,
 )
 from perfmodel.speculation.diagnosis.gammas import speedups, with_slow_host
+from perfmodel.speculation.diagnosis.plausible import SPREAD, implausible
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
-SPREAD = 0.05  # between times of the same round, such as those of `calibrate engine`
 _TERM_OF = {  # by culprit
     "draft": "draft_step_s",
     "verification": "verify_s",
@@ -41,8 +39,6 @@ _TERM_OF = {  # by culprit
     "plain": "plain_s",
     "acceptance": "tokens_per_round",
 }
-FLOOR = 0.9  # of the time of reading weights and KV at the datasheet's bandwidth; caches may help
-LONGEST = 300.0  # measured over predicted time; beyond it, the unit is probably wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +116,8 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
             "nothing was measured; give a report of the engine, or times such as --round-ms 41"
         )
     culprit = _culprit(scenario, terms)
-    if (on_slow := with_slow_host(scenario, terms["host_s"])) and measured.plain_s is None:
+    on_slow = with_slow_host(scenario, terms, culprit)
+    if on_slow is not None and measured.plain_s is None:
         terms |= _slow_plain_step(terms["plain_s"], on_slow)
     speedup, best = speedups(scenario, terms, measured, on_slow)
     return Diagnosis(
@@ -131,46 +128,6 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
         best_gamma=best,
         best_speedup=None if best is None else speedup.get(best, 1.0),
     )
-
-
-def implausible(scenario: Scenario, measured: Measured) -> str:
-    """Why a measured time is probably in another unit, or of another scenario; "" if none is.
-
-    A pass cannot be shorter than its reads of weights and KV at the memory bandwidth.
-    """
-    predicted, rounds = estimate(scenario), measured.rounds_s
-    reads_s, draft_s = _read_seconds(predicted.target_step), _read_seconds(predicted.draft_step)
-    whole_s, draft_step_s = float(predicted.round_s), float(predicted.draft_step_s)
-    times: list[tuple[str, float | None, float, float]] = [
-        ("plain step", measured.plain_s, reads_s, float(predicted.plain_tpot_s)),
-        ("verification", measured.verify_s, reads_s, float(predicted.verify.total_s)),
-        ("draft step", measured.draft_step_s, draft_s, draft_step_s),
-        ("host time", measured.host_s, 0.0, whole_s),
-        *((f"round with gamma {g}", s, reads_s + g * draft_s, whole_s) for g, s in rounds.items()),
-    ]
-    gpus = f"{scenario.tp} x {scenario.machine.gpu.name}"
-    for name, seconds, least_s, expected_s in times:
-        if seconds is None:
-            continue
-        stated = f"a {name} of {1e3 * seconds:.3g} ms"
-        if seconds < least_s:
-            unit = "; was it in seconds?" if least_s < 1e3 * seconds < LONGEST * least_s else ""
-            return (
-                f"{stated} is impossible: reading weights and KV takes {1e3 * least_s:.3g} ms on "
-                f"{gpus}; check the unit (ms), batch, prompt tokens and dtypes{unit}"
-            )
-        if expected_s and seconds > LONGEST * expected_s:
-            return (
-                f"{stated} is {seconds / expected_s:.3g} times the predicted "
-                f"{1e3 * expected_s:.3g} ms; check the unit (ms; was it in microseconds?)"
-            )
-    return ""
-
-
-def _read_seconds(step: StepTime | None) -> float:
-    """The least time of a pass's reads of dense weights and KV; experts may be few. [s]"""
-    reads = (p for p in step.parts if p.traffic in (Bound.WEIGHTS, Bound.KV)) if step else ()
-    return FLOOR * float(sum(p.memory_s for p in reads if GROUPS[p.name] != "experts"))
 
 
 def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> dict[str, Term]:
@@ -185,7 +142,8 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
     if verify_s is None and round_s is not None:
         verify_s = scale * float(predicted.verify.total_s)
     method = scenario.plan.method
-    if draft_s is None and rounds and method and method.kind is MethodKind.LOOKUP:
+    looks_up = method is not None and method.kind is MethodKind.LOOKUP
+    if draft_s is None and rounds and looks_up:
         draft_s = 0.0
     if draft_s is None and waits:
         draft_s = float(predicted.draft_step_s)
@@ -195,17 +153,19 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
         left_s = round_s - verify_s
         if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
             host_s = left_s - gamma * draft_s
-        elif measured.draft_step_s is None:
+        elif measured.draft_step_s is None and not looks_up:
             draft_s = (left_s - (host if host_s is None else host_s)) / gamma
-        if draft_s is None or draft_s < 0 or left_s < 0:
-            if measured.verify_s is not None or measured.host_s is not None:
-                raise ConfigError(
-                    f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and host "
-                    f"time; check the times"
-                )
-            faster = round_s / float(predicted.round_s)  # share the gain among all terms
-            draft_s, host_s = faster * float(predicted.draft_step_s), faster * host
-            verify_s = faster * float(predicted.verify.total_s)
+        assert draft_s is not None
+        drafts_s = gamma * draft_s
+        lacks_s = max(-drafts_s, max(drafts_s, 0.0) + (measured.host_s or 0.0) - left_s)
+        if measured.verify_s is None and measured.host_s is None and lacks_s > 0:
+            draft_s, verify_s, host_s = _faster(round_s, predicted, measured.draft_step_s)
+        elif lacks_s > SPREAD * round_s:
+            raise ConfigError(
+                f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and other "
+                f"terms; check the times"
+            )
+        draft_s = max(draft_s, 0.0)
     elif draft_s is not None and verify_s is not None:
         round_s = gamma * draft_s + verify_s + (host_s or 0.0)
     tokens: float | None = None
@@ -228,8 +188,21 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
     }
 
 
+def _faster(
+    round_s: float, predicted: RoundEstimate, draft_s: float | None
+) -> tuple[float, float, float]:
+    """T_D, T_V and host time of a round shorter than predicted; unless measured, all share it."""
+    verify_s, host_s = float(predicted.verify.total_s), float(predicted.overhead_s)
+    faster = round_s / float(predicted.round_s)
+    if draft_s is None:
+        draft_s = faster * float(predicted.draft_step_s)
+    else:
+        faster = max(round_s - float(predicted.gamma) * draft_s, 0.0) / (verify_s + host_s)
+    return draft_s, faster * verify_s, faster * host_s
+
+
 def _slow_plain_step(term: Term, on_slow: Scenario) -> dict[str, Term]:
-    """The plain step that was not measured, if the host that makes rounds wait is slow in it too."""
+    """The plain step on the slow host, if it waits for it and was not measured."""
     slow_s = float(estimate(on_slow).plain_tpot_s)
     if slow_s == term.predicted:
         return {}
