@@ -47,10 +47,13 @@ def sentence_of(
                 f"spends it on scheduling, sampling and look-ups between passes"
             )
         case "plain":
+            cores = ""
+            if float(estimate(scenario).plain_overhead_s) > 0:
+                cores = ", and that the engine has CPU cores of its own"
             return (
                 f"the target itself is slow, without speculation too: "
                 f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks, the batch, and "
-                f"that its steps run in CUDA graphs"
+                f"that its steps run in CUDA graphs{cores}"
             )
         case "acceptance":
             tokens = terms["tokens_per_round"]

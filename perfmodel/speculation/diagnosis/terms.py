@@ -142,30 +142,14 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
     if verify_s is None and round_s is not None:
         verify_s = scale * float(predicted.verify.total_s)
     method = scenario.plan.method
-    looks_up = method is not None and method.kind is MethodKind.LOOKUP
-    if draft_s is None and rounds and looks_up:
+    if draft_s is None and rounds and method and method.kind is MethodKind.LOOKUP:
         draft_s = 0.0
     if draft_s is None and waits:
         draft_s = float(predicted.draft_step_s)
     if draft_s is None and len(rounds) > 1:
         draft_s = _slope(scenario, rounds, scale)
     if round_s is not None and verify_s is not None:
-        left_s = round_s - verify_s
-        if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
-            host_s = left_s - gamma * draft_s
-        elif measured.draft_step_s is None and not looks_up:
-            draft_s = (left_s - (host if host_s is None else host_s)) / gamma
-        assert draft_s is not None
-        drafts_s = gamma * draft_s
-        lacks_s = max(-drafts_s, max(drafts_s, 0.0) + (measured.host_s or 0.0) - left_s)
-        if measured.verify_s is None and measured.host_s is None and lacks_s > 0:
-            draft_s, verify_s, host_s = _faster(round_s, predicted, measured.draft_step_s)
-        elif lacks_s > SPREAD * round_s:
-            raise ConfigError(
-                f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and other "
-                f"terms; check the times"
-            )
-        draft_s = max(draft_s, 0.0)
+        draft_s, verify_s, host_s = _of_round(predicted, measured, round_s, draft_s, verify_s)
     elif draft_s is not None and verify_s is not None:
         round_s = gamma * draft_s + verify_s + (host_s or 0.0)
     tokens: float | None = None
@@ -186,6 +170,32 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
         name: Term(measured=was, predicted=expected, derived=was is not None and given is None)
         for name, (was, expected, given) in values.items()
     }
+
+
+def _of_round(
+    predicted: RoundEstimate,
+    measured: Measured,
+    round_s: float,
+    draft_s: float | None,
+    verify_s: float,
+) -> tuple[float, float, float | None]:
+    """T_D, T_V and host time (None if it is not known) of a round, from what is left of it."""
+    gamma, host_s, left_s = float(predicted.gamma), measured.host_s, round_s - verify_s
+    looks_up = draft_s == 0.0
+    if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
+        host_s = left_s - gamma * draft_s
+    elif draft_s is None or (measured.draft_step_s is None and not looks_up):
+        draft_s = (left_s - (float(predicted.overhead_s) if host_s is None else host_s)) / gamma
+    drafts_s = gamma * draft_s
+    lacks_s = max(-drafts_s, max(drafts_s, 0.0) + (measured.host_s or 0.0) - left_s)
+    if measured.verify_s is None and measured.host_s is None and lacks_s > 0:
+        return _faster(round_s, predicted, measured.draft_step_s)
+    if lacks_s > SPREAD * round_s:
+        raise ConfigError(
+            f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and other terms; "
+            f"check the times"
+        )
+    return max(draft_s, 0.0), verify_s, host_s
 
 
 def _faster(

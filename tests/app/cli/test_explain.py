@@ -31,7 +31,7 @@ def test_the_eager_draft_of_vllm_0_23_is_named(capsys: pytest.CaptureFixture[str
 def test_a_round_that_waits_for_the_host_is_no_eager_draft(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Rounds of EAGLE-3 on a host that takes 1.7 times as long as vLLM's on an H200."""
+    """A round of EAGLE-3 in which the host takes 1.7 times as long as vLLM's on an H200."""
     ran = ["--target", "llama-3.2-1b", "--gpu", "h200", "--draft", "eagle3", "--gamma", "2"]
     work = ["--batch", "11", "--prompt-tokens", "5696", "--tokens-per-round", "3"]
     times = ["--plain-ms", "2.20", "--round-ms", "5.40", "--engine", "vllm-0.26"]

@@ -98,7 +98,7 @@ WAITS = {"target": "llama-3.2-1b", "draft": "eagle3", "draft_policy": None, "eng
 def test_rounds_of_a_target_whose_plain_steps_wait_for_the_host_wait_too(
     rounds: dict[int, float], plain_s: float | None
 ) -> None:
-    """On a host that takes 1.7 times as long as that of vLLM 0.26 on an undisturbed H200."""
+    """In rounds, the host takes 1.7 times as long as that of vLLM 0.26 on an undisturbed H200."""
     scenario = ran(11, 5696, **WAITS, gamma=2)
     answer = explained(scenario, plain_s=plain_s, rounds_s=rounds)
     assert answer.culprit == "host" and "the host takes longer than the GPU" in answer.sentence
@@ -220,6 +220,14 @@ def test_a_slow_host_is_as_slow_by_rounds_of_two_gamma(draft: str, factor: float
     answer = explained(scenario, rounds_s=rounds)
     assert answer.culprit == ("none" if factor == 1.4 else "host")
     assert_explains(answer, slow)
+
+
+@pytest.mark.parametrize(("target", "waits"), [("llama-3.2-1b", True), ("llama-3.1-8b", False)])
+def test_the_host_may_be_why_plain_steps_are_slow(target: str, waits: bool) -> None:
+    scenario = ran(11, 5696, **WAITS | {"target": target}, gamma=2)
+    assert (float(estimate(scenario).plain_overhead_s) > 0) is waits
+    answer = explained(scenario, plain_s=2.0 * float(estimate(scenario).plain_tpot_s))
+    assert answer.culprit == "plain" and ("CPU cores" in answer.sentence) is waits
 
 
 def test_a_measured_plain_step_is_not_predicted() -> None:
