@@ -181,10 +181,9 @@ def _of_round(
 ) -> tuple[float, float, float | None]:
     """T_D, T_V and host time (None if it is not known) of a round, from what is left of it."""
     gamma, host_s, left_s = float(predicted.gamma), measured.host_s, round_s - verify_s
-    looks_up = draft_s == 0.0
     if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
         host_s = left_s - gamma * draft_s
-    elif draft_s is None or (measured.draft_step_s is None and not looks_up):
+    elif draft_s is None or measured.draft_step_s is None:
         draft_s = (left_s - (float(predicted.overhead_s) if host_s is None else host_s)) / gamma
     drafts_s = gamma * draft_s
     lacks_s = max(-drafts_s, max(drafts_s, 0.0) + (measured.host_s or 0.0) - left_s)
