@@ -71,8 +71,9 @@ PAIR_ERROR, PAIR_SHARE, PAIR_TP_SHARE = 0.025, 1.0 / 3.0, 0.75
 UNMEASURED_FACTOR = 3.0
 
 
-# Of ln(host time) on another machine than the profile's: a 90 % interval of half to twice the time,
-# as fixed loops took on the cores of one machine type (2.1 to 4.5 ms).
+# Of ln(host time) on another machine than the profile's, or of several ranks, which were not timed
+# undisturbed: a 90 % interval of half to twice the time, as fixed loops took on the cores of one
+# machine type (2.1 to 4.5 ms).
 OTHER_HOST_ERROR = math.log(2.0) / Z90
 
 
@@ -302,9 +303,12 @@ def _split_delays(
 
 
 def host_error(scenario: Scenario) -> float:
-    """Standard error of ln(host time), wider on another machine; 0 if it is not stated apart."""
+    """Standard error of ln(host time), wider on another machine or with several ranks.
+
+    0 if the profile does not state it apart.
+    """
     stated = scenario.engine.host_error
-    is_other = engine_distance(scenario) > Distance.SAME_GPU
+    is_other = engine_distance(scenario) > Distance.SAME_GPU or scenario.group_tp > 1
     return max(stated, OTHER_HOST_ERROR) if stated and is_other else stated
 
 

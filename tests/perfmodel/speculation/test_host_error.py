@@ -109,11 +109,14 @@ def test_intervals_of_speedups_are_wide_where_the_gpu_waits() -> None:
     assert width(1.0) > Z90 * math.sqrt(2.0) * OF_HOST > 3.0 * width(0.0)
 
 
-@pytest.mark.parametrize(("gpu", "expected"), [("h200", OF_HOST), ("h100-sxm", OTHER_HOST_ERROR)])
+@pytest.mark.parametrize(
+    ("gpu", "tp", "expected"),
+    [("h200", 1, OF_HOST), ("h100-sxm", 1, OTHER_HOST_ERROR), ("h200", 2, OTHER_HOST_ERROR)],
+)
 def test_the_host_of_another_machine_may_take_half_or_twice_the_time(
-    gpu: str, expected: float
+    gpu: str, tp: int, expected: float
 ) -> None:
-    scenario = with_host(1.0, gpu=gpu)
+    scenario = replace(with_host(1.0, gpu=gpu), tp=tp)
     assert host_error(scenario) == pytest.approx(expected)
     assert math.exp(Z90 * OTHER_HOST_ERROR) == pytest.approx(2.0)
     known = replace(scenario, engine=replace(scenario.engine, host_error=0.0))
