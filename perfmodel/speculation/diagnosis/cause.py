@@ -47,12 +47,12 @@ def sentence_of(
                 f"spends it on scheduling, sampling and look-ups between passes"
             )
         case "plain":
-            also = "that its steps run in CUDA graphs"
+            also = "and the batch, that its steps run in CUDA graphs"
             if float(estimate(scenario).plain_overhead_s) > 0:
                 also += ", that the engine has CPU cores of its own"
             return (
                 f"the target itself is slow, without speculation too: "
-                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks and the batch, {also}"
+                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks {also}"
             )
         case "acceptance":
             tokens = terms["tokens_per_round"]
