@@ -45,7 +45,10 @@ def best_gamma_line(answer: Diagnosis) -> str:
     if answer.best_gamma is None:
         return "The best gamma depends on the acceptance: give it with --acceptance."
     now = "" if answer.speedup is None else f"; the current speedup is {answer.speedup:.2f}x"
+    of = "With the measured terms"
+    if answer.terms["plain_s"].derived:
+        of += " and the plain step predicted with a host as slow"
     if not answer.best_gamma:
-        return f"With the measured terms, no gamma pays{now}."
+        return f"{of}, no gamma pays{now}."
     best = f"gamma {answer.best_gamma} is best, at {answer.best_speedup:.2f}x"
-    return f"With the measured terms, {best}{now}."
+    return f"{of}, {best}{now}."

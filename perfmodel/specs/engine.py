@@ -251,6 +251,13 @@ class EngineProfile:
         is_eager = np.asarray(tokens) > self.graph_tokens
         return np.where(is_eager, self.eager_launch_s(tp), self.piecewise_layer_s)
 
+    def on_slower_host(self, factor: float) -> EngineProfile:
+        """The engine on a host that takes `factor` times as long for its work and launches."""
+        launches = ("rank_step_s", "eager_layer_s", "rank_eager_layer_s", "piecewise_layer_s")
+        times = {name: factor * getattr(self, name) for name in launches}
+        host = tuple(costs.slower(factor) for costs in self.host)
+        return replace(self, host=host, **times)
+
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with some coefficients replaced, given by field name."""
         return replace(self, **coefficients)  # type: ignore[arg-type]

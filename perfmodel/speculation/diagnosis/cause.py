@@ -47,10 +47,12 @@ def sentence_of(
                 f"spends it on scheduling, sampling and look-ups between passes"
             )
         case "plain":
+            also = "and the batch, that its steps run in CUDA graphs"
+            if float(estimate(scenario).plain_overhead_s) > 0:
+                also += ", that the engine has CPU cores of its own"
             return (
                 f"the target itself is slow, without speculation too: "
-                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks, the batch, and "
-                f"that its steps run in CUDA graphs"
+                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks {also}"
             )
         case "acceptance":
             tokens = terms["tokens_per_round"]
@@ -185,7 +187,8 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
         return f"the draft {what}: {versus}"
     return (
         f"the draft {what}, or the GPU waited for the host, which one round does not tell apart: "
-        f"{versus} if it is the draft; time rounds of two gamma, or give --draft-ms or --host-ms"
+        f"{versus} if it is the draft, as the best gamma assumes; time rounds of two gamma, or "
+        f"give --draft-ms or --host-ms"
     )
 
 

@@ -4,24 +4,23 @@ A round takes γ·T_D + T_V + host time. Terms that were not measured are derive
 T_V from the predicted one, scaled by measured over predicted T_T; T_D from the rounds of two γ,
 whose difference is drafting and a slightly longer verification, and the host time as the remainder.
 With one γ, or if the first of the draft steps costs less than the others, or T_V is predicted to
-grow by more than the rounds, T_D is a mean over the steps, with the predicted host time; or, if the
-round probably waits for the host (`waits_for_host`), the predicted one. If a round is shorter than
-the predicted verification, all predicted terms are scaled to it.
+grow by more than the rounds, T_D is a mean over the steps, with the predicted host time. If the
+round probably waits for the host (`waits_for_host`), T_D and T_V are the predicted ones. If a round
+is shorter than its terms, those that were not measured are scaled to it. If the host is
+slower than predicted, it is as much slower in the plain step, unless that was measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
-from perfmodel.passes.parts import GROUPS, StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft_methods import MethodKind
-from perfmodel.specs.labels import Bound
 from perfmodel.speculation.diagnosis.cause import (
     CLEAR,
     faster_sentence,
@@ -29,10 +28,10 @@ from perfmodel.speculation.diagnosis.cause import (
     sentence_of,
     waits_for_host,
 )
-from perfmodel.speculation.diagnosis.gammas import speedups
+from perfmodel.speculation.diagnosis.gammas import speedups, with_slow_host
+from perfmodel.speculation.diagnosis.plausible import SPREAD, implausible
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
-SPREAD = 0.05  # between times of the same round, such as those of `calibrate engine`
 _TERM_OF = {  # by culprit
     "draft": "draft_step_s",
     "verification": "verify_s",
@@ -40,8 +39,6 @@ _TERM_OF = {  # by culprit
     "plain": "plain_s",
     "acceptance": "tokens_per_round",
 }
-FLOOR = 0.9  # of the time of reading weights and KV at the datasheet's bandwidth; caches may help
-LONGEST = 300.0  # measured over predicted time; beyond it, the unit is probably wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,8 +115,11 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
         raise ConfigError(
             "nothing was measured; give a report of the engine, or times such as --round-ms 41"
         )
-    culprit = _culprit(scenario, terms, measured)
-    speedup, best = speedups(scenario, terms, measured)
+    culprit = _culprit(scenario, terms)
+    on_slow = with_slow_host(scenario, terms, culprit)
+    if on_slow is not None and measured.plain_s is None:
+        terms |= _slow_plain_step(terms["plain_s"], on_slow)
+    speedup, best = speedups(scenario, terms, measured, on_slow)
     return Diagnosis(
         terms=terms,
         culprit=culprit,
@@ -130,53 +130,13 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
     )
 
 
-def implausible(scenario: Scenario, measured: Measured) -> str:
-    """Why a measured time is probably in another unit, or of another scenario; "" if none is.
-
-    A pass cannot be shorter than its reads of weights and KV at the memory bandwidth.
-    """
-    predicted, rounds = estimate(scenario), measured.rounds_s
-    reads_s, draft_s = _read_seconds(predicted.target_step), _read_seconds(predicted.draft_step)
-    whole_s, draft_step_s = float(predicted.round_s), float(predicted.draft_step_s)
-    times: list[tuple[str, float | None, float, float]] = [
-        ("plain step", measured.plain_s, reads_s, float(predicted.plain_tpot_s)),
-        ("verification", measured.verify_s, reads_s, float(predicted.verify.total_s)),
-        ("draft step", measured.draft_step_s, draft_s, draft_step_s),
-        ("host time", measured.host_s, 0.0, whole_s),
-        *((f"round with gamma {g}", s, reads_s + g * draft_s, whole_s) for g, s in rounds.items()),
-    ]
-    gpus = f"{scenario.tp} x {scenario.machine.gpu.name}"
-    for name, seconds, least_s, expected_s in times:
-        if seconds is None:
-            continue
-        stated = f"a {name} of {1e3 * seconds:.3g} ms"
-        if seconds < least_s:
-            unit = "; was it in seconds?" if least_s < 1e3 * seconds < LONGEST * least_s else ""
-            return (
-                f"{stated} is impossible: reading weights and KV takes {1e3 * least_s:.3g} ms on "
-                f"{gpus}; check the unit (ms), batch, prompt tokens and dtypes{unit}"
-            )
-        if expected_s and seconds > LONGEST * expected_s:
-            return (
-                f"{stated} is {seconds / expected_s:.3g} times the predicted "
-                f"{1e3 * expected_s:.3g} ms; check the unit (ms; was it in microseconds?)"
-            )
-    return ""
-
-
-def _read_seconds(step: StepTime | None) -> float:
-    """The least time of a pass's reads of dense weights and KV; experts may be few. [s]"""
-    reads = (p for p in step.parts if p.traffic in (Bound.WEIGHTS, Bound.KV)) if step else ()
-    return FLOOR * float(sum(p.memory_s for p in reads if GROUPS[p.name] != "experts"))
-
-
 def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> dict[str, Term]:
     """T_T, T_V, T_D, host time, round and Ω."""
     gamma, rounds = scenario.plan.gamma, measured.rounds_s
     host = float(predicted.overhead_s)
     draft_s, verify_s, host_s = measured.draft_step_s, measured.verify_s, measured.host_s
-    scale = 1.0
-    if measured.plain_s is not None:
+    scale, waits = 1.0, waits_for_host(scenario, measured)
+    if measured.plain_s is not None and not waits:
         scale = measured.plain_s / float(predicted.plain_tpot_s)
     round_s = rounds.get(gamma)
     if verify_s is None and round_s is not None:
@@ -184,25 +144,12 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
     method = scenario.plan.method
     if draft_s is None and rounds and method and method.kind is MethodKind.LOOKUP:
         draft_s = 0.0
+    if draft_s is None and waits:
+        draft_s = float(predicted.draft_step_s)
     if draft_s is None and len(rounds) > 1:
         draft_s = _slope(scenario, rounds, scale)
     if round_s is not None and verify_s is not None:
-        left_s = round_s - verify_s
-        if draft_s is None and waits_for_host(scenario, measured):
-            draft_s = float(predicted.draft_step_s)
-        if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
-            host_s = left_s - gamma * draft_s
-        elif measured.draft_step_s is None:
-            draft_s = (left_s - (host if host_s is None else host_s)) / gamma
-        if draft_s is None or draft_s < 0 or left_s < 0:
-            if measured.verify_s is not None or measured.host_s is not None:
-                raise ConfigError(
-                    f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and host "
-                    f"time; check the times"
-                )
-            faster = round_s / float(predicted.round_s)  # share the gain among all terms
-            draft_s, host_s = faster * float(predicted.draft_step_s), faster * host
-            verify_s = faster * float(predicted.verify.total_s)
+        draft_s, verify_s, host_s = _of_round(predicted, measured, round_s, draft_s, verify_s)
     elif draft_s is not None and verify_s is not None:
         round_s = gamma * draft_s + verify_s + (host_s or 0.0)
     tokens: float | None = None
@@ -223,6 +170,52 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
         name: Term(measured=was, predicted=expected, derived=was is not None and given is None)
         for name, (was, expected, given) in values.items()
     }
+
+
+def _of_round(
+    predicted: RoundEstimate,
+    measured: Measured,
+    round_s: float,
+    draft_s: float | None,
+    verify_s: float,
+) -> tuple[float, float, float | None]:
+    """T_D, T_V and host time (None if it is not known) of a round, from what is left of it."""
+    gamma, host_s, left_s = float(predicted.gamma), measured.host_s, round_s - verify_s
+    if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
+        host_s = left_s - gamma * draft_s
+    elif draft_s is None or measured.draft_step_s is None:
+        draft_s = (left_s - (float(predicted.overhead_s) if host_s is None else host_s)) / gamma
+    drafts_s = gamma * draft_s
+    lacks_s = max(-drafts_s, max(drafts_s, 0.0) + (measured.host_s or 0.0) - left_s)
+    if measured.verify_s is None and measured.host_s is None and lacks_s > 0:
+        return _faster(round_s, predicted, measured.draft_step_s)
+    if lacks_s > SPREAD * round_s:
+        raise ConfigError(
+            f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and other terms; "
+            f"check the times"
+        )
+    return max(draft_s, 0.0), verify_s, host_s
+
+
+def _faster(
+    round_s: float, predicted: RoundEstimate, draft_s: float | None
+) -> tuple[float, float, float]:
+    """T_D, T_V and host time of a round shorter than predicted; unless measured, all share it."""
+    verify_s, host_s = float(predicted.verify.total_s), float(predicted.overhead_s)
+    faster = round_s / float(predicted.round_s)
+    if draft_s is None:
+        draft_s = faster * float(predicted.draft_step_s)
+    else:
+        faster = max(round_s - float(predicted.gamma) * draft_s, 0.0) / (verify_s + host_s)
+    return draft_s, faster * verify_s, faster * host_s
+
+
+def _slow_plain_step(term: Term, on_slow: Scenario) -> dict[str, Term]:
+    """The plain step on the slow host, if it waits for it and was not measured."""
+    slow_s = float(estimate(on_slow).plain_tpot_s)
+    if slow_s == term.predicted:
+        return {}
+    return {"plain_s": replace(term, measured=slow_s, derived=True)}
 
 
 def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float | None:
@@ -262,11 +255,10 @@ def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]
     return excesses
 
 
-def _culprit(scenario: Scenario, terms: Mapping[str, Term], measured: Measured) -> str:
+def _culprit(scenario: Scenario, terms: Mapping[str, Term]) -> str:
     """The largest excess beyond the 90 % interval, "faster" if a time is below it, or "none".
 
-    A plain step has its own interval. 10 % of a round always count as agreement, also for Ω. What a
-    round that waits for the host takes in excess is the host's, also between its draft steps.
+    A plain step has its own interval. 10 % of a round always count as agreement, also for Ω.
     """
     round_s, plain_s = terms["round_s"].predicted, terms["plain_s"].predicted
     assert round_s is not None and plain_s is not None
@@ -275,10 +267,6 @@ def _culprit(scenario: Scenario, terms: Mapping[str, Term], measured: Measured) 
     of_plain_s = max(interval_s(without_speculation(scenario), plain_s)[1] - plain_s, least_s)
     limits = {"plain": of_plain_s, "acceptance": least_s}
     excesses = _excesses(scenario, terms)
-    if waits_for_host(scenario, measured):
-        whole_s = (terms["round_s"].measured or 0.0) - round_s
-        excesses["host"] = whole_s - excesses.get("verification", 0.0)
-        excesses.pop("draft", None)
     if (terms["round_s"].measured or np.inf) <= round_s + of_round_s:
         excesses = {n: s for n, s in excesses.items() if not terms[_TERM_OF[n]].derived}
     beyond = {n: s for n, s in excesses.items() if s > limits.get(n, of_round_s)}

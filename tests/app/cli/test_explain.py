@@ -31,13 +31,29 @@ def test_the_eager_draft_of_vllm_0_23_is_named(capsys: pytest.CaptureFixture[str
 def test_a_round_that_waits_for_the_host_is_no_eager_draft(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Rounds of EAGLE-3 on a host that takes 1.7 times as long as vLLM's on an H200."""
+    """A round of EAGLE-3 in which the host takes 1.7 times as long as vLLM's on an H200."""
     ran = ["--target", "llama-3.2-1b", "--gpu", "h200", "--draft", "eagle3", "--gamma", "2"]
     work = ["--batch", "11", "--prompt-tokens", "5696", "--tokens-per-round", "3"]
     times = ["--plain-ms", "2.20", "--round-ms", "5.40", "--engine", "vllm-0.26"]
     assert run(["explain", *ran, *work, *times]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert words.startswith("The GPU probably waited for the host: ") and "eagerly" not in words
+
+
+@pytest.mark.parametrize("draft_ms", [[], ["--draft-ms", "0.379"]])
+def test_a_plain_step_that_was_not_measured_is_that_of_the_slow_host(
+    draft_ms: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Speculation pays on a host twice as slow as predicted, as on the predicted one."""
+    ran = ["--target", "llama-3.2-1b", "--gpu", "h200", "--draft", "eagle3", "--gamma", "2"]
+    work = ["--batch", "11", "--prompt-tokens", "5696", "--acceptance", "0.8"]
+    times = ["--engine", "vllm-0.26", "--round-ms", "6.2", *draft_ms]
+    assert run(["explain", *ran, *work, *times]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "waited for the host" in words and "no gamma pays" not in words
+    assert "With the measured terms and the plain step predicted with a host as slow, " in words
+    assert "host time of a round 3.44 ms 0.39 ms derived" in words
+    assert "ms derived verification" in words  # the plain step
 
 
 def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +106,7 @@ def test_a_time_near_that_of_a_report_is_taken(
 
 
 PIECES = ["--draft", "eagle3", "--gamma", "4", "--batch", "9", "--prompt-tokens", "1424"]
+SHORT = ["--gpu", "h200", "--draft", "eagle3", "--gamma", "3", "--batch", "1", "--round-ms", "7"]
 BEYOND = ["--draft", "ngram", "--gamma", "5", "--batch", "124", "--prompt-tokens", "1104"]
 
 
@@ -152,6 +169,8 @@ def test_the_version_is_read_from_the_log(
         ([*RAN, "--round-ms", "1_0:41"], "is not valid"),
         ([*RAN, *WORK, "--plain-ms", "0.006"], "is impossible"),
         ([*RAN, "--round-ms", "2:14,2:15"], "states gamma 2 twice"),
+        ([*SHORT, "--draft-ms", "30"], "and 3 draft steps of 30 ms; check"),
+        ([*SHORT, "--host-ms", "30"], "and a host time of 30 ms; check"),
         ([*RAN, "--plain-ms", "0"], "a plain step of 0 ms is not valid"),
         (["missing.log", *RAN], "missing.log cannot be read"),
         ([*RAN, "--round-ms", "30", "--runs-on", "vllmm"], "unknown engine 'vllmm'"),

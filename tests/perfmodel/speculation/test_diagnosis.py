@@ -9,6 +9,7 @@ import pytest
 from perfmodel import ConfigError, estimate, parse_scenario
 from perfmodel.acceptance.tokens import Acceptance
 from perfmodel.scenario import Scenario
+from perfmodel.specs.engine import HostCosts
 from perfmodel.speculation import time_error, without_speculation
 from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose, implausible
 
@@ -97,7 +98,7 @@ WAITS = {"target": "llama-3.2-1b", "draft": "eagle3", "draft_policy": None, "eng
 def test_rounds_of_a_target_whose_plain_steps_wait_for_the_host_wait_too(
     rounds: dict[int, float], plain_s: float | None
 ) -> None:
-    """On a host that takes 1.7 times as long as that of vLLM 0.26 on an undisturbed H200."""
+    """In rounds, the host takes 1.7 times as long as that of vLLM 0.26 on an undisturbed H200."""
     scenario = ran(11, 5696, **WAITS, gamma=2)
     answer = explained(scenario, plain_s=plain_s, rounds_s=rounds)
     assert answer.culprit == "host" and "the host takes longer than the GPU" in answer.sentence
@@ -142,11 +143,24 @@ def test_one_round_does_not_tell_a_slow_draft_from_a_slow_host() -> None:
 
 
 def slower_host(scenario: Scenario, factor: float) -> Scenario:
-    """The same scenario on a host that takes `factor` times as long in rounds."""
-    host = tuple(
-        costs if costs.method == "plain" else costs.slower(factor) for costs in scenario.engine.host
-    )
-    return replace(scenario, engine=replace(scenario.engine, host=host))
+    """The same scenario on a host that takes `factor` times as long for every step and launch."""
+    engine = scenario.engine
+    host = tuple(costs.slower(factor) for costs in engine.host)
+    ranks = factor * engine.rank_step_s
+    return replace(scenario, engine=replace(engine, host=host, rank_step_s=ranks))
+
+
+def assert_explains(answer: Diagnosis, slow: Scenario) -> None:
+    """The speedups are those that the model predicts for the scenario that ran."""
+    every = estimate(slow, gamma=list(range(1, 17))).speedup
+    assert answer.speedup == pytest.approx(float(estimate(slow).speedup), rel=1e-3)
+    assert answer.best_gamma is not None and answer.best_speedup is not None
+    if answer.best_gamma:
+        found = float(every[answer.best_gamma - 1])
+        assert found > 0.999 * float(np.max(every))
+        assert answer.best_speedup == pytest.approx(found, rel=1e-3)
+    else:
+        assert np.max(every) < 1.001
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 3])
@@ -157,19 +171,101 @@ def test_a_slow_host_is_slow_at_every_gamma(
 ) -> None:
     """From one round: it launches more draft steps with more drafts. 1.4 is in the interval."""
     scenario = ran(11, 5696, **WAITS, gamma=gamma, acceptance=alpha)
-    slow, every = slower_host(scenario, factor), list(range(1, 17))
-    true = estimate(slow, gamma=every)
-    round_s = float(estimate(slow).round_s)
-    answer = explained(scenario, rounds_s={gamma: round_s})
+    slow = slower_host(scenario, factor)
+    answer = explained(scenario, rounds_s={gamma: float(estimate(slow).round_s)})
     assert answer.culprit == culprit
-    best = int(np.argmax(true.speedup))
-    assert answer.best_gamma is not None and answer.best_speedup is not None
-    if answer.best_gamma:
-        found = float(np.ravel(true.speedup)[answer.best_gamma - 1])
-        assert found > 0.999 * float(np.ravel(true.speedup)[best])
-        assert answer.best_speedup == pytest.approx(found, rel=1e-3)
+    assert_explains(answer, slow)
+
+
+MODEL = {"draft": "llama-3.2-1b", "draft_policy": "full", "target": "llama-3.1-8b"}
+
+
+@pytest.mark.parametrize(
+    ("method", "timed"),
+    [
+        ({}, "draft_step_s"),
+        ({}, "host_s"),
+        ({"tp": 2}, "draft_step_s"),
+        ({"draft": "ngram"}, ""),
+        ({"draft": "ngram"}, "host_s"),
+        (MODEL, "draft_step_s"),
+        (MODEL, "host_s"),
+    ],
+)
+@pytest.mark.parametrize("factor", [2.5, 3.5, 5.0])
+def test_a_slow_host_is_slow_in_plain_steps_too(
+    method: dict[str, object], timed: str, factor: float
+) -> None:
+    """By more than the interval, which is that of twice the host time with two ranks."""
+    scenario = ran(11, 5696, **WAITS | method, gamma=2, acceptance=0.8)
+    slow = slower_host(scenario, factor)
+    point = estimate(slow)
+    terms = {"draft_step_s": float(point.draft_step_s), "host_s": float(point.overhead_s)}
+    known = {name: s for name, s in terms.items() if name == timed}
+    answer = explained(scenario, rounds_s={2: float(point.round_s)}, **known)
+    assert answer.culprit == "host"
+    assert_explains(answer, slow)
+    plain = answer.terms["plain_s"]
+    if point.plain_overhead_s > 0:
+        assert plain.derived and plain.measured == pytest.approx(float(point.plain_tpot_s), 1e-3)
     else:
-        assert np.max(true.speedup) < 1.001
+        assert plain.measured is None
+
+
+@pytest.mark.parametrize("factor", [1.4, 1.9, 3.0, 5.0])
+@pytest.mark.parametrize("draft", ["eagle3", "ngram"])
+def test_a_slow_host_is_as_slow_by_rounds_of_two_gamma(draft: str, factor: float) -> None:
+    scenario = ran(11, 5696, **WAITS | {"draft": draft}, gamma=2, acceptance=0.8)
+    slow = slower_host(scenario, factor)
+    rounds = {g: float(estimate(slow, gamma=g).round_s) for g in (1, 2)}
+    answer = explained(scenario, rounds_s=rounds)
+    assert answer.culprit == ("none" if factor == 1.4 else "host")
+    assert_explains(answer, slow)
+
+
+@pytest.mark.parametrize(("target", "waits"), [("llama-3.2-1b", True), ("llama-3.1-8b", False)])
+def test_the_host_may_be_why_plain_steps_are_slow(target: str, waits: bool) -> None:
+    scenario = ran(11, 5696, **WAITS | {"target": target}, gamma=2)
+    assert (float(estimate(scenario).plain_overhead_s) > 0) is waits
+    answer = explained(scenario, plain_s=2.0 * float(estimate(scenario).plain_tpot_s))
+    assert answer.culprit == "plain" and ("CPU cores" in answer.sentence) is waits
+
+
+def test_a_measured_plain_step_is_not_predicted() -> None:
+    scenario = ran(11, 5696, **WAITS, gamma=2, acceptance=0.8)
+    times = {"rounds_s": {2: 6.2e-3}, "draft_step_s": 0.379e-3}
+    answer = explained(scenario, **times, plain_s=2.1e-3)
+    assert answer.terms["plain_s"].measured == 2.1e-3 and not answer.terms["plain_s"].derived
+    predicted = explained(scenario, **times)
+    ratio = (predicted.terms["plain_s"].measured or 0) / 2.1e-3
+    assert (predicted.speedup or 0) == pytest.approx(ratio * (answer.speedup or 0), rel=1e-6)
+
+
+def without_host_times(*, but_plain: bool) -> Scenario:
+    """EAGLE-3 in a profile that states no host times of it, and those of plain steps or none."""
+    scenario = ran(1, 2000, **WAITS | {"target": "llama-3.1-8b"}, gamma=3, acceptance=0.8)
+    head, plain = HostCosts(method="eagle3", overlapped=True), scenario.engine.host_costs("plain")
+    assert plain is not None
+    host = (plain if but_plain else plain.slower(0.0), head)
+    return replace(scenario, engine=replace(scenario.engine, host=host))
+
+
+@pytest.mark.parametrize("factor", [4.0, 8.0])
+def test_a_slow_host_is_known_by_plain_steps_alone(factor: float) -> None:
+    scenario = without_host_times(but_plain=True)
+    slow = slower_host(scenario, factor)
+    waits_s = float(estimate(slow).overhead_s)
+    assert waits_s > 0
+    assert_explains(explained(scenario, host_s=waits_s), slow)
+
+
+def test_a_host_of_no_known_time_takes_a_constant_excess() -> None:
+    scenario = without_host_times(but_plain=False)
+    point = estimate(scenario, gamma=[1, 3])
+    answer = explained(scenario, host_s=8e-3)
+    assert answer.terms["plain_s"].measured is None
+    speedup = point.tokens_per_round * point.plain_tpot_s / (point.round_s + 8e-3)
+    assert answer.speedup == pytest.approx(float(speedup[1]))
 
 
 def test_the_host_time_of_a_prediction_is_predicted_at_every_gamma() -> None:
@@ -291,10 +387,50 @@ def test_what_cannot_be_explained_is_refused() -> None:
         explained(ran(draft="none", draft_policy=None, gamma=None), plain_s=1.0)
     with pytest.raises(ConfigError, match="nothing was measured"):
         explained(ran())
-    with pytest.raises(ConfigError, match="shorter than its verification"):
+    with pytest.raises(ConfigError, match="shorter than its terms, a verification of 12 ms; "):
         explained(ran(), rounds_s={3: 10e-3}, verify_s=12e-3)
     with pytest.raises(ConfigError, match="more drafts took less time"):
         explained(ran(), rounds_s={3: 9e-3, 1: 14e-3})
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+@pytest.mark.parametrize("names", [("draft_step_s",), ("draft_step_s", "verify_s", "host_s")])
+def test_a_round_is_no_shorter_than_its_measured_terms(
+    names: tuple[str, ...], share: float
+) -> None:
+    times = {"draft_step_s": 4e-3, "verify_s": 9e-3, "host_s": 2e-3}
+    whole_s = 3 * 4e-3 + (11e-3 if "verify_s" in names else 0.0)
+    known = {name: times[name] for name in names}
+    if share < 1.0:
+        with pytest.raises(ConfigError, match="shorter than its terms, "):
+            explained(ran(), rounds_s={3: share * whole_s}, **known)
+        return
+    if "verify_s" not in names:
+        whole_s += float(estimate(ran()).verify.total_s)
+    answer = explained(ran(), rounds_s={3: share * whole_s}, **known)
+    assert {n: answer.terms[n].measured for n in names} == known
+
+
+@pytest.mark.parametrize("draft", ["ngram", "eagle3"])
+def test_a_round_may_be_exactly_its_terms(draft: str) -> None:
+    """Or shorter by rounding, or by less than times of the same round differ."""
+    scenario = ran(8, draft=draft, draft_policy=None)
+    verify_s, host_s = float(estimate(scenario).verify.total_s), 20e-3
+    for share in (0.96, 1.0 - 1e-12, 1.0):
+        answer = explained(scenario, rounds_s={3: share * (verify_s + host_s)}, host_s=host_s)
+        assert answer.culprit == "host" and answer.terms["draft_step_s"].measured == 0.0
+    with pytest.raises(ConfigError, match="shorter than its verification and other terms"):
+        explained(scenario, rounds_s={3: 0.94 * (verify_s + host_s)}, host_s=host_s)
+
+
+def test_a_measured_draft_step_is_kept_where_the_round_is_faster_than_predicted() -> None:
+    point = estimate(ran())
+    draft_s, round_s = 1.1 * float(point.draft_step_s), 0.85 * float(point.round_s)
+    answer = explained(ran(), rounds_s={3: round_s}, draft_step_s=draft_s)
+    draft, verify, host = (answer.terms[n] for n in ("draft_step_s", "verify_s", "host_s"))
+    assert draft.measured == draft_s and not draft.derived and verify.derived
+    whole_s = 3 * draft_s + (verify.measured or 0) + (host.measured or 0)
+    assert whole_s == pytest.approx(round_s)
 
 
 @pytest.mark.parametrize(
