@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ SCANNED = 8  # starting values over the range of a launch term; half as many of 
 # split: 6 plain steps of Gemma-3-27B on one H200 (engine-vllm-0.26-h200-experts.jsonl), of which 3
 # are not split, with all other terms those of the profile.
 PREFIX_ATTENTION = {"prefix_attention_factor": 2.16, "prefix_attention_token_s": 60e-9}
-DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of their KV cache
+DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of a cache that fills a GPU
+LEAST_SHARE = 0.5  # of the GPU's memory; an engine that may use less leaves the rest to others
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -201,15 +203,22 @@ def base_profile(records: EngineRecords) -> EngineProfile:
 
 
 def reserved_bytes(records: EngineRecords) -> float:
-    """Memory used by neither weights nor KV cache, from the cache size that the engine reported."""
+    """Memory used by neither weights nor KV cache, from the cache sizes that the engine reported.
+
+    The lower median of plain starts on the fewest GPUs. Not of those that left most of the memory
+    to others, nor of models whose blocks hold less than the KV of every layer.
+    """
+    found: dict[int, list[float]] = {}
     for start in records.starts:
         blocks, size = start.facts.get("kv_cache_blocks"), start.facts.get("block_tokens")
-        if start.setup.method == "plain" and blocks and size:
+        share = start.facts.get("gpu_memory_utilization", 1.0)
+        if start.setup.method == "plain" and blocks and size and share >= LEAST_SHARE:
             spec, tp = catalog.model(start.setup.target), start.setup.tp
             cache = blocks * float(size) * spec.kv_bytes_per_token_per_rank(tp)
             rest = catalog.gpu(records.gpu).memory_bytes - cache - spec.weight_bytes_per_rank(tp)
-            return float(max(0.0, rest))
-    return DEFAULT_RESERVED_BYTES
+            if rest > 0.0:
+                found.setdefault(tp, []).append(float(rest))
+    return median_low(found[min(found)]) if found else DEFAULT_RESERVED_BYTES
 
 
 def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:

@@ -128,6 +128,19 @@ def test_times_that_do_not_follow_from_their_windows_are_refused(
         read_engine_records([tmp_path / "a.jsonl"])
 
 
+@pytest.mark.parametrize("rounds", [1e-9, 1.0, 17.0, 16.01, 160.0, 1e9])
+def test_rounds_that_are_not_those_of_the_windows_are_refused(
+    known: EngineRecords, tmp_path: Path, rounds: float
+) -> None:
+    """A sequence that has grown by 32 tokens on average has grown by at most 64, one per round."""
+    plain = next(r for r in known.points if r.point.setup.gamma == 0)
+    assert plain.context_tokens == plain.point.prompt_tokens + 32
+    record = replace(windowed(plain, (0.010, 0.011), (0.018, 0.011)), rounds=16.0)
+    write_records(tmp_path / "a.jsonl", HEADER, [record, replace(record, rounds=rounds)])
+    with pytest.raises(RecordError, match=r"line 3: rounds=.* windows_s, which has a mean of 2 "):
+        read_engine_records([tmp_path / "a.jsonl"])
+
+
 def test_each_fitted_point_whose_repeats_never_agree_is_noted(
     known: EngineRecords, tmp_path: Path
 ) -> None:

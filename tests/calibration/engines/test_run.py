@@ -233,11 +233,29 @@ def test_an_engine_that_returns_several_rounds_at_once_is_refused() -> None:
         vllm_offline.steady_steps([0] * 28 + [3], 8, 56)
 
 
+@pytest.mark.parametrize("finished", [[], [0] * 100])
+def test_an_engine_in_which_no_sequence_finishes_is_refused(finished: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="no step in which a sequence finished"):
+        vllm_offline.steady_steps(finished, 8, 56)
+
+
 def test_a_point_whose_times_are_mostly_negative_fails(plan: Plan) -> None:
     """They are differences of two runs on a server."""
     line = {"all_seconds": [-1.0, -0.5, 2.0], "rounds": 48.0}
     with pytest.raises(ConfigError, match="are not valid step times"):
         point_record(plan.points[0], line)
+
+
+@pytest.mark.parametrize(
+    "windows", [[[0.0]], [[]], [[0.01], []], [[-0.001, 0.01]], [[0.01, math.nan]], [[math.inf]]]
+)
+def test_a_point_with_a_window_that_has_no_time_fails(
+    plan: Plan, windows: list[list[float]]
+) -> None:
+    line = {"rounds": 48.0, "context_tokens": 9000.0, "tokens_per_round": 1.0}
+    with pytest.raises(ConfigError, match="are not valid times of windows"):
+        point_record(plan.points[0], line | {"windows_s": windows})
+    assert point_record(plan.points[0], line | {"windows_s": [[0.01]]}).seconds == 0.01
 
 
 def test_a_run_ends_if_the_first_engine_does_not_start(

@@ -74,11 +74,16 @@ def test_a_known_machine() -> None:
     windows = [[2.0, 2.1, 3.6, 3.6], [3.6, 3.6, 3.6, 3.6], [3.5, 2.2, 2.2, 2.2]]
     kept, disturbed = repeat_seconds(windows)
     assert kept == pytest.approx((2.05, 2.2)) and disturbed == pytest.approx((3.6,))
-    assert level_s(windows) == 2.1  # the second of 12
+    assert level_s(windows) == 2.0  # the first of 12
     note = disturbed_note([windows, [[1.0] * 8]])  # of 20 windows, 7; the 18th is the upper decile
-    assert "35%" in note and "up to 1.7 times" in note
+    assert "35%" in note and "up to 1.8 times" in note
     assert disturbed_note([windows, [[1.0] * 58]]) == ""  # 7 of 70: a tenth
     assert disturbed_note([]) == ""
+
+
+def test_the_shortest_of_at_most_twenty_windows_is_their_level() -> None:
+    assert level_s([[1.0], [2.0] * 19]) == 1.0
+    assert level_s([[1.0], [2.0] * 20]) == 2.0
 
 
 def test_if_too_few_repeats_agree_all_are_kept() -> None:
