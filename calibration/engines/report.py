@@ -51,7 +51,7 @@ class EngineReport:
     def decisive(self) -> Judged:
         """The points whose errors have tolerances: those whose host is known.
 
-        All held-back ones, if the others have too few plain steps or rounds (`LEAST_POINTS`).
+        All held-back ones, if this leaves too few of the plain steps or of the rounds.
         """
         for of_rounds in (False, True):
             every, known = (
@@ -129,7 +129,7 @@ def _host_lines(report: EngineReport) -> list[str]:
     """The errors of points whose host is known, and which points have tolerances."""
     of = "timed on an undisturbed host, or with steps that no host delays"
     if report.decisive is report.held_back:
-        return [f"tolerances apply to all points held back: too few were {of}"]
+        return [f"tolerances apply to all points held back: too few plain steps or rounds {of}"]
     return [
         f"{of} (tolerances apply to these):",
         *_kind_lines(report.host_known.errors, report.fit.profile),

@@ -63,7 +63,9 @@ def test_they_apply_to_all_points_if_too_few_plain_steps_or_rounds_have_a_known_
     report = a_report(plain, rounds)
     assert any(clause.startswith("worst 66.7 % exceeds") for clause in report.outside)
     line = report_lines(report)[-1]
-    assert line.startswith("tolerances apply to all points held back: too few were timed on")
+    assert line.startswith(
+        "tolerances apply to all points held back: too few plain steps or rounds"
+    )
 
 
 def test_they_apply_to_points_with_a_known_host() -> None:
