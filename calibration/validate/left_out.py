@@ -65,10 +65,11 @@ RECORDS = {
 OF_RANKS = ("steps-h200-tp2-seed2921-even",)
 VLLM = "vllm-0.26"
 BY_OTHERS = ", errors of other files"  # the end of a distance whose widths other groups set
-# Its held-back points: of both files of the fit, and of files for validation.
+# Its held-back points: of the files of the fit, and of files for validation.
+VLLM_FITTED = ("h200", "h200-tp2", "h200-undisturbed")
 VLLM_RECORDS = (
-    "h200", "h200-tp2", "h200-exported-graphs", "h200-seed3101", "h200-processes",
-    "h200-tp2-processes", "h200-seed4101",
+    *VLLM_FITTED, "h200-exported-graphs", "h200-seed3101", "h200-processes", "h200-tp2-processes",
+    "h200-seed4101", "h200-seed5201",
 )  # fmt: skip
 # Profiles that predict InferenceX's rows of a dense model.
 SERVED, DENSE = {"vLLM": VLLM, "TensorRT-LLM": "tensorrt-llm-1.2"}, "llama-3.1-70b"
@@ -275,17 +276,21 @@ def _serving_engine(found: LeftOut) -> None:
     """
     with resources.as_file(resources.files("calibration") / "measured") as folder:
         paths = [folder / f"engine-vllm-0.26-{name}.jsonl" for name in VLLM_RECORDS]
-        records = read_engine_records(paths[:2], check=paths[2:])
+        fitted = len(VLLM_FITTED)
+        records = read_engine_records(paths[:fitted], check=paths[fitted:])
         per_file = {path.stem: read_engine_records([path]).points for path in paths}
     profile = replace(engine_profile(VLLM, catalog.gpu(records.gpu)), default_graphs=True)
     timed = [r for r in records.held_back if not misses_graph(r.point, profile)]
     missed: dict[Point, tuple[float, Scenario, str]] = {}
     for name, points in per_file.items():
-        of_file = {r.point.id for r in points} - {point.id for point in missed}
-        others = [r for r in timed if r.point.id not in of_file]
+        ids = {r.point.id for r in points} - {point.id for point in missed}
+        of_file = [r for r in timed if r.point.id in ids]
+        if not of_file:
+            continue
+        others = [r for r in timed if r.point.id not in ids]
         of_gpu, of_host = fit_errors(others, profile, records.gpu)
         engine = profile.changed(speedup_error=of_gpu, host_error=of_host)
-        for group in grouped([r for r in timed if r.point.id in of_file], records.gpu):
+        for group in grouped(of_file, records.gpu):
             late = np.log(group.seconds(engine) / group.measured_s)
             for record, error in zip(group.records, map(float, late), strict=True):
                 scenario = group.scenario_of(record, engine)

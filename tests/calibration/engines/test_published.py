@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,133 +12,236 @@ import numpy as np
 import pytest
 
 import calibration
-from calibration.engines.fit import EngineFit, grouped, predicted
-from calibration.engines.judged import misses_graph
+from calibration.engines.errors import shared_host_note
+from calibration.engines.fit import EngineFit, fit_profile, grouped
+from calibration.engines.judged import Judged, PointError, judged, misses_graph
+from calibration.engines.profile_file import profile_text
 from calibration.engines.reading import read_engine_records
-from calibration.engines.records import PointRecord
-from calibration.engines.report import engine_report
-from calibration.records.jsonl import read_lines
-from perfmodel import EngineProfile, catalog
+from calibration.engines.records import EngineRecords, PointRecord
+from calibration.engines.report import EngineReport, engine_report
+from perfmodel import catalog
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.speculation import time_error
 from perfmodel.units import Z90
 
 MEASURED = Path(calibration.__file__).parent / "measured"
-KINDS = ("", "-tp2", "-exported-graphs", "-processes", "-seed3101", "-tp2-processes")
+FITTED = ("h200", "h200-tp2", "h200-undisturbed")
+CHECKED = (
+    "h200-exported-graphs", "h200-seed3101", "h200-processes", "h200-tp2-processes",
+    "h200-seed4101", "h200-seed5201",
+)  # fmt: skip
+PROFILE = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+Figures = tuple[int, float, float]  # points, median absolute and worst error in percent
 
 
-def test_the_shipped_profile_of_vllm_has_its_published_errors() -> None:
-    """docs/results/serving-engines.md: medians of the points that were held back."""
-    names = ("engine-vllm-0.26-h200.jsonl", "engine-vllm-0.26-h200-tp2.jsonl")
-    records = read_engine_records([MEASURED / name for name in names])
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    groups = grouped(records.held_back, records.gpu)
-    seconds = predicted(profile, groups)
-    measured = [r for group in groups for r in group.records]
-    assert len(measured) == 125
-    errors: dict[str, list[float]] = {}
-    for record, each in zip(measured, seconds, strict=True):
-        method = record.point.setup.method
-        errors.setdefault(method, []).append(100.0 * (each / record.seconds - 1.0))
-    medians = {method: float(np.median(np.abs(found))) for method, found in errors.items()}
-    published = {"plain": 2.9, "eagle3": 2.8, "ngram": 4.4, "draft": 5.6}
-    assert medians == pytest.approx(published, abs=0.06)
-    assert max(errors["draft"]) == pytest.approx(49.2, abs=0.06)
+def record_path(name: str) -> Path:
+    return MEASURED / f"engine-vllm-0.26-{name}.jsonl"
 
 
-def test_the_published_spread_of_rounds_whose_layers_the_host_launches() -> None:
-    """docs/results/serving-engines.md: repeats of one process, and points timed several times."""
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    timed: dict[str, list[PointRecord]] = {}
-    for kind in KINDS:
-        for line in read_lines(MEASURED / f"engine-vllm-0.26-h200{kind}.jsonl"):
-            if line.value.get("op") == "engine-point":
-                record = line.decode(PointRecord)
-                timed.setdefault(record.point.id, []).append(record)
-    spread: dict[bool, list[tuple[float, ...]]] = {True: [], False: []}
-    for rows in (rows for rows in timed.values() if len(rows) > 1):
-        point, logs = rows[0].point, [np.log(r.all_seconds) for r in rows]
-        launched = point.setup.method == "draft" or misses_graph(point, profile)
-        within = [np.var(each, ddof=1) for each in logs]
-        expected = np.mean([one / len(each) for one, each in zip(within, logs, strict=True)])
-        means = np.var([np.mean(each) for each in logs], ddof=1)
-        spread[launched].append((float(np.mean(within)), float(means), float(expected)))
-    assert (len(spread[False]), len(spread[True])) == (4, 16)
-    percent = {key: 100.0 * np.sqrt(np.mean(rows, axis=0)) for key, rows in spread.items()}
-    assert percent[False] == pytest.approx([3.6, 2.5, 2.1], abs=0.06)
-    assert percent[True] == pytest.approx([16.2, 16.4, 9.3], abs=0.06)
+@pytest.fixture(scope="module")
+def records() -> EngineRecords:
+    return read_engine_records(map(record_path, FITTED), check=map(record_path, CHECKED))
 
 
-def with_host_times(profile: EngineProfile, factor: float) -> EngineProfile:
-    """The profile with all of its host times multiplied."""
-    scaled = {
-        name: factor * getattr(profile, name)
-        for name in ("rank_step_s", "eager_layer_s", "rank_eager_layer_s", "piecewise_layer_s")
+@pytest.fixture(scope="module")
+def report(records: EngineRecords) -> EngineReport:
+    """The shipped profile on all records of docs/results/serving-engines.md."""
+    fit = EngineFit(profile=PROFILE, terms=(), values=(), rms_percent=0.0, points=0)
+    return engine_report(records, fit)
+
+
+def figures(percents: Sequence[float]) -> Figures:
+    return len(percents), float(np.median(np.abs(percents))), max(percents, key=abs)
+
+
+def kind(record: PointRecord) -> str:
+    method = record.point.setup.method
+    return {"plain": "plain", "draft": "draft model"}.get(method, "rounds")
+
+
+def by_kind(errors: Iterable[PointError]) -> dict[str, Figures]:
+    found: dict[str, list[float]] = {}
+    for error in errors:
+        found.setdefault(kind(error.record), []).append(error.percent)
+    return {name: figures(percents) for name, percents in found.items()}
+
+
+def assert_published(found: dict[str, Figures], published: dict[str, Figures]) -> None:
+    assert found.keys() == published.keys()
+    for name, got in found.items():
+        assert got == pytest.approx(published[name], abs=0.06), name
+
+
+def test_the_shipped_profile_is_fitted_to_the_published_records(
+    records: EngineRecords, tmp_path: Path
+) -> None:
+    path = tmp_path / "vllm-0.26.toml"
+    path.write_text(profile_text(engine_report(records, fit_profile(records))), encoding="utf-8")
+    fitted = engine_profile(str(path), catalog.gpu("h200"))
+    shipped = engine_profile("vllm-0.26", catalog.gpu("h200"))
+    terms = ("linear_factor", "attention_factor", "attention_tail_share", "compute_factor",
+             "layer_overhead_s", "sum_gap_s", "rank_step_s", "eager_layer_s", "piecewise_layer_s",
+             "draft_step_overhead_s", "speedup_error", "host_error")  # fmt: skip
+    for name in terms:
+        assert getattr(fitted, name) == pytest.approx(getattr(shipped, name), rel=2e-3), name
+    for one, other in zip(fitted.host, shipped.host, strict=True):
+        assert (one.method, one.overlapped) == (other.method, other.overlapped)
+        for name in ("step_s", "sequence_s", "draft_token_s", "draft_layer_s", "draft_step_s"):
+            expected = pytest.approx(getattr(other, name), rel=2e-3, abs=1e-9)
+            assert getattr(one, name) == expected, name
+
+
+def test_points_have_their_published_errors(report: EngineReport) -> None:
+    errors = report.held_back.errors
+    at_unknown_host = [e for e in report.deployable.errors if not e.host_known]
+    missed = [e for e in errors if misses_graph(e.record.point, PROFILE)]
+    published: list[tuple[Iterable[PointError], dict[str, Figures]]] = [
+        (
+            report.fitted,
+            {
+                "plain": (30, 2.0, -29.9),
+                "rounds": (91, 2.7, -32.0),
+                "draft model": (47, 2.9, -30.5),
+            },
+        ),
+        (
+            report.host_known.errors,
+            {"plain": (61, 2.3, -10.5), "rounds": (94, 3.3, 22.2), "draft model": (7, 2.9, -11.5)},
+        ),
+        (
+            at_unknown_host,
+            {"plain": (7, 4.6, -14.1), "rounds": (38, 4.9, 16.2), "draft model": (70, 6.8, -53.3)},
+        ),
+        (missed, {"rounds": (18, 16.6, 54.2), "draft model": (3, 21.0, -42.3)}),
+    ]
+    for chosen, expected in published:
+        assert_published(by_kind(chosen), expected)
+    assert len(errors) == sum(len(list(chosen)) for chosen, _ in published[1:])
+
+
+def test_judged_points_have_their_published_errors_by_target(report: EngineReport) -> None:
+    """Points whose host is known; nothing of the two Qwen models is fitted."""
+    found: dict[str, list[float]] = {}
+    for error in report.host_known.errors:
+        setup = error.record.point.setup
+        found.setdefault(f"{setup.target} {setup.method}", []).append(error.percent)
+    published = {
+        "llama-3.1-8b plain": (25, 1.9, 7.2),
+        "llama-3.1-8b eagle3": (59, 2.2, -9.1),
+        "llama-3.1-8b draft": (7, 2.9, -11.5),
+        "llama-3.2-1b plain": (8, 4.8, -10.5),
+        "llama-3.2-1b eagle3": (8, 3.7, 12.4),
+        "llama-3.2-1b ngram": (7, 11.4, 22.2),
+        "qwen2.5-7b plain": (21, 3.0, -7.6),
+        "qwen2.5-7b eagle3": (16, 4.0, -7.4),
+        "qwen3-32b plain": (7, 2.0, -3.0),
+        "qwen3-32b eagle3": (4, 2.0, -5.1),
     }
-    terms = ("step_s", "sequence_s", "draft_step_s", "draft_layer_s", "lookup_token_s")
-    hosts = [replace(h, **{t: factor * getattr(h, t) for t in terms}) for h in profile.host]
-    return replace(profile, host=tuple(hosts), **scaled)
+    assert_published({name: figures(percents) for name, percents in found.items()}, published)
 
 
-def stated_error(record: PointRecord) -> float:
-    """The standard error of the shipped profile's prediction of a point, with its CUDA graphs."""
-    (group,) = grouped([record], "h200")
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    return time_error(group.scenario_of(record, profile))
+def test_judged_points_of_workloads_that_were_not_fitted_have_their_published_errors(
+    report: EngineReport,
+) -> None:
+    fitted = {error.record.point.workload for error in report.fitted}
+    unseen = [e for e in report.host_known.errors if e.record.point.workload not in fitted]
+    steps = [e.percent for e in unseen if e.record.point.setup.gamma == 0]
+    rounds = [e.percent for e in unseen if e.record.point.setup.gamma > 0]
+    assert figures(steps) == pytest.approx((52, 2.5, -10.5), abs=0.06)
+    assert figures(rounds) == pytest.approx((67, 3.4, 22.2), abs=0.06)
 
 
-def errors_by_share(records: Iterable[PointRecord]) -> tuple[list[PointRecord], np.ndarray]:
-    """Records as exported; ln(predicted / measured), host's share and stated standard error."""
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    groups = grouped([r for r in records if not misses_graph(r.point, profile)], "h200")
-    rows = [record for group in groups for record in group.records]
-    more, less = (predicted(with_host_times(profile, factor), groups) for factor in (1.25, 0.8))
-    share = np.log(more / less) / np.log(1.25 / 0.8)
-    error = np.log(predicted(profile, groups) / [r.seconds for r in rows])
-    return rows, np.array([error, share, [stated_error(record) for record in rows]])
+def test_decisions_are_as_published(report: EngineReport) -> None:
+    def decided(judged: Judged) -> tuple[int, int, float, int, int]:
+        above = sum(regret > 0.02 for regret in judged.regrets)
+        worst = round(100.0 * max(judged.regrets), 1)
+        return judged.signs_right, judged.signs, worst, above, len(judged.regrets)
 
-
-def rms_by_share(error: np.ndarray, share: np.ndarray) -> list[tuple[int, float, int]]:
-    """Points, rms error in percent and errors above 15 %, by classes of the host's share."""
-    above = np.abs(np.expm1(error)) > 0.15
-    return [
-        (int(part.sum()), 100.0 * float(np.sqrt(np.mean(error[part] ** 2))), int(above[part].sum()))
-        for part in (share < 0.2, (share >= 0.2) & (share < 0.6), share >= 0.6)
+    assert decided(report.host_known) == (277, 282, 5.3, 1, 196)
+    assert decided(report.deployable) == (452, 462, 7.1, 3, 224)
+    for points, methods in (
+        (report.host_known, {"ngram": 4, "draft": 1}),
+        (report.deployable, {"ngram": 4, "draft": 6}),
+    ):
+        wrong = [d for d in points.decisions if not d.is_near_tie and not d.sign_right]
+        assert Counter(d.record.point.setup.method for d in wrong) == methods
+    assert report.outside == [
+        "worst 22.2 % exceeds 15 %",
+        "regret 5.3 % exceeds 2 %",
+        "5 speedups are predicted on the wrong side of 1",
     ]
 
 
-def held_by(error: np.ndarray, stated: np.ndarray) -> int:
-    """Percentage of points in their 90 % intervals."""
-    return round(100.0 * float(np.mean(np.abs(error) < Z90 * stated)))
+def test_the_host_was_disturbed_as_published(records: EngineRecords) -> None:
+    note = shared_host_note(records, PROFILE)
+    assert "disturbed 61% of the rounds" in note and "up to 1.6 times as long" in note
 
 
-def test_errors_grow_with_the_share_of_the_host() -> None:
-    """docs/results/serving-engines.md: held-back points as exported, by the host's share."""
-    paths = [MEASURED / f"engine-vllm-0.26-h200{kind}.jsonl" for kind in KINDS]
-    rows, (error, share, stated) = errors_by_share(
-        read_engine_records(paths[:2], check=paths[2:]).held_back
-    )
-    published = [(104, 3.6, 0), (50, 6.3, 1), (36, 16.6, 11)]
-    assert np.array(rms_by_share(error, share)) == pytest.approx(np.array(published), abs=0.06)
-    launched = [r for r, each in zip(rows, share, strict=True) if each >= 0.6]
-    repeats = np.mean([np.var(np.log(r.all_seconds), ddof=1) for r in launched])
-    assert 100.0 * float(np.sqrt(repeats)) == pytest.approx(15.6, abs=0.06)
-    assert held_by(error, stated) == 95
+def shares(errors: Sequence[PointError]) -> np.ndarray:
+    """Columns: ln(predicted / measured), the host's share, and half the 90 % interval.
+
+    The share is d ln(step) / d ln(host times).
+    """
+    rows: list[tuple[float, ...]] = []
+    for group in grouped([e.record for e in errors], "h200"):
+        passes_s = group.passes_s(PROFILE)
+        more, less = (passes_s + group.waits(PROFILE, passes_s, k) for k in (1.25, 0.8))
+        share = np.log(more / less) / np.log(1.25 / 0.8)
+        error = np.log(group.seconds(PROFILE) / group.measured_s)
+        width = [Z90 * time_error(group.scenario_of(r, PROFILE)) for r in group.records]
+        rows += zip(error, share, width, strict=True)
+    return np.array(rows).T
 
 
-def test_errors_of_seed_4101_grow_with_the_share_of_the_host() -> None:
-    """docs/results/serving-engines.md: seed 4101, of which nothing was fitted but the errors."""
-    path = MEASURED / "engine-vllm-0.26-h200-seed4101.jsonl"
-    _, (error, share, stated) = errors_by_share(read_engine_records([path]).points)
-    published = [(36, 3.2, 0), (15, 7.9, 1), (36, 18.0, 13)]
-    assert np.array(rms_by_share(error, share)) == pytest.approx(np.array(published), abs=0.06)
-    assert held_by(error, stated) == 94
+@pytest.mark.parametrize(
+    ("known", "published"),
+    [
+        (True, [(136, 3.6, 0, 133), (5, 9.6, 1, 5), (21, 7.6, 0, 21)]),
+        (False, [(28, 8.1, 2, 26), (68, 11.4, 9, 65), (19, 37.5, 16, 15)]),
+    ],
+)
+def test_errors_grow_with_the_share_of_the_host(
+    report: EngineReport, known: bool, published: list[tuple[float, ...]]
+) -> None:
+    """Points as exported: their number, rms error, those above 15 % and those in the interval."""
+    errors = [e for e in report.deployable.errors if e.host_known == known]
+    error, share, width = shares(errors)
+    for part, expected in zip(
+        (share < 0.2, (share >= 0.2) & (share < 0.6), share >= 0.6), published, strict=True
+    ):
+        missed = error[part]
+        rms = 100.0 * float(np.sqrt(np.mean(missed**2)))
+        above = int((np.abs(np.expm1(missed)) > 0.15).sum())
+        inside = int((np.abs(missed) < width[part]).sum())
+        assert (int(part.sum()), rms, above, inside) == pytest.approx(expected, abs=0.06)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "misses", "change", "published"),
+    [(4, True, (-51, -10), (7, 3.0, -4.8)), (4, False, (1, 6), (4, 4.0, -5.8)),
+     (3, False, (-7, 5), (11, 4.1, -8.7))],
+)  # fmt: skip
+def test_exported_graphs_change_rounds_as_published(
+    report: EngineReport, gamma: int, misses: bool, change: tuple[int, int], published: Figures
+) -> None:
+    """EAGLE-3 rounds of Llama-3.1-8B that were timed with both kinds of graphs."""
+    every = [*report.fitted, *report.held_back.errors]
+    timed: dict[bool, dict[tuple[str, int, int, int], PointError]] = {False: {}, True: {}}
+    for error in every:
+        point, setup = error.record.point, error.record.point.setup
+        if (setup.target, setup.method, setup.gamma) == ("llama-3.1-8b", "eagle3", gamma):
+            timed[setup.exported_graphs][point.workload] = error
+    pairs = [(timed[False][key], timed[True][key]) for key in timed[False].keys() & timed[True]]
+    chosen = [(a, b) for a, b in pairs if misses_graph(a.record.point, PROFILE) == misses]
+    changes = [round(100.0 * (b.record.seconds / a.record.seconds - 1.0)) for a, b in chosen]
+    assert (min(changes), max(changes)) == change
+    assert figures([b.percent for _, b in chosen]) == pytest.approx(published, abs=0.06)
 
 
 Blind = dict[tuple[str, str, int, int, int, int], float]  # target, method, γ, TP, batch, prompt
 
 
-def blind_predictions(name: str, column: str) -> Blind:
+def blind_predictions(name: str, column: str = "predicted_s") -> Blind:
     """Seconds by point, from a file that was committed before the run."""
     path = MEASURED / f"predicted-vllm-0.26-h200-{name}.csv"
     with path.open(encoding="utf-8") as file:
@@ -150,162 +254,119 @@ def blind_predictions(name: str, column: str) -> Blind:
         }
 
 
-def blind_misses(records: str, expected: Blind) -> list[tuple[str, list[float], float]]:
-    """Target, method, γ and TP; ln(predicted / measured) of the median and of each repeat; width.
-
-    The width is that of the shipped profile's 90 % interval.
-    """
-    found = []
-    for record in read_engine_records([MEASURED / f"engine-vllm-0.26-{records}.jsonl"]).points:
-        point, setup = record.point, record.point.setup
+def blind_errors(record: str, expected: Blind) -> list[PointError]:
+    """Errors of the predictions as committed; all points of the record were predicted."""
+    errors = []
+    for timed in read_engine_records([record_path(record)]).points:
+        point, setup = timed.point, timed.point.setup
         key = (setup.target, setup.method, setup.gamma, setup.tp, point.batch, point.prompt_tokens)
-        times = np.array([record.seconds, *(s for s in record.all_seconds if s > 0.0)])
-        if key in expected:
-            misses = [float(each) for each in np.log(expected[key] / times)]
-            width = Z90 * stated_error(record)
-            found.append((" ".join(map(str, key[:4])), misses, width))
-    return found
-
-
-def test_blind_rounds_with_a_draft_model_lie_in_the_interval_of_the_profile() -> None:
-    """docs/results/serving-engines.md: predictions that were committed before the runs."""
-    expected = blind_predictions("processes", "predicted_s")
-    points = [
-        p for name in ("h200", "h200-tp2") for p in blind_misses(f"{name}-processes", expected)
-    ]
-    drafts = [(each[1:], width) for label, each, width in points if " draft " in label]
-    misses = np.concatenate([each for each, _ in drafts])
-    assert (len(misses), round(1e3 * float(misses.mean()))) == (156, 2)
-    assert round(1e3 * float(misses.std())) == 156
-    assert sum(abs(miss) < width for each, width in drafts for miss in each) == 134
+        errors.append(PointError(record=timed, predicted_s=expected[key]))
+    return errors
 
 
 @pytest.mark.parametrize(
-    ("records", "predictions", "column", "published"),
+    ("names", "predictions", "column", "published"),
     [
         (
-            *("h200-seed3101", "seed3101", "predicted_d5890447_s"),
+            ("h200-processes", "h200-tp2-processes"),
+            *("processes", "predicted_s"),
+            {"rounds": (12, 12.3, 24.2), "draft model": (26, 7.1, 26.4)},
+        ),
+        (
+            ("h200-seed3101",),
+            *("seed3101", "predicted_eec4778c_s"),
+            {"plain": (4, 1.1, 3.3), "rounds": (13, 4.4, 12.0)},
+        ),
+        (
+            ("h200-seed4101",),
+            *("seed4101", "predicted_shipped_s"),
             {
-                "llama-3.1-8b plain 0 1": (4, 1.1, 2.9, 4),
-                "llama-3.1-8b ngram 3 1": (5, 9.6, 10.4, 5),
-                "llama-3.1-8b eagle3 4 1": (4, 1.7, 8.3, 3),
-                "qwen2.5-7b ngram 4 1": (4, 3.0, 5.6, 4),
+                "plain": (26, 2.5, -34.0),
+                "rounds": (43, 4.8, -40.4),
+                "draft model": (18, 14.2, -24.2),
             },
         ),
         (
-            *("h200-seed3101", "seed3101", "predicted_eec4778c_s"),
-            {
-                "llama-3.1-8b plain 0 1": (4, 1.1, 3.3, 4),
-                "llama-3.1-8b ngram 3 1": (5, 10.0, 12.0, 4),
-                "llama-3.1-8b eagle3 4 1": (4, 1.1, 4.4, 4),
-                "qwen2.5-7b ngram 4 1": (4, 3.0, 4.6, 4),
-            },
-        ),
-        (
-            *("h200-tp2-processes", "processes", "predicted_s"),
-            {
-                "llama-3.1-8b draft 1 2": (8, 8.6, -17.7, 7),
-                "llama-3.1-8b draft 3 2": (8, 3.6, -13.0, 8),
-                "qwen2.5-7b eagle3 5 2": (5, 12.0, 22.4, 5),
-            },
+            ("h200-seed5201",),
+            *("seed5201", "predicted_s"),
+            {"plain": (14, 2.2, 6.4), "rounds": (21, 4.0, 22.2), "draft model": (7, 2.9, -11.5)},
         ),
     ],
 )
-def test_blind_points_have_their_published_errors(
-    records: str, predictions: str, column: str, published: dict[str, tuple[float, ...]]
+def test_blind_predictions_have_their_published_errors(
+    names: tuple[str, ...], predictions: str, column: str, published: dict[str, Figures]
 ) -> None:
-    """docs/results/serving-engines.md: points, errors in percent (median and worst), and inside."""
-    found: dict[str, list[float]] = {}
-    inside: dict[str, int] = {}
-    for label, (miss, *_), width in blind_misses(records, blind_predictions(predictions, column)):
-        found.setdefault(label, []).append(100.0 * float(np.expm1(miss)))
-        inside[label] = inside.get(label, 0) + (abs(miss) < width)
-    assert found.keys() == published.keys()
-    for label, errors in found.items():
-        median, worst = float(np.median(np.abs(errors))), max(errors, key=abs)
-        figures = (len(errors), median, worst, inside[label])
-        assert figures == pytest.approx(published[label], abs=0.06), label
+    """Predictions that were committed before the run, by the profile of that time."""
+    expected = blind_predictions(predictions, column)
+    errors = [error for name in names for error in blind_errors(name, expected)]
+    assert_published(by_kind(errors), published)
 
 
-SEED_4101 = {
-    "predicted_shipped_s": {
-        "llama-3.1-8b plain 0 1": (9, 2.1, 6.8),
-        "llama-3.1-8b eagle3 5 1": (9, 0.9, -3.5),
-        "llama-3.1-8b ngram 3 1": (9, 2.3, -5.8),
-        "llama-3.1-8b draft 2 1": (9, 10.9, -24.2),
-        "llama-3.1-8b draft 3 1": (9, 19.1, -23.3),
-        "qwen2.5-7b plain 0 1": (9, 1.8, -4.1),
-        "qwen2.5-7b eagle3 4 1": (9, 3.9, -7.1),
-        "llama-3.2-1b plain 0 1": (8, 6.8, -34.0),
-        "llama-3.2-1b ngram 1 1": (8, 8.4, -12.7),
-        "llama-3.2-1b eagle3 2 1": (8, 26.1, -40.4),
-    },
-    "predicted_89a79fdf_s": {
-        "llama-3.1-8b plain 0 1": (9, 1.6, 7.3),
-        "llama-3.1-8b eagle3 5 1": (9, 0.8, -3.2),
-        "llama-3.1-8b ngram 3 1": (9, 2.1, -5.5),
-        "llama-3.1-8b draft 2 1": (9, 11.9, -24.3),
-        "llama-3.1-8b draft 3 1": (9, 19.7, -22.9),
-        "qwen2.5-7b plain 0 1": (9, 1.8, -3.5),
-        "qwen2.5-7b eagle3 4 1": (9, 3.8, -7.0),
-        "llama-3.2-1b plain 0 1": (8, 6.8, -34.0),
-        "llama-3.2-1b ngram 1 1": (8, 8.0, -12.9),
-        "llama-3.2-1b eagle3 2 1": (8, 26.0, -39.8),
-    },
-}
+def test_points_of_seed_5201_have_their_published_errors() -> None:
+    """As predicted before the run; the shipped profile's intervals contain all of them."""
+    committed = blind_errors("h200-seed5201", blind_predictions("seed5201"))
+    percents: dict[str, list[float]] = {}
+    for error in committed:
+        setup = error.record.point.setup
+        label = f"{setup.target} {setup.method} {setup.gamma}"
+        percents.setdefault(label, []).append(error.percent)
+    published = {
+        "llama-3.1-8b plain 0": (7, 1.5, -1.0, 2.3),
+        "llama-3.1-8b eagle3 4": (7, 1.0, -3.5, 0.8),
+        "llama-3.1-8b draft 3": (7, 2.9, -11.5, -0.9),
+        "llama-3.2-1b plain 0": (7, 4.6, -4.9, 6.4),
+        "llama-3.2-1b eagle3 3": (7, 4.0, -0.8, 12.4),
+        "llama-3.2-1b ngram 2": (7, 11.4, 7.6, 22.2),
+    }
+    assert percents.keys() == published.keys()
+    for label, each in percents.items():
+        got = len(each), float(np.median(np.abs(each))), min(each), max(each)
+        assert got == pytest.approx(published[label], abs=0.06), label
+    rounds = [e.percent for e in committed if e.record.point.setup.gamma > 0]
+    assert figures(rounds) == pytest.approx((28, 3.4, 22.2), abs=0.06)
+    assert sum(abs(percent) > 15.0 for percent in rounds) == 1
 
 
-@pytest.mark.parametrize("column", SEED_4101)
-def test_points_of_seed_4101_have_their_published_errors(column: str) -> None:
-    """docs/results/serving-engines.md: two profiles' predictions, committed before the run."""
-    found: dict[str, list[float]] = {}
-    for label, (miss, *_), _ in blind_misses(
-        "h200-seed4101", blind_predictions("seed4101", column)
-    ):
-        found.setdefault(label, []).append(100.0 * float(np.expm1(miss)))
-    assert found.keys() == SEED_4101[column].keys()
-    for label, errors in found.items():
-        figures = (len(errors), float(np.median(np.abs(errors))), max(errors, key=abs))
-        assert figures == pytest.approx(SEED_4101[column][label], abs=0.06), label
-
-
-def test_decisions_of_seed_4101_are_as_published() -> None:
-    """docs/results/serving-engines.md: the side of 1, and the regret of method and γ."""
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-    records = read_engine_records([MEASURED / "engine-vllm-0.26-h200-seed4101.jsonl"])
-    fit = EngineFit(profile=profile, terms=(), values=(), rms_percent=0.0, points=0)
-    report = engine_report(records, fit)
-    judged = report.held_back
-    assert (judged.signs_right, judged.signs) == (224, 237)
-    assert len(judged.regrets) == 104 and 100.0 * max(judged.regrets) < 0.25
+def test_the_shipped_profile_holds_seed_5201(report: EngineReport) -> None:
+    errors = {e.record.point.id: e for e in report.held_back.errors}
+    committed = blind_errors("h200-seed5201", blind_predictions("seed5201"))
+    shipped = [errors[e.record.point.id] for e in committed]
+    for one, other in zip(shipped, committed, strict=True):
+        assert one.predicted_s == pytest.approx(other.predicted_s, rel=1e-3)
+    error, share, width = shares(shipped)
+    assert (np.abs(error) < width).all()
+    assert width[share == 0.0] == pytest.approx(0.084, abs=0.001)
+    assert float(np.exp(max(width))) == pytest.approx(1.6, abs=0.01)
+    decided = judged(shipped)
+    assert (decided.signs_right, decided.signs) == (102, 107)
+    assert len(decided.regrets) == 56 and max(decided.regrets) == 0.0
 
 
 def test_steps_of_a_mixture_have_their_published_errors() -> None:
     """docs/results/architectures.md, "now": none of these times was used in a fit."""
-    path = MEASURED / "engine-vllm-0.26-h200-experts.jsonl"
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
     medians, worst = {}, {}
-    for group in grouped(read_engine_records([path]).points, "h200"):
+    for group in grouped(read_engine_records([record_path("h200-experts")]).points, "h200"):
         if group.scenario.target.experts is not None:
-            errors = 100.0 * (group.seconds(profile) / group.measured_s - 1.0)
+            errors = 100.0 * (group.seconds(PROFILE) / group.measured_s - 1.0)
             medians[group.method] = float(np.median(np.abs(errors)))
             worst[group.method] = float(np.max(np.abs(errors)))
             assert np.abs(errors[group.batch == 1]).item() < 1.0
-    assert medians == pytest.approx({"plain": 4.7, "ngram": 2.3}, abs=0.06)
-    assert worst == pytest.approx({"plain": 9.2, "ngram": 6.7}, abs=0.06)
+    assert medians == pytest.approx({"plain": 4.9, "ngram": 2.3}, abs=0.06)
+    assert worst == pytest.approx({"plain": 8.8, "ngram": 7.1}, abs=0.06)
 
 
 def test_steps_with_latent_attention_and_mxfp4_have_their_published_errors() -> None:
     """docs/results/architectures.md: predictions that were committed before the run."""
     name = "mxfp4-mla"
-    records = read_engine_records([MEASURED / f"engine-vllm-0.26-h200-{name}.jsonl"])
+    records = read_engine_records([record_path(f"h200-{name}")])
     assert [f.point.batch for f in records.failed] == [48, 107]
     expected = blind_predictions(name, "default_graphs_s")
     found: dict[str, list[tuple[float, float]]] = {}
     for record in records.points:
         point, target = record.point, record.point.setup.target
         ratio = expected[target, "plain", 0, 1, point.batch, point.prompt_tokens] / record.seconds
-        assert abs(np.log(ratio)) < Z90 * stated_error(record)
+        (group,) = grouped([record], records.gpu)
+        assert abs(np.log(ratio)) < Z90 * time_error(group.scenario_of(record, PROFILE))
         found.setdefault(target, []).append((record.spread, 100.0 * (ratio - 1.0)))
     published = {
         "deepseek-v2-lite": [(12, 6.3, -17.6), (4, 2.5, -5.8)],
@@ -321,10 +382,9 @@ def test_steps_with_latent_attention_and_mxfp4_have_their_published_errors() -> 
 
 def test_steps_with_mxfp4_have_their_published_errors() -> None:
     """docs/results/architectures.md, "now": none of these times was used in a fit."""
-    records = read_engine_records([MEASURED / "engine-vllm-0.26-h200-mxfp4-mla.jsonl"])
-    profile = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
+    records = read_engine_records([record_path("h200-mxfp4-mla")])
     timed = [r for r in records.points if r.point.setup.target == "gpt-oss-120b"]
-    ratios = [group.seconds(profile) / group.measured_s for group in grouped(timed, records.gpu)]
+    ratios = [group.seconds(PROFILE) / group.measured_s for group in grouped(timed, records.gpu)]
     errors = list(100.0 * (np.concatenate(ratios) - 1.0))
     got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
-    assert got == pytest.approx((9, 2.5, -4.2), abs=0.06)
+    assert got == pytest.approx((9, 2.0, -4.8), abs=0.06)
