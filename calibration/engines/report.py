@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.engines.fit import LEAST_POINTS, EngineFit
+from calibration.engines.fitting.fit import LEAST_POINTS, EngineFit
 from calibration.engines.judged import (
     TOLERANCES,
     Judged,

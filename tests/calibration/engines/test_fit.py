@@ -12,19 +12,19 @@ import pytest
 from engine_samples import a_plan, records_of
 
 import calibration
-from calibration.engines.errors import fit_errors
-from calibration.engines.fit import (
+from calibration.engines.fitting.errors import fit_errors
+from calibration.engines.fitting.fit import (
     DEFAULT_RESERVED_BYTES,
     EngineFit,
     fit_profile,
-    grouped,
     reserved_bytes,
 )
+from calibration.engines.fitting.groups import grouped
+from calibration.engines.fitting.terms import terms_of
 from calibration.engines.profile_file import profile_text
 from calibration.engines.reading import read_engine_records
 from calibration.engines.records import EngineRecords, StartRecord
 from calibration.engines.report import engine_report, report_dict, report_lines
-from calibration.engines.terms import terms_of
 from perfmodel import ConfigError, EngineProfile, catalog, estimate
 from perfmodel.catalog.engines import engine_profile
 

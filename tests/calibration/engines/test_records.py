@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from engine_samples import HEADER, a_plan, records_of
 
-from calibration.engines.fit import grouped
+from calibration.engines.fitting.groups import grouped
 from calibration.engines.reading import read_engine_records
 from calibration.engines.records import EngineRecords, FailedPoint, PointRecord
 from calibration.engines.undisturbed import repeat_seconds

@@ -9,7 +9,7 @@ import pytest
 from engine_samples import a_plan, records_of
 
 import calibration
-from calibration.engines.fit import LEAST_POINTS, EngineFit
+from calibration.engines.fitting.fit import LEAST_POINTS, EngineFit
 from calibration.engines.judged import judged, point_errors
 from calibration.engines.reading import read_engine_records
 from calibration.engines.report import EngineReport, engine_report, report_lines

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.engines.fit import MEASUREMENT_ERROR, grouped
+from calibration.engines.fitting.groups import MEASUREMENT_ERROR, grouped
 from calibration.engines.records import EngineRecords, PointRecord
 from calibration.engines.undisturbed import DISTURBED, disturbed_note
 from perfmodel import EngineProfile
