@@ -3,9 +3,9 @@ from .drivers.server import ServerAdapter as ServerAdapter
 from .drivers.server_checks import check_model as check_model
 from .drivers.vllm_process import engine_facts as engine_facts
 from .drivers.vllm_process import start as start
-from .errors import shared_host_note as shared_host_note
-from .fit import EngineFit as EngineFit
-from .fit import fit_profile as fit_profile
+from .fitting.errors import shared_host_note as shared_host_note
+from .fitting.fit import EngineFit as EngineFit
+from .fitting.fit import fit_profile as fit_profile
 from .observed import observe as observe
 from .observed import version_note as version_note
 from .observed import with_times as with_times

@@ -17,7 +17,7 @@ from functools import cache
 
 import numpy as np
 
-from calibration.engines.fit import grouped
+from calibration.engines.fitting.groups import grouped
 from calibration.engines.records import Point, PointRecord
 from perfmodel.acceptance import tokens_per_round_iid
 from perfmodel.scenario_input import parse_scenario

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from calibration.engines.errors import fit_errors
+from calibration.engines.fitting.errors import fit_errors
 from calibration.engines.report import EngineReport
 from calibration.fit.magicdec import fit_rows
 from calibration.records.published import PublishedRow

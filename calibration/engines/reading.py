@@ -186,6 +186,11 @@ def _checked(record: PointRecord, place: str) -> PointRecord:
         )
     elif record.windows_s and not _follow(record):
         fault = "all_seconds and disturbed are not the means of windows_s; give all in seconds"
+    elif record.windows_s and not _has_rounds(record):
+        fault = (
+            f"rounds={record.rounds:g} are not those of windows_s, which has a mean of "
+            f"{_windows(record):g} windows per repeat; give the mean rounds per repeat"
+        )
     elif record.context_tokens < point.prompt_tokens:
         fault = (
             f"context_tokens={record.context_tokens:g} is less than the prompt of "
@@ -199,6 +204,22 @@ def _checked(record: PointRecord, place: str) -> PointRecord:
     else:
         return record
     raise RecordError(f"{place}: {fault}")
+
+
+def _windows(record: PointRecord) -> float:
+    """Mean number of windows per repeat."""
+    return sum(map(len, record.windows_s)) / len(record.windows_s)
+
+
+def _has_rounds(record: PointRecord) -> bool:
+    """Whether all windows have equally many rounds, no more than sequences have grown by.
+
+    The mean length over rounds exceeds the prompt by at least half of their tokens.
+    """
+    per_window = record.rounds / _windows(record)
+    grown = 2.0 * (record.context_tokens - record.point.prompt_tokens) * (1.0 + ROUNDING)
+    whole = abs(per_window - round(per_window)) <= 1e-6 * per_window
+    return whole and record.rounds * record.tokens_per_round <= grown
 
 
 def _follow(record: PointRecord) -> bool:

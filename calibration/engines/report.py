@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.engines.fit import EngineFit
+from calibration.engines.fitting.fit import LEAST_POINTS, EngineFit
 from calibration.engines.judged import (
     TOLERANCES,
     Judged,
@@ -48,14 +48,29 @@ class EngineReport:
         return [e for e in rounds if e.record.point.workload not in seen]
 
     @property
+    def decisive(self) -> Judged:
+        """The points whose errors have tolerances: those whose host is known.
+
+        All held-back ones, if this leaves too few of the plain steps or of the rounds.
+        """
+        for of_rounds in (False, True):
+            every, known = (
+                sum((e.record.point.setup.gamma > 0) is of_rounds for e in group.errors)
+                for group in (self.held_back, self.host_known)
+            )
+            if known < min(LEAST_POINTS, every):
+                return self.held_back
+        return self.host_known
+
+    @property
     def outside(self) -> list[str]:
-        """What exceeds its tolerance, as clauses, of points whose host is known."""
+        """What exceeds its tolerance, as clauses, of the decisive points."""
         over = [
             f"{name} {value:.1f} % exceeds {TOLERANCES[name]:g} %"
-            for name, value in self.host_known.figures.items()
+            for name, value in self.decisive.figures.items()
             if value > TOLERANCES[name]
         ]
-        wrong = self.host_known.signs - self.host_known.signs_right
+        wrong = self.decisive.signs - self.decisive.signs_right
         return over + ([f"{wrong} speedups are predicted on the wrong side of 1"] if wrong else [])
 
 
@@ -106,10 +121,20 @@ def report_lines(report: EngineReport) -> list[str]:
             lines.append(f"  {len(rounds)} rounds of workloads not fitted: {_median_worst(rounds)}")
         lines += _decision_lines("  ", report.deployable)
     if len(report.host_known.errors) < len(report.held_back.errors):
-        lines.append("timed on an undisturbed host, or with steps that no host delays:")
-        lines += _kind_lines(report.host_known.errors, fit.profile)
-        lines += _decision_lines("  ", report.host_known)
+        lines += _host_lines(report)
     return lines
+
+
+def _host_lines(report: EngineReport) -> list[str]:
+    """The errors of points whose host is known, and which points have tolerances."""
+    of = "timed on an undisturbed host, or with steps that no host delays"
+    if report.decisive is report.held_back:
+        return [f"tolerances apply to all points held back: too few plain steps or rounds {of}"]
+    return [
+        f"{of} (tolerances apply to these):",
+        *_kind_lines(report.host_known.errors, report.fit.profile),
+        *_decision_lines("  ", report.host_known),
+    ]
 
 
 def _kind_lines(errors: Sequence[PointError], profile: EngineProfile) -> list[str]:

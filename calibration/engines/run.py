@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from calibration.engines.plan import Plan
 from calibration.engines.records import FailedPoint, Point, PointRecord, Setup, StartRecord
 from calibration.engines.undisturbed import repeat_seconds
-from calibration.records.jsonl import RecordLog
+from calibration.records.jsonl import LEAST, MOST, RecordLog
 from perfmodel import ConfigError
 
 SAME_RUN = ("engine", "version", "gpu", "driver", "torch")  # constant within a file
@@ -169,11 +169,15 @@ class _Run:
 def point_record(point: Point, line: Mapping[str, Any]) -> PointRecord:
     """The record of a result from an adapter, which has the times of windows or of repeats.
 
-    Raises `ConfigError` if the median time is not positive, which happens if a run was disturbed.
+    Raises `ConfigError` if a window is not positive, or the median of repeats, which happens if a
+    run was disturbed.
     """
     windows = tuple(map(tuple, line.get("windows_s", ())))
     seconds = tuple(float(s) for s in line.get("all_seconds", ()))
     disturbed = tuple(line.get("disturbed", ()))
+    if not all(repeat and all(LEAST <= s <= MOST for s in repeat) for repeat in windows):
+        every = [list(repeat) for repeat in windows]
+        raise ConfigError(f"{point.id}: {every} are not valid times of windows; run it again")
     if windows:
         seconds, disturbed = repeat_seconds(windows)
     if not seconds or median(seconds) <= 0:

@@ -4,8 +4,8 @@ Predictions are for a host that does nothing else. A virtual machine shares the 
 with others: in one with an H200, a fixed loop in Python took 2.0 or 3.6 ms on any core, each for
 0.1 s to seconds, and so do the steps that wait for the host. Steps are therefore timed in windows
 of a few rounds, most of which see one state of the host. If at least a twentieth of them saw it
-undisturbed, the fifth percentile did, and so did any that take about as long. On a machine that
-nothing disturbs, these are all windows.
+undisturbed, the fifth percentile did, and so did any that take about as long. Of at most 20
+windows, it is the shortest. On a machine that nothing disturbs, these are all windows.
 
 A server cannot be timed in windows. Of its repeats, those count that agree.
 """
@@ -38,7 +38,7 @@ def repeat_seconds(windows_s: Windows) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def level_s(windows_s: Windows) -> float:
-    """Fifth percentile of all windows, in seconds per round."""
+    """Fifth percentile of all windows, in seconds per round; of at most 20, the shortest."""
     every = sorted(seconds for windows in windows_s for seconds in windows)
     return every[math.ceil(LEVEL * len(every)) - 1]
 

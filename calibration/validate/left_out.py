@@ -11,8 +11,8 @@ from itertools import permutations
 import numpy as np
 
 from calibration.acceptance.published_fit import fit_all, published_points
-from calibration.engines.errors import fit_errors
-from calibration.engines.fit import grouped
+from calibration.engines.fitting.errors import fit_errors
+from calibration.engines.fitting.groups import grouped
 from calibration.engines.judged import misses_graph
 from calibration.engines.reading import read_engine_records
 from calibration.engines.records import Point

@@ -249,6 +249,13 @@ def _schema_of(row: Any, keys: tuple[str, ...]) -> type[BaseModel]:
 
 # ---- messages ---------------------------------------------------------------------------------
 
+# Keys of earlier versions, by the type that a table fills, and what to do about them.
+RETIRED = {
+    ("HostCosts", "speedup_error"): (
+        "is now host_error of the whole profile; delete the line, or fit the records again"
+    ),
+}
+
 
 def fault_line(error: ValidationError, schema: type[BaseModel], where: str) -> str:
     """One fault as one line: the file, the key, its value and the reason; unknown keys first."""
@@ -259,6 +266,8 @@ def fault_line(error: ValidationError, schema: type[BaseModel], where: str) -> s
     prefix = f"{where}: " if where else ""
     if first["type"] == "extra_forbidden":
         inside = f"{_path(tuple(parents))}: " if parents else ""
+        if hint := RETIRED.get((schema.__name__, str(key))):
+            return f"{prefix}{inside}key {key!r} {hint}"
         return (
             f"{prefix}{inside}{unknown_name('key', printable(str(key)), _known(schema, parents))}"
         )

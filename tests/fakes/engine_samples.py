@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from calibration.engines.fit import base_profile, grouped, predicted
+from calibration.engines.fitting.fit import base_profile
+from calibration.engines.fitting.groups import grouped, predicted
 from calibration.engines.plan import Plan, PlanOptions, plan_run
 from calibration.engines.records import EngineRecords, PointRecord, StartRecord
 from perfmodel import EngineProfile

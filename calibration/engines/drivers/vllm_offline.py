@@ -56,7 +56,9 @@ def main(job_path: str, out_path: str) -> None:
         started = time.perf_counter()
         spread = spread_experts()
         fill_packed_weights()
-        llm = _engine(job["engine"])
+        from vllm import LLM  # after what it is to be started with
+
+        llm = LLM(**job["engine"])
         chosen = facts(llm)
         if chosen.get("mixture"):
             chosen["routing"] = "uniform" if spread else "of the random weights"
@@ -147,6 +149,8 @@ def steady_steps(finished: list[int], short: int, long: int) -> tuple[int, int]:
     Raises `RuntimeError` if there is no window of rounds between them.
     """
     ends = [i for i, number in enumerate(finished) if number]
+    if not ends:
+        raise RuntimeError("the engine returned no step in which a sequence finished")
     if ends[0] < long:
         raise RuntimeError(f"the engine returned {long} rounds in {ends[0]} steps, not one in each")
     start = max(ends[0] - long + short, ends[-1] - long)
@@ -291,12 +295,6 @@ def counters(llm: Any) -> dict[str, float]:
             values["latency_sum"] += metric.sum
             values["latency_count"] += metric.count
     return values
-
-
-def _engine(arguments: dict[str, Any]) -> Any:
-    from vllm import LLM
-
-    return LLM(**arguments)
 
 
 def _generate(llm: Any, requests: list[dict[str, Any]], tokens: int) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from engine_samples import a_plan, records_of
 
-from calibration.engines.errors import fit_errors, shared_host_note
-from calibration.engines.fit import MEASUREMENT_ERROR, grouped
+from calibration.engines.fitting.errors import fit_errors, shared_host_note
+from calibration.engines.fitting.groups import MEASUREMENT_ERROR, grouped
 from calibration.engines.records import PointRecord
 from perfmodel import EngineProfile
 from perfmodel.speculation import OTHER_HOST_ERROR

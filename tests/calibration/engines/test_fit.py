@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from engine_samples import a_plan, records_of
 
-from calibration.engines.errors import fit_errors
-from calibration.engines.fit import EngineFit, fit_profile, grouped, reserved_bytes
+import calibration
+from calibration.engines.fitting.errors import fit_errors
+from calibration.engines.fitting.fit import (
+    DEFAULT_RESERVED_BYTES,
+    EngineFit,
+    fit_profile,
+    reserved_bytes,
+)
+from calibration.engines.fitting.groups import grouped
+from calibration.engines.fitting.terms import terms_of
 from calibration.engines.profile_file import profile_text
+from calibration.engines.reading import read_engine_records
 from calibration.engines.records import EngineRecords, StartRecord
 from calibration.engines.report import engine_report, report_dict, report_lines
-from calibration.engines.terms import terms_of
 from perfmodel import ConfigError, EngineProfile, catalog, estimate
 from perfmodel.catalog.engines import engine_profile
+
+MEASURED = Path(calibration.__file__).parent / "measured"
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +247,19 @@ def test_memory_that_is_neither_weights_nor_cache_is_reserved(
     cache = 50_000 * 16 * spec.kv_bytes_per_token_per_rank(1)
     expected = gpu.memory_bytes - cache - spec.weight_bytes_per_rank(1)
     assert reserved_bytes(records) == pytest.approx(expected)
+
+
+def test_memory_that_an_engine_leaves_to_others_is_not_reserved() -> None:
+    """Of the shipped records, in any order; without a cache that fills a GPU, a constant."""
+    paths = [
+        MEASURED / f"engine-vllm-0.26-h200{kind}.jsonl" for kind in ("", "-tp2", "-undisturbed")
+    ]
+    shipped = engine_profile("vllm-0.26", catalog.gpu("h200")).reserved_bytes
+    for order in permutations(paths):
+        assert reserved_bytes(read_engine_records(order)) == pytest.approx(shipped, rel=1e-3)
+    shared = read_engine_records(paths[2:])
+    assert {start.facts["gpu_memory_utilization"] for start in shared.starts} == {0.05}
+    assert reserved_bytes(shared) == DEFAULT_RESERVED_BYTES
 
 
 def test_a_fit_needs_points_of_plain_decoding(known: tuple[EngineRecords, EngineProfile]) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import calibration
-from calibration.engines.errors import shared_host_note
-from calibration.engines.fit import EngineFit, fit_profile, grouped
+from calibration.engines.fitting.errors import shared_host_note
+from calibration.engines.fitting.fit import EngineFit, fit_profile
+from calibration.engines.fitting.groups import grouped
 from calibration.engines.judged import Judged, PointError, judged, misses_graph
 from calibration.engines.profile_file import profile_text
 from calibration.engines.reading import read_engine_records

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from engine_samples import HEADER, a_plan, records_of
 
-from calibration.engines.fit import grouped
+from calibration.engines.fitting.groups import grouped
 from calibration.engines.reading import read_engine_records
 from calibration.engines.records import EngineRecords, FailedPoint, PointRecord
 from calibration.engines.undisturbed import repeat_seconds
@@ -125,6 +125,19 @@ def test_times_that_do_not_follow_from_their_windows_are_refused(
     record = windowed(known.points[0], (0.010, 0.011), (0.018, 0.011))
     write_records(tmp_path / "a.jsonl", HEADER, [record, replace(record, **changes)])
     with pytest.raises(RecordError, match=r"line 3: all_seconds and disturbed are not the means"):
+        read_engine_records([tmp_path / "a.jsonl"])
+
+
+@pytest.mark.parametrize("rounds", [1e-9, 1.0, 17.0, 16.01, 160.0, 1e9])
+def test_rounds_that_are_not_those_of_the_windows_are_refused(
+    known: EngineRecords, tmp_path: Path, rounds: float
+) -> None:
+    """A sequence that has grown by 32 tokens on average has grown by at most 64, one per round."""
+    plain = next(r for r in known.points if r.point.setup.gamma == 0)
+    assert plain.context_tokens == plain.point.prompt_tokens + 32
+    record = replace(windowed(plain, (0.010, 0.011), (0.018, 0.011)), rounds=16.0)
+    write_records(tmp_path / "a.jsonl", HEADER, [record, replace(record, rounds=rounds)])
+    with pytest.raises(RecordError, match=r"line 3: rounds=.* windows_s, which has a mean of 2 "):
         read_engine_records([tmp_path / "a.jsonl"])
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import subprocess
 import sys
 import time
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,7 @@ from calibration.engines.plan import LONG_ROUNDS, SHORT_ROUNDS, Plan, PlanOption
 from calibration.engines.reading import read_engine_records
 from calibration.engines.records import EngineRecords, Point, PointRecord, Setup
 from calibration.engines.run import point_record, run_plan
-from perfmodel import ConfigError, catalog
-from perfmodel.specs.draft_methods import eagle3_head
+from perfmodel import ConfigError
 
 HEADER = {"engine": "vllm", "version": "0.26.0", "gpu": "NVIDIA H200", "torch": "2.11.0"}
 
@@ -233,11 +229,29 @@ def test_an_engine_that_returns_several_rounds_at_once_is_refused() -> None:
         vllm_offline.steady_steps([0] * 28 + [3], 8, 56)
 
 
+@pytest.mark.parametrize("finished", [[], [0] * 100])
+def test_an_engine_in_which_no_sequence_finishes_is_refused(finished: list[int]) -> None:
+    with pytest.raises(RuntimeError, match="no step in which a sequence finished"):
+        vllm_offline.steady_steps(finished, 8, 56)
+
+
 def test_a_point_whose_times_are_mostly_negative_fails(plan: Plan) -> None:
     """They are differences of two runs on a server."""
     line = {"all_seconds": [-1.0, -0.5, 2.0], "rounds": 48.0}
     with pytest.raises(ConfigError, match="are not valid step times"):
         point_record(plan.points[0], line)
+
+
+@pytest.mark.parametrize(
+    "windows", [[[0.0]], [[]], [[0.01], []], [[-0.001, 0.01]], [[0.01, math.nan]], [[math.inf]]]
+)
+def test_a_point_with_a_window_that_has_no_time_fails(
+    plan: Plan, windows: list[list[float]]
+) -> None:
+    line = {"rounds": 48.0, "context_tokens": 9000.0, "tokens_per_round": 1.0}
+    with pytest.raises(ConfigError, match="are not valid times of windows"):
+        point_record(plan.points[0], line | {"windows_s": windows})
+    assert point_record(plan.points[0], line | {"windows_s": [[0.01]]}).seconds == 0.01
 
 
 def test_a_run_ends_if_the_first_engine_does_not_start(
@@ -269,74 +283,6 @@ def test_an_engine_that_would_start_after_the_deadline_is_not_started(
     ]
 
 
-def test_only_the_adapter_script_imports_vllm() -> None:
-    modules = "calibration.engines.run, calibration.engines.drivers.vllm_process"
-    script = f"import {modules}, sys; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert not {"vllm", "torch"} & set(done.stdout.split())
-
-
-def test_a_job_only_states_the_options_that_the_measurement_needs(tmp_path: Path) -> None:
-    setup = Setup(target="llama-3.1-8b", method="draft", gamma=3, draft="llama-3.2-1b", tp=2)
-    point = Point(setup=setup, batch=8, prompt_tokens=4096)
-    engine = vllm.job(setup, [point], tmp_path)["engine"]
-    assert set(engine) == {
-        "model",
-        "load_format",
-        "skip_tokenizer_init",
-        "max_model_len",
-        "tensor_parallel_size",
-        "disable_log_stats",
-        "speculative_config",
-    }
-    assert engine["max_model_len"] > 4096 + 57 * 4 and engine["tensor_parallel_size"] == 2
-    assert engine["speculative_config"] == {
-        "method": "draft_model",
-        "model": str(tmp_path / "llama-3.2-1b"),
-        "num_speculative_tokens": 3,
-        "rejection_sample_method": "synthetic",
-        "synthetic_acceptance_rates": [1.0, 1.0, 1.0],
-        "draft_tensor_parallel_size": 2,
-    }
-    config = json.loads((tmp_path / "llama-3.1-8b" / "config.json").read_text())
-    assert config["num_hidden_layers"] == 32 and config["architectures"] == ["LlamaForCausalLM"]
-
-
-def test_the_config_of_a_head_describes_the_head_that_is_priced(tmp_path: Path) -> None:
-    folder = vllm.head_folder("qwen2.5-7b", "eagle3", tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    target = catalog.model("qwen2.5-7b")
-    assert config["draft_vocab_size"] == 32_000 and config["vocab_size"] == target.vocab
-    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
-    vocabulary = config.pop("draft_vocab_size")  # no Llama has a second one
-    plain = {"architectures": ["LlamaForCausalLM"], "vocab_size": vocabulary}
-    (folder / "config.json").write_text(json.dumps(config | plain))
-    read, head = catalog.model(str(folder)), eagle3_head(target)
-    for name in ("layers", "hidden", "query_heads", "kv_heads", "head_dim", "ffn_hidden", "vocab"):
-        assert getattr(read, name) == getattr(head, name)
-
-
-def test_a_method_that_cannot_run_with_random_weights_is_refused(tmp_path: Path) -> None:
-    setup = Setup(target="llama-3.1-8b", method="mtp", gamma=1)
-    with pytest.raises(ConfigError, match="measure a running server with --url"):
-        vllm.speculative_config(setup, tmp_path)
-
-
-def test_versions_are_read_from_the_given_python(fake: Path, tmp_path: Path) -> None:
-    facts = vllm.engine_facts(sys.executable)
-    assert (facts["engine"], facts["version"], facts["torch"]) == ("vllm", "0.26.0", "2.11.0")
-    with pytest.raises(ConfigError, match="cannot be run"):
-        vllm.engine_facts(str(tmp_path / "python"))
-
-
-def test_a_python_without_vllm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    with pytest.raises(ConfigError, match="give the Python that has it"):
-        vllm.engine_facts(sys.executable)
-
-
 def test_a_stopped_adapter_leaves_no_process_behind(fake: Path, plan: Plan) -> None:
     setup = plan.setups[0]
     process = vllm.start(sys.executable, setup, plan.of(setup), fake / "work")
@@ -344,52 +290,3 @@ def test_a_stopped_adapter_leaves_no_process_behind(fake: Path, plan: Plan) -> N
     assert process.ended
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-
-
-def test_each_layer_and_row_of_a_mixture_has_its_own_random_logits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-
-    class MoERunner:
-        def _apply_quant_method(self, hidden_states: Any, router_logits: Any, *rest: Any) -> Any:
-            return router_logits
-
-    module = empty_module("vllm.model_executor.layers.fused_moe.runner.moe_runner", monkeypatch)
-    assert not vllm_offline.spread_experts()
-    module.MoERunner = MoERunner
-    assert vllm_offline.spread_experts()
-    computed = torch.zeros(vllm_offline.ROUTED_ROWS + 1, 16)  # what random weights choose
-    first, second = MoERunner(), MoERunner()
-    decoding = [layer._apply_quant_method(None, computed[:8]) for layer in (first, second, first)]
-    assert all(len(logits.unique(dim=0)) == 8 for logits in decoding)
-    assert torch.equal(decoding[0], decoding[2]) and not torch.equal(decoding[0], decoding[1])
-    assert torch.equal(first._apply_quant_method(None, computed), computed)
-
-
-def test_packed_weights_are_random_and_their_scales_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
-    loader = empty_module("vllm.model_executor.model_loader.dummy_loader", monkeypatch)
-    sys.modules["vllm.model_executor.model_loader"].dummy_loader = loader  # type: ignore[attr-defined]
-    assert not vllm_offline.fill_packed_weights()
-    loader.initialize_dummy_weights = lambda module, config: module.bias.data.fill_(0.5)
-    assert vllm_offline.fill_packed_weights()
-    layer = torch.nn.Module()
-    for name, kind in (("weight", "uint8"), ("weight_scale", "uint8"), ("bias", "bfloat16")):
-        values = torch.zeros(4, 256, dtype=getattr(torch, kind))
-        layer.register_parameter(name, torch.nn.Parameter(values, requires_grad=False))
-    loader.initialize_dummy_weights(layer, None)
-    assert len(layer.weight.unique()) > 200
-    assert layer.weight_scale.unique().tolist() == [vllm_offline.BLOCK_SCALE]
-    assert layer.bias.unique().tolist() == [0.5]
-
-
-def empty_module(path: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module of vLLM's without anything in it, and its parents."""
-    names = path.split(".")
-    for count in range(1, len(names) + 1):
-        name = ".".join(names[:count])
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    return sys.modules[path]

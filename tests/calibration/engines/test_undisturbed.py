@@ -81,6 +81,11 @@ def test_a_known_machine() -> None:
     assert disturbed_note([]) == ""
 
 
+def test_the_shortest_of_at_most_twenty_windows_is_their_level() -> None:
+    assert level_s([[1.0], [2.0] * 19]) == 1.0
+    assert level_s([[1.0], [2.0] * 20]) == 2.0
+
+
 def test_if_too_few_repeats_agree_all_are_kept() -> None:
     seconds = [0.01, 0.03, -0.5, 0.02, 0.05, 0.011, 0.01]
     timed = iter([(each, i) for i, each in enumerate(seconds)])

@@ -72,6 +72,10 @@ def test_an_engine_that_was_measured_states_the_ranks_of_its_timings(ranks: list
     [
         ({"host": [{"method": "plain"}, {"method": "plain"}]}, "method 'plain' appears twice"),
         ({"host": [{"method": "plane"}]}, "unknown method 'plane'; did you mean plain"),
+        (
+            {"host": [{"method": "plain"}, {"method": "draft", "speedup_error": 0.1}]},
+            "x.toml: host[1]: key 'speedup_error' is now host_error of the whole profile; delete",
+        ),
         ({"name": "a\x00b"}, "name='a?b' is not valid"),
         ({"name": "\x1b[2J"}, "is not valid; use at most 100 printable"),
         ({"name": "x" * 101}, "is not valid; use at most 100 printable"),

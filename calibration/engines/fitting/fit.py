@@ -12,24 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median_low
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from calibration.engines.plan import point_scenario
-from calibration.engines.records import EngineRecords, PointRecord, Setup
-from calibration.engines.terms import COMMON_HOST, LAUNCHES, Term, terms_of
-from perfmodel import ConfigError, EngineProfile, Scenario, catalog
+from calibration.engines.fitting.groups import MEASUREMENT_ERROR, Array, Group, grouped, predicted
+from calibration.engines.fitting.terms import LAUNCHES, Term, terms_of
+from calibration.engines.records import EngineRecords, PointRecord
+from perfmodel import ConfigError, EngineProfile, catalog
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import HostCosts, Origin
-from perfmodel.speculation import host_wait_s, round_seconds
 
-Array = NDArray[np.float64]
-
-MEASUREMENT_ERROR = 0.02  # relative, of one point, at least
-SPREAD_ERROR = 0.4  # standard error of the median of three repeats over their range
-UNKNOWN_HOST_ERROR = 0.3  # of ln(host time) where others may have slowed down the host's cores
 OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 AT_BOUND = 1e-6  # a value this near to its lower bound, over its prior's width, is at the bound
@@ -39,98 +33,8 @@ SCANNED = 8  # starting values over the range of a launch term; half as many of 
 # split: 6 plain steps of Gemma-3-27B on one H200 (engine-vllm-0.26-h200-experts.jsonl), of which 3
 # are not split, with all other terms those of the profile.
 PREFIX_ATTENTION = {"prefix_attention_factor": 2.16, "prefix_attention_token_s": 60e-9}
-DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of their KV cache
-
-
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class Group:
-    """The records of one setup as arrays, and the scenario that predicts them."""
-
-    scenario: Scenario
-    records: tuple[PointRecord, ...]
-    batch: Array
-    context_tokens: Array
-    host_errors: Array  # standard errors of ln(host time) while a record was timed
-
-    @classmethod
-    def of(
-        cls, setup: Setup, records: Sequence[PointRecord], gpu: str, host_error: float = 0.0
-    ) -> Group:
-        """The group of a setup's records on a catalog GPU.
-
-        `host_error` is that of host times of records without windows.
-        """
-        first = records[0].point
-        return cls(
-            scenario=point_scenario(
-                setup, gpu=gpu, engine="kernels", batch=first.batch, prompt=first.prompt_tokens
-            ),
-            records=tuple(records),
-            batch=np.array([float(r.point.batch) for r in records]),
-            context_tokens=np.array([float(round(r.context_tokens)) for r in records]),
-            host_errors=np.array([0.0 if r.windows_s else host_error for r in records]),
-        )
-
-    @property
-    def method(self) -> str:
-        """The decoding method of the setup."""
-        return self.records[0].point.setup.method
-
-    def errors(self, profile: EngineProfile) -> Array:
-        """Relative standard errors of the measurements.
-
-        From the range of their repeats, and from the host's time as far as it delays a step.
-        """
-        spread = [max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records]
-        return np.hypot(spread, self.host_delays(profile))
-
-    def host_delays(self, profile: EngineProfile) -> Array:
-        """ln(delay) by one standard error of the host's time while a record was timed."""
-        passes_s = self.passes_s(profile)
-        expected = passes_s + self.waits(profile, passes_s)
-        return np.log(
-            (passes_s + self.waits(profile, passes_s, np.exp(self.host_errors))) / expected
-        )
-
-    @property
-    def measured_s(self) -> Array:
-        """Measured seconds of a step or round, per record."""
-        return np.array([r.seconds for r in self.records])
-
-    def waits(self, profile: EngineProfile, passes_s: Array, slowdown: ArrayLike = 1.0) -> Array:
-        """Predicted seconds in addition to the passes, per record, with a slower host."""
-        scenario = replace(self.scenario, engine=self._started(profile))
-        gamma, context = np.asarray(float(scenario.plan.gamma)), self.context_tokens
-        method, batch = self.method, self.batch
-        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdown)
-
-    def passes_s(self, profile: EngineProfile) -> Array:
-        """Predicted seconds of the passes alone, per record; the same for any host time."""
-        bare = replace(profile, host=(), **dict.fromkeys(COMMON_HOST, 0.0))  # type: ignore[arg-type]
-        return round_seconds(
-            replace(self.scenario, engine=bare),
-            batch=self.batch,
-            prompt_tokens=self.context_tokens,
-            gamma=np.asarray(float(self.scenario.plan.gamma)),
-            kv_budget_tokens=np.zeros(()),  # drafts read the whole cache
-        )
-
-    def seconds(self, profile: EngineProfile) -> Array:
-        """Predicted seconds of a step or round, per record."""
-        passes_s = self.passes_s(profile)
-        return passes_s + self.waits(profile, passes_s)
-
-    def scenario_of(self, record: PointRecord, profile: EngineProfile) -> Scenario:
-        """The scenario of one record with a profile and the CUDA graphs of the setup."""
-        batch, context = record.point.batch, round(record.context_tokens)
-        work = replace(self.scenario.workload, batch=batch, prompt_tokens=context)
-        return replace(self.scenario, engine=self._started(profile), workload=work)
-
-    def _started(self, profile: EngineProfile) -> EngineProfile:
-        """The profile with the CUDA graphs of the setup."""
-        if self.records[0].point.setup.exported_graphs:
-            return replace(profile, default_graphs=False)
-        return profile
+DEFAULT_RESERVED_BYTES = 8e9  # for engines that do not report the size of a cache that fills a GPU
+LEAST_SHARE = 0.5  # of the GPU's memory; an engine that may use less leaves the rest to others
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -201,33 +105,22 @@ def base_profile(records: EngineRecords) -> EngineProfile:
 
 
 def reserved_bytes(records: EngineRecords) -> float:
-    """Memory used by neither weights nor KV cache, from the cache size that the engine reported."""
+    """Memory used by neither weights nor KV cache, from the cache sizes that the engine reported.
+
+    The lower median of plain starts on the fewest GPUs. Not of those that left most of the memory
+    to others, nor of models whose blocks hold less than the KV of every layer.
+    """
+    found: dict[int, list[float]] = {}
     for start in records.starts:
         blocks, size = start.facts.get("kv_cache_blocks"), start.facts.get("block_tokens")
-        if start.setup.method == "plain" and blocks and size:
+        share = start.facts.get("gpu_memory_utilization", 1.0)
+        if start.setup.method == "plain" and blocks and size and share >= LEAST_SHARE:
             spec, tp = catalog.model(start.setup.target), start.setup.tp
             cache = blocks * float(size) * spec.kv_bytes_per_token_per_rank(tp)
             rest = catalog.gpu(records.gpu).memory_bytes - cache - spec.weight_bytes_per_rank(tp)
-            return float(max(0.0, rest))
-    return DEFAULT_RESERVED_BYTES
-
-
-def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:
-    """Predicted seconds of a step or round per record, in the order of the groups."""
-    return np.concatenate([group.seconds(profile) for group in groups])
-
-
-def grouped(records: Sequence[PointRecord], gpu: str) -> list[Group]:
-    """The records grouped by setup; each group is predicted in one call.
-
-    Where some records are of undisturbed steps (`PointRecord.windows_s`), those of others say less
-    of host times.
-    """
-    host_error = UNKNOWN_HOST_ERROR if any(r.windows_s for r in records) else 0.0
-    by_setup: dict[Setup, list[PointRecord]] = {}
-    for record in records:
-        by_setup.setdefault(record.point.setup, []).append(record)
-    return [Group.of(setup, rows, gpu, host_error) for setup, rows in by_setup.items()]
+            if rest > 0.0:
+                found.setdefault(tp, []).append(float(rest))
+    return median_low(found[min(found)]) if found else DEFAULT_RESERVED_BYTES
 
 
 def _usable(records: EngineRecords) -> tuple[list[PointRecord], list[str]]:

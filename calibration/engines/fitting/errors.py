@@ -5,8 +5,11 @@ ln(predicted / measured) of a step or round is taken as normal, with the varianc
     σ² = σ_gpu² + d²,    d = ln(step if the host takes e^σ_host times as long / step)
 
 A speedup has the variances of its step and its round, so the profile states √2 σ_gpu. The error of
-the host is resolved only where it delays a step; elsewhere, it stays near another machine's. Both
-are those of an undisturbed host; a note says if other machines disturbed it.
+the host is resolved only where it delays a step; elsewhere, it stays near another machine's.
+
+Predictions are for an undisturbed host, but the errors come from all points that are given, also
+from those timed while other machines may have delayed the host, because an interval must hold for
+hosts of unknown speed. A note says if other machines disturbed the measured host.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.engines.fit import MEASUREMENT_ERROR, grouped
+from calibration.engines.fitting.groups import MEASUREMENT_ERROR, grouped
 from calibration.engines.records import EngineRecords, PointRecord
 from calibration.engines.undisturbed import DISTURBED, disturbed_note
 from perfmodel import EngineProfile

@@ -1,0 +1,1 @@
+"""Fit the terms of an engine profile, and its standard errors."""
