@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from published_errors import (
+    PROFILE,
+    Figures,
+    assert_published,
+    blind_errors,
+    blind_predictions,
+    by_kind,
+    figures,
+    record_path,
+)
 
-import calibration
 from calibration.engines.fitting.errors import shared_host_note
 from calibration.engines.fitting.fit import EngineFit, fit_profile
 from calibration.engines.fitting.groups import grouped
 from calibration.engines.judged import Judged, PointError, judged, misses_graph
 from calibration.engines.profile_file import profile_text
 from calibration.engines.reading import read_engine_records
-from calibration.engines.records import EngineRecords, PointRecord
+from calibration.engines.records import EngineRecords
 from calibration.engines.report import EngineReport, engine_report
 from perfmodel import catalog
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.speculation import time_error
 from perfmodel.units import Z90
 
-MEASURED = Path(calibration.__file__).parent / "measured"
 FITTED = ("h200", "h200-tp2", "h200-undisturbed")
 CHECKED = (
     "h200-exported-graphs", "h200-seed3101", "h200-processes", "h200-tp2-processes",
     "h200-seed4101", "h200-seed5201",
 )  # fmt: skip
-PROFILE = replace(engine_profile("vllm", catalog.gpu("h200")), default_graphs=True)
-Figures = tuple[int, float, float]  # points, median absolute and worst error in percent
-
-
-def record_path(name: str) -> Path:
-    return MEASURED / f"engine-vllm-0.26-{name}.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +49,6 @@ def report(records: EngineRecords) -> EngineReport:
     """The shipped profile on all records of docs/results/serving-engines.md."""
     fit = EngineFit(profile=PROFILE, terms=(), values=(), rms_percent=0.0, points=0)
     return engine_report(records, fit)
-
-
-def figures(percents: Sequence[float]) -> Figures:
-    return len(percents), float(np.median(np.abs(percents))), max(percents, key=abs)
-
-
-def kind(record: PointRecord) -> str:
-    method = record.point.setup.method
-    return {"plain": "plain", "draft": "draft model"}.get(method, "rounds")
-
-
-def by_kind(errors: Iterable[PointError]) -> dict[str, Figures]:
-    found: dict[str, list[float]] = {}
-    for error in errors:
-        found.setdefault(kind(error.record), []).append(error.percent)
-    return {name: figures(percents) for name, percents in found.items()}
-
-
-def assert_published(found: dict[str, Figures], published: dict[str, Figures]) -> None:
-    assert found.keys() == published.keys()
-    for name, got in found.items():
-        assert got == pytest.approx(published[name], abs=0.06), name
 
 
 def test_the_shipped_profile_is_fitted_to_the_published_records(
@@ -239,95 +217,6 @@ def test_exported_graphs_change_rounds_as_published(
     assert figures([b.percent for _, b in chosen]) == pytest.approx(published, abs=0.06)
 
 
-Blind = dict[tuple[str, str, int, int, int, int], float]  # target, method, γ, TP, batch, prompt
-
-
-def blind_predictions(name: str, column: str = "predicted_s") -> Blind:
-    """Seconds by point, from a file that was committed before the run."""
-    path = MEASURED / f"predicted-vllm-0.26-h200-{name}.csv"
-    with path.open(encoding="utf-8") as file:
-        return {
-            (
-                *(r["target"], r["method"], int(r["gamma"]), int(r.get("tp", 1))),
-                *(int(r["batch"]), int(r["prompt_tokens"])),
-            ): float(r[column])
-            for r in csv.DictReader(file)
-        }
-
-
-def blind_errors(record: str, expected: Blind) -> list[PointError]:
-    """Errors of the predictions as committed; all points of the record were predicted."""
-    errors = []
-    for timed in read_engine_records([record_path(record)]).points:
-        point, setup = timed.point, timed.point.setup
-        key = (setup.target, setup.method, setup.gamma, setup.tp, point.batch, point.prompt_tokens)
-        errors.append(PointError(record=timed, predicted_s=expected[key]))
-    return errors
-
-
-@pytest.mark.parametrize(
-    ("names", "predictions", "column", "published"),
-    [
-        (
-            ("h200-processes", "h200-tp2-processes"),
-            *("processes", "predicted_s"),
-            {"rounds": (12, 12.3, 24.2), "draft model": (26, 7.1, 26.4)},
-        ),
-        (
-            ("h200-seed3101",),
-            *("seed3101", "predicted_eec4778c_s"),
-            {"plain": (4, 1.1, 3.3), "rounds": (13, 4.4, 12.0)},
-        ),
-        (
-            ("h200-seed4101",),
-            *("seed4101", "predicted_shipped_s"),
-            {
-                "plain": (26, 2.5, -34.0),
-                "rounds": (43, 4.8, -40.4),
-                "draft model": (18, 14.2, -24.2),
-            },
-        ),
-        (
-            ("h200-seed5201",),
-            *("seed5201", "predicted_s"),
-            {"plain": (14, 2.2, 6.4), "rounds": (21, 4.0, 22.2), "draft model": (7, 2.9, -11.5)},
-        ),
-    ],
-)
-def test_blind_predictions_have_their_published_errors(
-    names: tuple[str, ...], predictions: str, column: str, published: dict[str, Figures]
-) -> None:
-    """Predictions that were committed before the run, by the profile of that time."""
-    expected = blind_predictions(predictions, column)
-    errors = [error for name in names for error in blind_errors(name, expected)]
-    assert_published(by_kind(errors), published)
-
-
-def test_points_of_seed_5201_have_their_published_errors() -> None:
-    """As predicted before the run; the shipped profile's intervals contain all of them."""
-    committed = blind_errors("h200-seed5201", blind_predictions("seed5201"))
-    percents: dict[str, list[float]] = {}
-    for error in committed:
-        setup = error.record.point.setup
-        label = f"{setup.target} {setup.method} {setup.gamma}"
-        percents.setdefault(label, []).append(error.percent)
-    published = {
-        "llama-3.1-8b plain 0": (7, 1.5, -1.0, 2.3),
-        "llama-3.1-8b eagle3 4": (7, 1.0, -3.5, 0.8),
-        "llama-3.1-8b draft 3": (7, 2.9, -11.5, -0.9),
-        "llama-3.2-1b plain 0": (7, 4.6, -4.9, 6.4),
-        "llama-3.2-1b eagle3 3": (7, 4.0, -0.8, 12.4),
-        "llama-3.2-1b ngram 2": (7, 11.4, 7.6, 22.2),
-    }
-    assert percents.keys() == published.keys()
-    for label, each in percents.items():
-        got = len(each), float(np.median(np.abs(each))), min(each), max(each)
-        assert got == pytest.approx(published[label], abs=0.06), label
-    rounds = [e.percent for e in committed if e.record.point.setup.gamma > 0]
-    assert figures(rounds) == pytest.approx((28, 3.4, 22.2), abs=0.06)
-    assert sum(abs(percent) > 15.0 for percent in rounds) == 1
-
-
 def test_the_shipped_profile_holds_seed_5201(report: EngineReport) -> None:
     errors = {e.record.point.id: e for e in report.held_back.errors}
     committed = blind_errors("h200-seed5201", blind_predictions("seed5201"))
@@ -354,31 +243,6 @@ def test_steps_of_a_mixture_have_their_published_errors() -> None:
             assert np.abs(errors[group.batch == 1]).item() < 1.0
     assert medians == pytest.approx({"plain": 4.9, "ngram": 2.3}, abs=0.06)
     assert worst == pytest.approx({"plain": 8.8, "ngram": 7.1}, abs=0.06)
-
-
-def test_steps_with_latent_attention_and_mxfp4_have_their_published_errors() -> None:
-    """docs/results/architectures.md: predictions that were committed before the run."""
-    name = "mxfp4-mla"
-    records = read_engine_records([record_path(f"h200-{name}")])
-    assert [f.point.batch for f in records.failed] == [48, 107]
-    expected = blind_predictions(name, "default_graphs_s")
-    found: dict[str, list[tuple[float, float]]] = {}
-    for record in records.points:
-        point, target = record.point, record.point.setup.target
-        ratio = expected[target, "plain", 0, 1, point.batch, point.prompt_tokens] / record.seconds
-        (group,) = grouped([record], records.gpu)
-        assert abs(np.log(ratio)) < Z90 * time_error(group.scenario_of(record, PROFILE))
-        found.setdefault(target, []).append((record.spread, 100.0 * (ratio - 1.0)))
-    published = {
-        "deepseek-v2-lite": [(12, 6.3, -17.6), (4, 2.5, -5.8)],
-        "gpt-oss-120b": [(9, 1.8, 12.3), (8, 1.8, 12.3)],
-    }
-    assert found.keys() == published.keys()
-    for target, rows in found.items():
-        for most, figures in zip((np.inf, 0.1), published[target], strict=True):
-            errors = [error for spread, error in rows if spread <= most]
-            got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
-            assert got == pytest.approx(figures, abs=0.06), target
 
 
 def test_steps_with_mxfp4_have_their_published_errors() -> None:

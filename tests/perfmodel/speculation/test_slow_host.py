@@ -1,0 +1,197 @@
+"""A host slower than the profile's is named, and is as slow at every γ as in plain steps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from explained_rounds import explained, ran
+
+from perfmodel import estimate
+from perfmodel.scenario import Scenario
+from perfmodel.specs.engine import HostCosts
+from perfmodel.speculation.diagnosis import Diagnosis
+
+WAITS = {"target": "llama-3.2-1b", "draft": "eagle3", "draft_policy": None, "engine": "vllm-0.26"}
+
+
+@pytest.mark.parametrize("rounds", [{2: 5.4e-3}, {1: 4.6e-3, 2: 5.4e-3}])
+@pytest.mark.parametrize("plain_s", [2.2e-3, None])
+def test_rounds_of_a_target_whose_plain_steps_wait_for_the_host_wait_too(
+    rounds: dict[int, float], plain_s: float | None
+) -> None:
+    """In rounds, the host takes 1.7 times as long as that of vLLM 0.26 on an undisturbed H200."""
+    scenario = ran(11, 5696, **WAITS, gamma=2)
+    answer = explained(scenario, plain_s=plain_s, rounds_s=rounds)
+    assert answer.culprit == "host" and "the host takes longer than the GPU" in answer.sentence
+    expected_ms = 1e3 * float(estimate(scenario).round_s)
+    assert f"5.4 ms a round where {expected_ms:.3g} is expected" in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("values", "plain_s", "round_s"),
+    [
+        ({}, 2.62e-3, 7.5e-3),  # more than the host works in a round
+        ({}, 4.2e-3, 5.2e-3),  # a plain step of more than that, too
+        ({"target": "llama-3.1-8b"}, 7.2e-3, 11.0e-3),  # the GPU takes longer
+        ({"engine": "kernels"}, 2.0e-3, 4.5e-3),  # without host times
+    ],
+)
+def test_other_slow_rounds_do_not_wait_for_the_host(
+    values: dict[str, str], plain_s: float, round_s: float
+) -> None:
+    scenario = ran(11, 5696, **WAITS | values, gamma=2)
+    answer = explained(scenario, plain_s=plain_s, rounds_s={2: round_s})
+    assert answer.culprit in ("draft", "plain")
+    assert "the host takes longer" not in answer.sentence
+
+
+def test_a_draft_in_exported_graphs_did_not_run_eagerly() -> None:
+    scenario = ran(11, 5696, **WAITS, gamma=2)
+    times = {"plain_s": 2.62e-3, "rounds_s": {2: 7.5e-3}}
+    assert explained(scenario, **times).sentence.startswith("the draft probably ran eagerly")
+    exported = explained(scenario, **times, exported_graphs=True)
+    assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow, or ")
+
+
+def test_one_round_does_not_tell_a_slow_draft_from_a_slow_host() -> None:
+    scenario = ran(11, 5696, **WAITS, gamma=2)
+    alone = explained(scenario, plain_s=2.62e-3, rounds_s={2: 6.5e-3})
+    assert "or the GPU waited for the host, which one round does not tell apart" in alone.sentence
+    assert alone.sentence.endswith("time rounds of two gamma, or give --draft-ms or --host-ms")
+    for more in ({"rounds_s": {1: 4.3e-3, 2: 6.5e-3}}, {"draft_step_s": 2.2e-3}):
+        told = explained(scenario, **{"plain_s": 2.62e-3, "rounds_s": {2: 6.5e-3}} | more)
+        assert told.sentence.startswith("the draft probably ran eagerly, without CUDA graphs: ")
+
+
+def slower_host(scenario: Scenario, factor: float) -> Scenario:
+    """The same scenario on a host that takes `factor` times as long for every step and launch."""
+    engine = scenario.engine
+    host = tuple(costs.slower(factor) for costs in engine.host)
+    ranks = factor * engine.rank_step_s
+    return replace(scenario, engine=replace(engine, host=host, rank_step_s=ranks))
+
+
+def assert_explains(answer: Diagnosis, slow: Scenario) -> None:
+    """The speedups are those that the model predicts for the scenario that ran."""
+    every = estimate(slow, gamma=list(range(1, 17))).speedup
+    assert answer.speedup == pytest.approx(float(estimate(slow).speedup), rel=1e-3)
+    assert answer.best_gamma is not None and answer.best_speedup is not None
+    if answer.best_gamma:
+        found = float(every[answer.best_gamma - 1])
+        assert found > 0.999 * float(np.max(every))
+        assert answer.best_speedup == pytest.approx(found, rel=1e-3)
+    else:
+        assert np.max(every) < 1.001
+
+
+@pytest.mark.parametrize("gamma", [1, 2, 3])
+@pytest.mark.parametrize("alpha", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize(("factor", "culprit"), [(1.4, "none"), (1.65, "host"), (1.9, "host")])
+def test_a_slow_host_is_slow_at_every_gamma(
+    gamma: int, alpha: float, factor: float, culprit: str
+) -> None:
+    """From one round: it launches more draft steps with more drafts. 1.4 is in the interval."""
+    scenario = ran(11, 5696, **WAITS, gamma=gamma, acceptance=alpha)
+    slow = slower_host(scenario, factor)
+    answer = explained(scenario, rounds_s={gamma: float(estimate(slow).round_s)})
+    assert answer.culprit == culprit
+    assert_explains(answer, slow)
+
+
+MODEL = {"draft": "llama-3.2-1b", "draft_policy": "full", "target": "llama-3.1-8b"}
+
+
+@pytest.mark.parametrize(
+    ("method", "timed"),
+    [
+        ({}, "draft_step_s"),
+        ({}, "host_s"),
+        ({"tp": 2}, "draft_step_s"),
+        ({"draft": "ngram"}, ""),
+        ({"draft": "ngram"}, "host_s"),
+        (MODEL, "draft_step_s"),
+        (MODEL, "host_s"),
+    ],
+)
+@pytest.mark.parametrize("factor", [2.5, 3.5, 5.0])
+def test_a_slow_host_is_slow_in_plain_steps_too(
+    method: dict[str, object], timed: str, factor: float
+) -> None:
+    """By more than the interval, which is that of twice the host time with two ranks."""
+    scenario = ran(11, 5696, **WAITS | method, gamma=2, acceptance=0.8)
+    slow = slower_host(scenario, factor)
+    point = estimate(slow)
+    terms = {"draft_step_s": float(point.draft_step_s), "host_s": float(point.overhead_s)}
+    known = {name: s for name, s in terms.items() if name == timed}
+    answer = explained(scenario, rounds_s={2: float(point.round_s)}, **known)
+    assert answer.culprit == "host"
+    assert_explains(answer, slow)
+    plain = answer.terms["plain_s"]
+    if point.plain_overhead_s > 0:
+        assert plain.derived and plain.measured == pytest.approx(float(point.plain_tpot_s), 1e-3)
+    else:
+        assert plain.measured is None
+
+
+@pytest.mark.parametrize("factor", [1.4, 1.9, 3.0, 5.0])
+@pytest.mark.parametrize("draft", ["eagle3", "ngram"])
+def test_a_slow_host_is_as_slow_by_rounds_of_two_gamma(draft: str, factor: float) -> None:
+    scenario = ran(11, 5696, **WAITS | {"draft": draft}, gamma=2, acceptance=0.8)
+    slow = slower_host(scenario, factor)
+    rounds = {g: float(estimate(slow, gamma=g).round_s) for g in (1, 2)}
+    answer = explained(scenario, rounds_s=rounds)
+    assert answer.culprit == ("none" if factor == 1.4 else "host")
+    assert_explains(answer, slow)
+
+
+@pytest.mark.parametrize(("target", "waits"), [("llama-3.2-1b", True), ("llama-3.1-8b", False)])
+def test_the_host_may_be_why_plain_steps_are_slow(target: str, waits: bool) -> None:
+    scenario = ran(11, 5696, **WAITS | {"target": target}, gamma=2)
+    assert (float(estimate(scenario).plain_overhead_s) > 0) is waits
+    answer = explained(scenario, plain_s=2.0 * float(estimate(scenario).plain_tpot_s))
+    assert answer.culprit == "plain" and ("CPU cores" in answer.sentence) is waits
+
+
+def test_a_measured_plain_step_is_not_predicted() -> None:
+    scenario = ran(11, 5696, **WAITS, gamma=2, acceptance=0.8)
+    times = {"rounds_s": {2: 6.2e-3}, "draft_step_s": 0.379e-3}
+    answer = explained(scenario, **times, plain_s=2.1e-3)
+    assert answer.terms["plain_s"].measured == 2.1e-3 and not answer.terms["plain_s"].derived
+    predicted = explained(scenario, **times)
+    ratio = (predicted.terms["plain_s"].measured or 0) / 2.1e-3
+    assert (predicted.speedup or 0) == pytest.approx(ratio * (answer.speedup or 0), rel=1e-6)
+
+
+def without_host_times(*, but_plain: bool) -> Scenario:
+    """EAGLE-3 in a profile that states no host times of it, and those of plain steps or none."""
+    scenario = ran(1, 2000, **WAITS | {"target": "llama-3.1-8b"}, gamma=3, acceptance=0.8)
+    head, plain = HostCosts(method="eagle3", overlapped=True), scenario.engine.host_costs("plain")
+    assert plain is not None
+    host = (plain if but_plain else plain.slower(0.0), head)
+    return replace(scenario, engine=replace(scenario.engine, host=host))
+
+
+@pytest.mark.parametrize("factor", [4.0, 8.0])
+def test_a_slow_host_is_known_by_plain_steps_alone(factor: float) -> None:
+    scenario = without_host_times(but_plain=True)
+    slow = slower_host(scenario, factor)
+    waits_s = float(estimate(slow).overhead_s)
+    assert waits_s > 0
+    assert_explains(explained(scenario, host_s=waits_s), slow)
+
+
+def test_a_host_of_no_known_time_takes_a_constant_excess() -> None:
+    scenario = without_host_times(but_plain=False)
+    point = estimate(scenario, gamma=[1, 3])
+    answer = explained(scenario, host_s=8e-3)
+    assert answer.terms["plain_s"].measured is None
+    speedup = point.tokens_per_round * point.plain_tpot_s / (point.round_s + 8e-3)
+    assert answer.speedup == pytest.approx(float(speedup[1]))
+
+
+def test_the_host_time_of_a_prediction_is_predicted_at_every_gamma() -> None:
+    scenario = ran(11, 5696, **WAITS, gamma=2, acceptance=0.8)
+    point = estimate(scenario, gamma=list(range(1, 17)))
+    answer = explained(scenario, rounds_s={2: float(estimate(scenario).round_s)})
+    assert answer.best_gamma == int(np.argmax(point.speedup)) + 1
+    assert answer.best_speedup == pytest.approx(float(np.max(point.speedup)))
