@@ -14,6 +14,7 @@ from calibration.records.toml_file import significant, toml_text, with_table
 from perfmodel import catalog
 from perfmodel.catalog.engines import engine_profile
 from perfmodel.specs import EngineProfile, HostCosts
+from perfmodel.speculation import OTHER_HOST_ERROR
 from perfmodel.units import GB, US
 
 NOTE = "Written by `specroof calibrate engine`."
@@ -28,10 +29,7 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
         The text of an existing file, of which only the table `[gpu.NAME]` is replaced.
     """
     timed = [error.record.point.setup for error in (*report.fitted, *report.held_back.errors)]
-    judged = [
-        e.record for e in report.deployable.errors or report.held_back.errors or report.fitted
-    ]
-    of_gpu, of_host = fit_errors(judged, report.fit.profile, report.gpu)
+    of_gpu, of_host = _standard_errors(report)
     values = _entries(report.fit.profile)
     values |= {"speedup_error": significant(of_gpu, 3), "host_error": significant(of_host, 3)}
     values["timed_tp"] = sorted({setup.tp for setup in timed}) or [1]
@@ -43,9 +41,35 @@ def profile_text(report: EngineReport, shipped: str | None = None) -> str:
         general.pop("attention_tail_share", None)  # of one kernel on one architecture
         header = f"{NOTE}\nValues for GPUs that were not measured; [gpu.NAME] overrides them."
         shipped = toml_text(general, header=header)
-    hidden = ", ".join(f"{t.method} {t.field}".strip() for t in report.fit.unresolved)
-    note = f"{NOTE[:-1]}; no point depended on {hidden}." if hidden else NOTE
-    return with_table(shipped, "gpu", report.gpu, values, note=note)
+    return with_table(shipped, "gpu", report.gpu, values, note=_note(report))
+
+
+def _standard_errors(report: EngineReport) -> tuple[float, float]:
+    """The `speedup_error` and `host_error` of a profile.
+
+    If too few points are held back, those of all points, which were fitted, say too little: the
+    errors are then at least those of the kernels alone and of another machine's host.
+    """
+    profile, every = report.fit.profile, (*report.fitted, *report.held_back.errors)
+    if report.validating:
+        return fit_errors(report.validating, profile, report.gpu)
+    of_gpu, of_host = fit_errors([error.record for error in every], profile, report.gpu)
+    kernels = engine_profile("kernels", catalog.gpu(report.gpu))
+    return max(of_gpu, kernels.speedup_error), max(of_host, OTHER_HOST_ERROR)
+
+
+def _note(report: EngineReport) -> str:
+    """What wrote a profile, and which of its host times and factors no point determined."""
+    fit, clauses = report.fit, [NOTE[:-1]]
+    of_host = [f"{t.method} {t.field}".strip() for t in fit.unresolved if t.is_host]
+    if assumed := ", ".join([*of_host, *fit.not_timed]):
+        usual = f"as in {fit.stand_in}, or the most that none sees"
+        clauses.append(f"no point depended on {assumed}: {usual}")
+    if others := [t.field for t in fit.unresolved if not t.is_host]:
+        clauses.append(f"no point depended on {', '.join(others)}, whose values are the usual ones")
+    if not report.validating:
+        clauses.append("too few points were held back to validate it")
+    return "; ".join(clauses) + "."
 
 
 def refitted_text(rows: Sequence[PublishedRow], *, name: str) -> str:

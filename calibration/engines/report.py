@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from calibration.engines.fitting.fit import LEAST_POINTS, EngineFit
+from calibration.engines.fitting.terms import Term
 from calibration.engines.judged import (
     TOLERANCES,
     Judged,
@@ -22,7 +23,7 @@ from calibration.engines.judged import (
     misses_graph,
     point_errors,
 )
-from calibration.engines.records import EngineRecords
+from calibration.engines.records import EngineRecords, PointRecord
 from perfmodel.specs import EngineProfile
 from perfmodel.units import US
 
@@ -61,6 +62,30 @@ class EngineReport:
             if known < min(LEAST_POINTS, every):
                 return self.held_back
         return self.host_known
+
+    @property
+    def validating(self) -> list[PointRecord]:
+        """The held-back records whose errors are the profile's: those as exported, if enough are.
+
+        None if even all that are held back are too few.
+        """
+        for group in (self.deployable, self.held_back):
+            if len(group.errors) >= LEAST_POINTS:
+                return [error.record for error in group.errors]
+        return []
+
+    @property
+    def note(self) -> str:
+        """What it means that too few points are held back; "" if enough are."""
+        if self.validating:
+            return ""
+        held_back = len(self.held_back.errors)
+        return (
+            f"the profile is not validated: {held_back} points are held back, and {LEAST_POINTS} "
+            f"are needed. Its standard errors are those of an engine that was not measured, or of "
+            f"the fitted points if larger; add --check FILE of other workloads (another --seed), "
+            f"or measure with --hold-back above 0"
+        )
 
     @property
     def outside(self) -> list[str]:
@@ -103,8 +128,13 @@ def report_lines(report: EngineReport) -> list[str]:
     ]
     for term, value in zip(fit.terms, fit.values, strict=True):
         shown = f"{value / US:.3f} µs" if term.field.endswith("_s") else f"{value:.3f}"
-        hidden = " (not resolved: no point depends on it)" if term in fit.unresolved else ""
+        hidden = f" ({_not_resolved(fit, term)})" if term in fit.unresolved else ""
         lines.append(f"  {f'{term.method} ' if term.method else ''}{term.field}: {shown}{hidden}")
+    for field in fit.not_timed:
+        shown = f"{getattr(fit.profile, field) / US:.3f} µs"
+        lines.append(
+            f"  {field}: {shown} (not fitted: no point depends on it; as in {fit.stand_in})"
+        )
     for name, errors in (("fitted", report.fitted), ("held back", report.held_back.errors)):
         for method, rows in _grouped(errors, lambda e: e.record.point.setup.method).items():
             lines.append(f"{name:9} {method:8} {len(rows):3} points: {_median_worst(rows)}")
@@ -123,6 +153,12 @@ def report_lines(report: EngineReport) -> list[str]:
     if len(report.host_known.errors) < len(report.held_back.errors):
         lines += _host_lines(report)
     return lines
+
+
+def _not_resolved(fit: EngineFit, term: Term) -> str:
+    """Why a term has its value: host time is that of the catalog, as far as points allow it."""
+    why = "not resolved: no point depends on it"
+    return f"{why}; as in {fit.stand_in}, or the most that none sees" if term.is_host else why
 
 
 def _host_lines(report: EngineReport) -> list[str]:

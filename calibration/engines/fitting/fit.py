@@ -5,7 +5,8 @@ verification, the time between a layer's kernels, the sustained clock) and, per 
 `HostCosts` (host time per step, sequence, draft step or layer, and searched token). A residual is
 the logarithm of predicted over measured seconds. Predictions are the rounds of
 `perfmodel.estimate`, so a fitted profile predicts exactly what the fit computed. Weak priors keep
-terms that the points do not determine near their expected values.
+terms that the points do not determine near their expected values. Host time has no expected value
+but zero, so where GPU time hides all of it, the catalog's profile of the engine stands in.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from typing import Any
 import numpy as np
 
 from calibration.engines.fitting.groups import MEASUREMENT_ERROR, Array, Group, grouped, predicted
-from calibration.engines.fitting.terms import LAUNCHES, Term, terms_of
+from calibration.engines.fitting.terms import LAUNCHES, TARGET_LAUNCHES, Term, terms_of
 from calibration.engines.records import EngineRecords, PointRecord
 from perfmodel import ConfigError, EngineProfile, catalog
-from perfmodel.catalog.engines import engine_profile
+from perfmodel.catalog.engines import SERVING_ENGINES, engine_profile
 from perfmodel.specs import HostCosts, Origin
 
 OUTLIER = 3.0  # residuals above this many measurement errors are weighted less
 LEAST_POINTS = 4
 AT_BOUND = 1e-6  # a value this near to its lower bound, over its prior's width, is at the bound
+UNSEEN = 0.5 * MEASUREMENT_ERROR  # a smaller change of a prediction is not seen
+HALVINGS = 10  # of the range in which the largest host time that no point sees is searched
 SWEEPS = 3  # most rounds of search and descent
 SCANNED = 8  # starting values over the range of a launch term; half as many of a step's host time
 # vLLM's Triton kernel over FlashAttention 3, and its time per token of a sequence that it does not
@@ -48,6 +51,8 @@ class EngineFit:
     points: int
     missing: tuple[str, ...] = ()
     unresolved: tuple[Term, ...] = ()  # terms that no point depends on, such as hidden host time
+    not_timed: tuple[str, ...] = ()  # launches of the target's layers that no point has
+    stand_in: str = ""  # the catalog's profile that has the host time of these two
 
 
 def fit_profile(records: EngineRecords) -> EngineFit:
@@ -60,6 +65,8 @@ def fit_profile(records: EngineRecords) -> EngineFit:
     terms = terms_of(fitted, base)
     groups = grouped(fitted, records.gpu)
     values = _solve(terms, base, groups)
+    unresolved, stand_in = _unresolved(terms, values, base, groups), usual_profile(records)
+    values = _stood_in(unresolved, stand_in, terms, values, base, groups)
     profile, measured = _with(base, terms, values), _measured(groups)
     residual = np.log(predicted(profile, groups) / measured)
     return EngineFit(
@@ -69,12 +76,27 @@ def fit_profile(records: EngineRecords) -> EngineFit:
         rms_percent=100.0 * float(np.sqrt(np.mean(residual**2))),
         points=len(measured),
         missing=tuple(missing),
-        unresolved=tuple(_unresolved(terms, values, base, groups)),
+        unresolved=tuple(unresolved),
+        not_timed=tuple(
+            name
+            for name in TARGET_LAUNCHES
+            if getattr(base, name) and name not in {t.field for t in terms}
+        ),
+        stand_in=stand_in.name,
     )
 
 
+def usual_profile(records: EngineRecords) -> EngineProfile:
+    """The catalog's newest profile of the engine on this GPU; vLLM's if it has none."""
+    name = records.engine if records.engine in SERVING_ENGINES else "vllm"
+    return engine_profile(name, catalog.gpu(records.gpu))
+
+
 def base_profile(records: EngineRecords) -> EngineProfile:
-    """The profile before the fit: kernel curves, and the settings that the engine reported."""
+    """The profile before the fit: kernel curves, and the settings that the engine reported.
+
+    The target's launches without a graph are those of `usual_profile`, since few plans have them.
+    """
     gpu = catalog.gpu(records.gpu)
     methods = dict.fromkeys(r.point.setup.method for r in records.points)
     hosts = tuple(
@@ -85,7 +107,8 @@ def base_profile(records: EngineRecords) -> EngineProfile:
         )
         for method in methods
     )
-    plain = records.facts("plain")
+    plain, usual = records.facts("plain"), usual_profile(records)
+    launches = {name: getattr(usual, name) for name in TARGET_LAUNCHES}
     profile = replace(
         engine_profile("kernels", gpu),
         name=records.name,
@@ -100,6 +123,7 @@ def base_profile(records: EngineRecords) -> EngineProfile:
         prefill_chunk_tokens=int(plain.get("max_num_batched_tokens", 8192)),
         reserved_bytes=reserved_bytes(records),
         host=hosts,
+        **(launches if plain.get("graph_tokens") else {}),
     )
     return profile.changed(**PREFIX_ATTENTION) if records.engine == "vllm" else profile
 
@@ -156,16 +180,45 @@ def _with(base: EngineProfile, terms: Sequence[Term], values: Array) -> EnginePr
 def _unresolved(
     terms: Sequence[Term], values: Array, base: EngineProfile, groups: Sequence[Group]
 ) -> list[Term]:
-    """Terms whose prior width changes every prediction by less than half a measurement error."""
+    """Terms whose prior width changes every prediction by less than `UNSEEN`."""
     at = predicted(_with(base, terms, values), groups)
     unresolved = []
     for index, term in enumerate(terms):
         moved = values.copy()
         moved[index] += 0.1 * term.width
         change = np.abs(np.log(predicted(_with(base, terms, moved), groups) / at))
-        if 10.0 * float(change.max()) < 0.5 * MEASUREMENT_ERROR:
+        if 10.0 * float(change.max()) < UNSEEN:
             unresolved.append(term)
     return unresolved
+
+
+def _stood_in(
+    unresolved: Sequence[Term],
+    stand_in: EngineProfile,
+    terms: Sequence[Term],
+    values: Array,
+    base: EngineProfile,
+    groups: Sequence[Group],
+) -> Array:
+    """The values, with the stand-in's unresolved host time, or the most that no point sees."""
+    at, chosen = predicted(_with(base, terms, values), groups), values.copy()
+
+    def is_seen(index: int, value: float) -> bool:
+        moved = chosen.copy()
+        moved[index] = value
+        change = np.abs(np.log(predicted(_with(base, terms, moved), groups) / at))
+        return float(change.max()) >= UNSEEN
+
+    for term in (t for t in unresolved if t.is_host):
+        index = terms.index(term)
+        costs = stand_in.host_costs(term.method) if term.method else stand_in
+        usual = max(getattr(costs, term.field, 0.0), float(chosen[index]))
+        low, high = (chosen[index] if is_seen(index, usual) else usual), usual
+        for _ in range(HALVINGS):
+            middle = 0.5 * (low + high)
+            low, high = (low, middle) if is_seen(index, middle) else (middle, high)
+        chosen[index] = low
+    return chosen
 
 
 def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) -> Array:

@@ -160,7 +160,7 @@ def _fit(data: EngineRecords, output: Path, *, as_json: bool) -> None:
         print_json(report_dict(report) | {"written": [str(path) for path in written]})
     else:
         print("\n".join([*report_lines(report), *(f"wrote {path}" for path in written)]))
-    if line := shared_host_note(data, fit.profile):
+    for line in filter(None, (report.note, shared_host_note(data, fit.profile))):
         print(f"note: {line}", file=sys.stderr)
     if report.outside:
         raise OutsideTolerance("; ".join(report.outside))
