@@ -77,6 +77,19 @@ def test_records_of_another_seed_are_used_for_validation(
     assert (tmp_path / "engines" / "vllm-0.26.toml").is_file() and "fitted    plain" in out
 
 
+def test_a_profile_that_nothing_validates_is_noted(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "fitted.jsonl"
+    known = records_of(a_plan(minutes=12.0))[0]
+    write_records(path, HEADER, [*known.starts, *known.fitted])
+    for file, noted in ((path, True), (records, False)):
+        assert run(["calibrate", "engine", str(file), "--output", str(tmp_path)]) == 0
+        error = capsys.readouterr().err
+        assert ("note: the profile is not validated" in error) is noted
+        assert ("--check FILE" in error) is noted
+
+
 def test_a_host_that_other_machines_disturb_is_noted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
