@@ -1,4 +1,4 @@
-"""The README's commands and Python print the documented output, and its picture is up to date."""
+"""Commands and Python of pages print the documented output, and pictures are up to date."""
 
 import doctest
 import json
@@ -18,27 +18,39 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-def readme_commands() -> list[tuple[str, str]]:
-    """Each command after a `$` prompt, and the output shown below it."""
-    blocks = re.findall(r"```\n(.*?)```", README, flags=re.S)
-    text = "".join(blocks).replace("\\\n", " ")
+def shown_commands(page: Path) -> list[tuple[str, str]]:
+    """Each command after a `$` prompt of a page, and the output shown below it."""
+    blocks = re.findall(
+        r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.S | re.M
+    )
+    text = "".join(block for language, block in blocks if not language).replace("\\\n", " ")
     shown = [part.partition("\n") for part in re.split(r"^\$ ", text, flags=re.M)[1:]]
     return [(command, output) for command, _, output in shown]
 
 
-@pytest.mark.parametrize(("command", "output"), readme_commands())
-def test_the_commands_of_the_readme_print_what_it_shows(
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        each
+        for page in (ROOT / "README.md", ROOT / "docs/how-to/recommend.md")
+        for each in shown_commands(page)
+    ],
+)
+def test_commands_print_what_a_page_shows(
     command: str,
     output: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With exit code 0, or that of a remark such as `# exit 3`, whose error is shown."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
+    command, _, code = command.partition("  # exit ")
     program, *arguments = shlex.split(command)
-    assert program == "specroof" and run(arguments) == 0
-    printed = capsys.readouterr().out
+    assert program == "specroof" and run(arguments) == int(code or 0)
+    captured = capsys.readouterr()
+    printed = captured.err if code else captured.out
     assert output and doctest.OutputChecker().check_output(output, printed, FLAGS), printed
 
 
