@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -149,6 +150,27 @@ def test_decisions_are_as_published(report: EngineReport) -> None:
         "regret 5.3 % exceeds 2 %",
         "5 speedups are predicted on the wrong side of 1",
     ]
+
+
+def test_the_readme_shows_errors_and_decisions(report: EngineReport) -> None:
+    """Of judged points, and of all that were not fitted."""
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    judged_points, every = report.host_known, report.held_back
+    others = len(every.errors) - len(judged_points.errors)
+    names = (f"{len(judged_points.errors)} points that were not fitted", f"the {others} others")
+    for name, chosen in zip(names, (judged_points, every), strict=True):
+        (row,) = (line for line in readme.splitlines() if name in line)
+        plain, rounds = (
+            [e.percent for e in chosen.errors if (e.record.point.setup.gamma > 0) is of_rounds]
+            for of_rounds in (False, True)
+        )
+        pairs = re.findall(r"([\d.]+) \(([-+][\d.]+)\)", row)
+        for errors, pair in zip((plain, rounds), pairs, strict=True):
+            expected = (float(np.median(np.abs(errors))), max(errors, key=abs))
+            assert [float(x) for x in pair] == pytest.approx(expected, abs=0.06)
+        beyond = sum(abs(percent) > 15.0 for percent in rounds)
+        assert f", {beyond} of {len(rounds)} beyond 15 %" in row
+        assert f"{chosen.signs_right} of {chosen.signs} |" in row
 
 
 def test_the_host_was_disturbed_as_published(records: EngineRecords) -> None:
