@@ -170,7 +170,11 @@ def test_the_readme_shows_errors_and_decisions(report: EngineReport) -> None:
             assert [float(x) for x in pair] == pytest.approx(expected, abs=0.06)
         beyond = sum(abs(percent) > 15.0 for percent in rounds)
         assert f", {beyond} of {len(rounds)} beyond 15 %" in row
-        assert f"{chosen.signs_right} of {chosen.signs} |" in row
+        above = sum(regret > 0.02 for regret in chosen.regrets)
+        assert f"{chosen.signs_right} of {chosen.signs};" in row
+        assert f" {above} of {len(chosen.regrets)} |" in row
+    missed = sum(misses_graph(e.record.point, PROFILE) for e in every.errors)
+    assert f"{missed} of them miss a CUDA graph" in row
 
 
 def test_the_host_was_disturbed_as_published(records: EngineRecords) -> None:

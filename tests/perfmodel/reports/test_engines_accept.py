@@ -6,6 +6,7 @@ installed. `VLLM_PYTHON` and `SGLANG_PYTHON` name another Python that has it.
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from app.cli.main import run
 from calibration.engines.drivers.vllm_process import eagle3_config
 from perfmodel.catalog import model_config
 from perfmodel.reports import ExportPlan, export_plan, exportability
@@ -39,7 +41,8 @@ for arguments in json.load(open(sys.argv[1])):
         result = {"error": str(error)}
     print("checked " + json.dumps(result))
 """
-SCRIPT = Path(__file__).parents[2] / "fakes" / "vllm_on_cpu.py"
+ROOT = Path(__file__).parents[3]
+SCRIPT = ROOT / "tests/fakes/vllm_on_cpu.py"
 STARTS = {"vllm": "vllm serve", "sglang": "python -m sglang.launch_server"}
 # `vllm serve MODEL` is parsed as --model MODEL by the parser of the API server.
 BEFORE = {"vllm": ["--skip-tokenizer-init", "--model"], "sglang": []}
@@ -144,21 +147,27 @@ def _commands(name: str, plan: ExportPlan, root: Path, engine: str) -> list[Expo
     folders = {plan.target_id: folder_of(scenario.target.name, root)}
     if plan.method == "draft" and scenario.draft is not None:
         folders[plan.draft_id] = folder_of(scenario.draft.name, root)
-    commands = []
-    for line in export_plan(engine=engine, plan=plan).splitlines():
+    text = export_plan(engine=engine, plan=plan)
+    return [Exported(name, plan, arguments) for arguments in _arguments(text, folders, engine)]
+
+
+def _arguments(exported: str, folders: dict[str, str], engine: str) -> list[list[str]]:
+    """Those of each command in an exported text."""
+    found = []
+    for line in exported.splitlines():
         words = shlex.split(line.removeprefix("# ")) if STARTS[engine] in line else []
         if words:
             text = json.dumps(words[words.index(STARTS[engine].split()[-1]) + 1 :])
             for hub_id, folder in folders.items():
                 text = text.replace(hub_id, folder)
-            commands.append(Exported(name, plan, [*BEFORE[engine], *json.loads(text)]))
-    return commands
+            found.append([*BEFORE[engine], *json.loads(text)])
+    return found
 
 
-def checked(command: list[str], exported: list[Exported], root: Path) -> list[dict[str, Any]]:
-    """The engine's answer to every command."""
+def checked(command: list[str], commands: list[list[str]], root: Path) -> list[dict[str, Any]]:
+    """The engine's answer to the arguments of every command."""
     file = root / "commands.json"
-    file.write_text(json.dumps([one.arguments for one in exported]))
+    file.write_text(json.dumps(commands))
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(
         [*command, str(file)],
@@ -169,16 +178,37 @@ def checked(command: list[str], exported: list[Exported], root: Path) -> list[di
         env=environment,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("checked ")]
-    assert len(lines) == len(exported), done.stderr[-2000:]
+    assert len(lines) == len(commands), done.stderr[-2000:]
     return [json.loads(line.removeprefix("checked ")) for line in lines]
 
 
-@pytest.mark.skipif(
+needs_vllm = pytest.mark.skipif(
     not has("vllm", VLLM_PYTHON), reason="vLLM is not installed; VLLM_PYTHON can name its Python"
 )
+
+
+@needs_vllm
+def test_vllm_accepts_the_commands_of_the_how_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To serve the recommended plan, and to benchmark it."""
+    page = (ROOT / "docs/how-to/recommend.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    (command,) = re.findall(r"^\$ specroof (export .*)$", page, flags=re.M)
+    assert run(shlex.split(command)) == 0
+    folders = {"Qwen/Qwen3-32B": folder_of("qwen3-32b", tmp_path)}
+    folders["my/eagle3-head"] = head_of("qwen3-32b", tmp_path, "eagle3")
+    commands = _arguments(capsys.readouterr().out, folders, "vllm")
+    results = checked([VLLM_PYTHON, str(SCRIPT)], commands, tmp_path)
+    assert len(results) == 2
+    for result in results:
+        assert (result.get("method"), result.get("graph_mode")) == ("eagle3", "FULL_AND_PIECEWISE")
+        assert result["graph_tokens"] >= 32 * 6 and result["max_model_len"] == 40_960
+
+
+@needs_vllm
 def test_vllm_accepts_every_exported_command(tmp_path: Path) -> None:
     exported = every_export(tmp_path, "vllm") + with_divided_experts(tmp_path, "vllm")
-    results = checked([VLLM_PYTHON, str(SCRIPT)], exported, tmp_path)
+    results = checked([VLLM_PYTHON, str(SCRIPT)], [e.arguments for e in exported], tmp_path)
     accepted = 0
     for one, result in zip(exported, results, strict=True):
         if any(text in result.get("error", "") for text in MISSING):
@@ -204,9 +234,8 @@ def test_vllm_accepts_every_exported_command(tmp_path: Path) -> None:
 )
 def test_sglang_parses_every_exported_command(tmp_path: Path) -> None:
     exported = every_export(tmp_path, "sglang") + with_divided_experts(tmp_path, "sglang")
-    for one, result in zip(
-        exported, checked([SGLANG_PYTHON, "-c", SGLANG_SCRIPT], exported, tmp_path), strict=True
-    ):
+    command, arguments = [SGLANG_PYTHON, "-c", SGLANG_SCRIPT], [one.arguments for one in exported]
+    for one, result in zip(exported, checked(command, arguments, tmp_path), strict=True):
         assert result.get("batch") == one.plan.batch, (one.name, result)
         assert bool(result["algorithm"]) == bool(one.plan.most_drafts)
     print(f"{len(exported)} commands parsed")
