@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from perfmodel.speculation import Diagnosis
+from perfmodel.speculation import Answer, Diagnosis
 
 LABELS = {
     "plain_s": "plain step",
@@ -13,6 +13,13 @@ LABELS = {
     "host_s": "host time of a round",
     "round_s": "round",
     "tokens_per_round": "tokens per round",
+}
+
+_OF_CULPRIT = {
+    "draft": "the draft",
+    "verification": "the verification",
+    "host": "the host, also in plain steps",
+    "plain": "the target",
 }
 
 
@@ -41,14 +48,25 @@ def term_rows(answer: Diagnosis) -> Iterator[tuple[str, str, str, str]]:
 
 
 def best_gamma_line(answer: Diagnosis) -> str:
-    """The best γ with the measured terms."""
+    """The best γ with the measured terms, for each culprit that these do not tell apart."""
     if answer.best_gamma is None:
         return "The best gamma depends on the acceptance: give it with --acceptance."
-    now = "" if answer.speedup is None else f"; the current speedup is {answer.speedup:.2f}x"
+    if answer.or_else:
+        culprits: dict[str, list[str]] = {}  # by what is best
+        answers: list[Diagnosis | Answer] = [answer, *answer.or_else]
+        for one in answers:
+            best = _best(one.best_gamma or 0, one.best_speedup, one.speedup)
+            culprits.setdefault(best, []).append(_OF_CULPRIT[one.culprit])
+        text = "; ".join(f"if it is {' or '.join(of)}, {best}" for best, of in culprits.items())
+        return f"{text[:1].upper()}{text[1:]}."
     of = "With the measured terms"
     if answer.terms["plain_s"].derived:
         of += " and the plain step predicted with a host as slow"
-    if not answer.best_gamma:
-        return f"{of}, no gamma pays{now}."
-    best = f"gamma {answer.best_gamma} is best, at {answer.best_speedup:.2f}x"
-    return f"{of}, {best}{now}."
+        if answer.culprit != "host":
+            of = "If the plain step is as far from its prediction as the round"
+    return f"{of}, {_best(answer.best_gamma, answer.best_speedup, answer.speedup)}."
+
+
+def _best(gamma: int, best_speedup: float | None, speedup: float | None) -> str:
+    best = f"gamma {gamma} is best, at {best_speedup:.2f}x" if gamma else "no gamma pays"
+    return best if speedup is None else f"{best}; the current speedup is {speedup:.2f}x"

@@ -208,7 +208,7 @@ def _timed(measured: Measured, name: str, seconds: Mapping[int, float]) -> Measu
     if measured.plain_s is not None:
         known[0] = measured.plain_s
     for gamma, s in seconds.items():
-        if abs(s - known.get(gamma, s)) > SPREAD * s:
+        if gamma in known and abs(s - known[gamma]) > SPREAD * s:
             what = f"a round with gamma {gamma}" if gamma else "a plain step"
             raise ConfigError(
                 f"{name}: {what} takes {1e3 * s:.3g} ms, but in another report "

@@ -14,7 +14,14 @@ from perfmodel.speculation.break_even import (
     service_within,
     within,
 )
-from perfmodel.speculation.diagnosis import SPREAD, Diagnosis, Measured, diagnose, implausible
+from perfmodel.speculation.diagnosis import (
+    SPREAD,
+    Answer,
+    Diagnosis,
+    Measured,
+    diagnose,
+    implausible,
+)
 from perfmodel.speculation.evidence import Evidence, evidence, waiting_notes
 from perfmodel.speculation.gain import (
     GAMMAS,
@@ -61,6 +68,7 @@ __all__ = [
     "OBJECTIVES",
     "OTHER_HOST_ERROR",
     "SPREAD",
+    "Answer",
     "BestGain",
     "BreakEven",
     "Diagnosis",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,6 +101,7 @@ def _result(answer: Diagnosis, measured: Measured) -> dict[str, Any]:
         "speedup": answer.speedup,
         "best_gamma": answer.best_gamma,
         "best_speedup": answer.best_speedup,
+        "or_else": [asdict(one) for one in answer.or_else],
         "terms": {
             name: {key: getattr(term, key) for key in ("measured", "predicted", "derived")}
             for name, term in answer.terms.items()

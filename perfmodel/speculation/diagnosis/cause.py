@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from perfmodel.scenario import Scenario
-from perfmodel.specs.cuda_graphs import DEFAULT_GRAPH_TOKENS, replays_full_graph
-from perfmodel.specs.engine import has_v2_runner
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion, profile_version
-from perfmodel.speculation.host import host_work_s, method_of
+from perfmodel.speculation.diagnosis.graphs import known_version, lacks_graph, largest_graph
+from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import estimate, without_speculation
 from perfmodel.speculation.step_error import time_error
 from perfmodel.units import Z90
@@ -20,32 +19,46 @@ if TYPE_CHECKING:
 
 CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
 EAGER = 2.0  # T_D over the predicted one
+_RIVALS = {
+    "draft": "the draft was slow",
+    "verification": "the verification was slow",
+    "host": "the GPU waited for the host",
+    "plain": "the target itself is slow",
+}
 EAGER_LAYER_S = 100e-6  # of a layer without a graph: its kernels are launched one by one
 
 
 def sentence_of(
+    culprit: str,
+    scenario: Scenario,
+    terms: Mapping[str, Term],
+    measured: Measured,
+    rivals: Sequence[str],
+) -> str:
+    """What is too long; `rivals` are the culprits that the times do not tell apart from it."""
+    sentence = _culprit_sentence(culprit, scenario, terms, measured)
+    if not rivals:
+        return sentence
+    known = ["one round does", "these times do"][len(measured.rounds_s) > 1]
+    others = ", or ".join(_RIVALS[one] for one in rivals)
+    more = "time rounds of two gamma, or " if len(measured.rounds_s) == 1 else ""
+    flags = {"draft": "draft", "verification": "verify", "host": "host"}
+    listed = [f"--{flag}-ms" for name, flag in flags.items() if name in (culprit, *rivals)]
+    return (
+        f"{sentence}; or {others}, which {known} not tell apart: {more}give {' or '.join(listed)}"
+    )
+
+
+def _culprit_sentence(
     culprit: str, scenario: Scenario, terms: Mapping[str, Term], measured: Measured
 ) -> str:
-    unsure = culprit in ("draft", "host") and measured.verify_s is None
-    timed = terms["round_s"].measured is not None and (unsure or culprit == "verification")
-    if timed and (sentence := _graph_sentence(scenario, terms, measured)):
-        return sentence
     match culprit:
         case "draft":
             return _draft_sentence(scenario, terms["draft_step_s"], measured)
         case "verification":
-            return _verify_sentence(scenario, terms["verify_s"], measured)
-        case "host" if waits_for_host(scenario, measured):
-            return (
-                f"the GPU probably waited for the host: {_versus(terms['round_s'], 'a round')}; "
-                f"the host takes longer than the GPU, as in plain steps: check that the engine has "
-                f"CPU cores of its own"
-            )
+            return _verify_sentence(scenario, terms, measured)
         case "host":
-            return (
-                f"the GPU waited for the host: {_versus(terms['host_s'], 'a round')}; the engine "
-                f"spends it on scheduling, sampling and look-ups between passes"
-            )
+            return _host_sentence(scenario, terms, measured)
         case "plain":
             also = "and the batch, that its steps run in CUDA graphs"
             if float(estimate(scenario).plain_overhead_s) > 0:
@@ -67,33 +80,13 @@ def sentence_of(
     if round_s.measured is None or round_s.predicted is None:
         return "no round was timed, and the other terms agree with the prediction"
     agree = "the measured terms agree with the prediction"
+    low, high = interval_s(scenario, round_s.predicted)
+    if round_s.measured > high:  # with terms that were all measured
+        return f"{agree}, but the round of {1e3 * round_s.measured:.3g} ms is longer than their sum"
     if not 1.0 / CLEAR <= round_s.measured / round_s.predicted <= CLEAR:
-        ends = _range_text(interval_s(scenario, round_s.predicted))
+        ends = _range_text((low, high))
         agree = f"the round of {1e3 * round_s.measured:.3g} ms is in {ends}"
     return f"{agree}{_predicted_eager(scenario, measured)}"
-
-
-def waits_for_host(scenario: Scenario, measured: Measured) -> bool:
-    """Whether a round above the prediction probably waited for the host, not for a slow draft.
-
-    So it is if a plain step, measured or else predicted, takes as long as the host works in it, and
-    longer than on the GPU; if the host works about as long as the GPU in a round, too; if the round
-    exceeds the prediction by at most that work; and if neither T_D nor the host was timed.
-    """
-    round_s, step_s = measured.rounds_s.get(scenario.plan.gamma), measured.plain_s
-    if round_s is None or measured.draft_step_s is not None or measured.host_s is not None:
-        return False
-    predicted = estimate(scenario)
-    of_plain_s, of_round_s = (host_work_s(scenario, n) for n in ("plain", method_of(scenario)))
-    step_s = float(predicted.plain_tpot_s) if step_s is None else step_s
-    expected_s = float(predicted.round_s)
-    passes_s = expected_s - float(predicted.overhead_s)
-    return (
-        of_plain_s > float(predicted.target_step.total_s)
-        and 1.0 / CLEAR <= step_s / of_plain_s <= CLEAR
-        and of_round_s * CLEAR >= passes_s
-        and 0.0 < round_s - expected_s <= of_round_s
-    )
 
 
 def interval_s(scenario: Scenario, seconds: float) -> tuple[float, float]:
@@ -112,7 +105,7 @@ def faster_sentence(scenario: Scenario, terms: Mapping[str, Term]) -> str:
     of = {"round_s": ("round", scenario), "plain_s": ("plain step", without_speculation(scenario))}
     for name, (what, plan) in of.items():
         term = terms[name]
-        if term.measured is None or term.predicted is None:
+        if term.measured is None or term.predicted is None or term.derived:
             continue
         ends_s = interval_s(plan, term.predicted)
         if term.measured < ends_s[0]:
@@ -128,43 +121,9 @@ def _predicted_eager(scenario: Scenario, measured: Measured) -> str:
     profile, method = profile_version(scenario.engine.name), method_of(scenario)
     if profile is None or method not in profile.eager_drafts:
         return ""
-    if _known_version(scenario, measured) != profile:
+    if known_version(scenario, measured) != profile:
         return ""
     return f", in which the draft runs eagerly{_captured_by(method, profile)}"
-
-
-def _graph_sentence(
-    scenario: Scenario, terms: Mapping[str, Term], measured: Measured
-) -> str | None:
-    """What is wrong if the engine's graphs, of default size unless known, do not hold the round."""
-    version, gamma = _known_version(scenario, measured), scenario.plan.gamma
-    if version is None or version.engine != "vllm" or measured.exported_graphs:
-        return None
-    tokens = scenario.workload.batch * (gamma + 1)
-    most = measured.graph_tokens or DEFAULT_GRAPH_TOKENS
-    versus = _versus(terms["round_s"], "a round")
-    if tokens > most:
-        return (
-            f"the round of {tokens:,} tokens exceeds vLLM's largest CUDA graph of {most:,}: "
-            f"{versus}; raise --max-cudagraph-capture-size"
-        )
-    mixed = method_of(scenario) in version.mixed_graphs and has_v2_runner(scenario.target)
-    if not mixed or replays_full_graph(scenario.workload.batch, gamma, most=most):
-        return None
-    return (
-        f"the round ran in pieces: among its CUDA graphs of default size, {version.label} has no "
-        f"full one for {tokens:,} tokens: {versus}; set the --cudagraph-capture-sizes of "
-        f"`specroof export`"
-    )
-
-
-def _known_version(scenario: Scenario, measured: Measured) -> EngineVersion | None:
-    """What ran: the version that was stated or reported, or else that of the engine profile."""
-    profile = profile_version(scenario.engine.name)
-    if profile and not measured.version and measured.engine in ("", profile.engine):
-        return profile
-    versions = [one for one in VERSIONS if one.engine == measured.engine]
-    return next((v for v in versions if measured.version.startswith(v.version)), None)
 
 
 def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
@@ -172,7 +131,7 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     versus = _versus(term, "a step")
     method, layers = method_of(scenario), scenario.draft.layers if scenario.draft else 1
     eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
-    known = _known_version(scenario, measured)
+    known = known_version(scenario, measured)
     if not eager:
         return f"the draft was slow: {versus}"
     if known is not None and method in known.piecewise_drafts:
@@ -183,13 +142,7 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     if known is not None and method in known.eager_drafts:
         return f"the draft ran eagerly: {versus}{_captured_by(method, known)}"
     what = "was slow" if measured.exported_graphs else "probably ran eagerly, without CUDA graphs"
-    if not term.derived or len(measured.rounds_s) > 1:
-        return f"the draft {what}: {versus}"
-    return (
-        f"the draft {what}, or the GPU waited for the host, which one round does not tell apart: "
-        f"{versus} if it is the draft, as the best gamma assumes; time rounds of two gamma, or "
-        f"give --draft-ms or --host-ms"
-    )
+    return f"the draft {what}: {versus}"
 
 
 def _captured_by(method: str, known: EngineVersion) -> str:
@@ -201,15 +154,45 @@ def _captured_by(method: str, known: EngineVersion) -> str:
     return f"; {known.label} does not capture it, {better[-1].label} captures{all_but}"
 
 
-def _verify_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
-    tokens = scenario.workload.batch * (scenario.plan.gamma + 1)
-    versus = _versus(term, "a round")
+def _verify_sentence(scenario: Scenario, terms: Mapping[str, Term], measured: Measured) -> str:
+    """That T_V is long, and what is wrong if no CUDA graph holds the round."""
+    gamma, most = scenario.plan.gamma, largest_graph(measured)
+    tokens, versus = scenario.workload.batch * (gamma + 1), _versus(terms["verify_s"], "a round")
+    timed, known = terms["round_s"].measured is not None, known_version(scenario, measured)
+    if timed and known is not None and lacks_graph(scenario, measured, gamma):
+        versus = _versus(terms["round_s"], "a round")
+        if tokens > most:
+            return (
+                f"the round of {tokens:,} tokens exceeds vLLM's largest CUDA graph of {most:,}: "
+                f"{versus}; raise --max-cudagraph-capture-size"
+            )
+        return (
+            f"the round ran in pieces: among its CUDA graphs of default size, {known.label} has no "
+            f"full one for {tokens:,} tokens: {versus}; set the --cudagraph-capture-sizes of "
+            f"`specroof export`"
+        )
     if measured.graph_tokens and tokens > measured.graph_tokens:
         return (
             f"the verification of {tokens:,} tokens exceeds the largest CUDA graph of "
             f"{measured.graph_tokens:,}: {versus}; raise --max-cudagraph-capture-size"
         )
+    if terms["verify_s"].derived:
+        return f"the verification was slow, or is predicted too fast: {versus}"
     return f"the verification was slow: {versus}"
+
+
+def _host_sentence(scenario: Scenario, terms: Mapping[str, Term], measured: Measured) -> str:
+    """That the GPU waited for the host, which one knows from plain steps to take longer."""
+    if measured.host_s is None and float(estimate(scenario).plain_overhead_s) > 0:
+        return (
+            f"the GPU probably waited for the host: {_versus(terms['round_s'], 'a round')}; "
+            f"the host takes longer than the GPU, as in plain steps: check that the engine has "
+            f"CPU cores of its own"
+        )
+    return (
+        f"the GPU waited for the host: {_versus(terms['host_s'], 'a round')}; the engine "
+        f"spends it on scheduling, sampling and look-ups between passes"
+    )
 
 
 def _versus(term: Term, unit: str) -> str:

@@ -1,44 +1,35 @@
-"""`diagnose`: compare measured terms of a round with predicted ones, and name the largest excess.
+"""`diagnose`: compare measured terms of a round with predicted ones, and name the culprit.
 
-A round takes γ·T_D + T_V + host time. Terms that were not measured are derived from the others:
-T_V from the predicted one, scaled by measured over predicted T_T; T_D from the rounds of two γ,
-whose difference is drafting and a slightly longer verification, and the host time as the remainder.
-With one γ, or if the first of the draft steps costs less than the others, or T_V is predicted to
-grow by more than the rounds, T_D is a mean over the steps, with the predicted host time. If the
-round probably waits for the host (`waits_for_host`), T_D and T_V are the predicted ones. If a round
-is shorter than its terms, those that were not measured are scaled to it. If the host is
-slower than predicted, it is as much slower in the plain step, unless that was measured.
+A round takes γ·T_D + T_V + host time. If it takes longer than the 90 % interval of its prediction,
+the likeliest `Account` says which term is too long. Otherwise, all terms that were not measured
+take the same factor longer or shorter, and so does a plain step that was not measured. The terms of
+the answer, its sentence and the best γ follow from that one account.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
-from perfmodel.specs.draft_methods import MethodKind
-from perfmodel.speculation.diagnosis.cause import (
-    CLEAR,
-    faster_sentence,
-    interval_s,
-    sentence_of,
-    waits_for_host,
+from perfmodel.speculation.diagnosis.accounts import (
+    AS_LIKELY,
+    Account,
+    shared_account,
+    slow_accounts,
+    stated_account,
 )
-from perfmodel.speculation.diagnosis.gammas import speedups, with_slow_host
+from perfmodel.speculation.diagnosis.cause import CLEAR, faster_sentence, interval_s, sentence_of
+from perfmodel.speculation.diagnosis.graphs import lacks_graph
 from perfmodel.speculation.diagnosis.plausible import SPREAD, implausible
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
 
-_TERM_OF = {  # by culprit
-    "draft": "draft_step_s",
-    "verification": "verify_s",
-    "host": "host_s",
-    "plain": "plain_s",
-    "acceptance": "tokens_per_round",
-}
+GAMMAS = range(1, 17)
+SHOWN = 1e-3  # share by which a plain step that was not measured is at least off to be stated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,13 +73,27 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The speedup at the scenario's γ and at the best, if `culprit` it is.
+
+    `best_gamma` is 0 if no γ pays. All but `culprit` are None if the acceptance is unknown.
+    """
+
+    culprit: str
+    speedup: float | None
+    best_gamma: int | None
+    best_speedup: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
     """The terms in seconds, Ω, the culprit with its sentence, and the best γ.
 
     `culprit` is "draft", "verification", "host", "plain", "acceptance", "faster" (than the 90 %
     interval of the prediction, so the scenario is probably not what ran) or "none". `best_gamma` is
     0 if no γ pays; `best_speedup` and `speedup` (at the scenario's γ) are over plain decoding, and
-    None if the acceptance is unknown.
+    None if the acceptance is unknown. `or_else` has the answers of other culprits that the times do
+    not tell apart from this one.
     """
 
     terms: Mapping[str, Term]
@@ -97,73 +102,118 @@ class Diagnosis:
     speedup: float | None
     best_gamma: int | None
     best_speedup: float | None
+    or_else: tuple[Answer, ...] = ()
 
 
 def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
     """Explain a measurement of a speculative scenario.
 
-    Raises `ConfigError` if the scenario has no draft, no time or acceptance was measured, or the
-    measured times are impossible or contradict each other.
+    Raises `ConfigError` if the scenario has no draft, no time or acceptance was measured, rounds
+    were, but none of its γ, or the measured times are impossible or contradict each other.
     """
-    if not scenario.plan.speculates:
-        raise ConfigError("explain needs a draft and its gamma; add --draft and --gamma")
-    if reason := implausible(scenario, measured):
-        raise ConfigError(reason)
+    _check(scenario, measured)
     predicted = estimate(scenario)
-    terms = _terms(scenario, predicted, measured)
-    if all(term.measured is None for term in terms.values()):
-        raise ConfigError(
-            "nothing was measured; give a report of the engine, or times such as --round-ms 41"
-        )
-    culprit = _culprit(scenario, terms)
-    on_slow = with_slow_host(scenario, terms, culprit)
-    if on_slow is not None and measured.plain_s is None:
-        terms |= _slow_plain_step(terms["plain_s"], on_slow)
-    speedup, best = speedups(scenario, terms, measured, on_slow)
+    excesses = _measured_excesses(scenario, predicted, measured)
+    accounts = _accounts(scenario, measured, slow_plain="plain" in excesses)
+    lead, rivals = accounts[0], accounts[1:]
+    terms = _terms(predicted, measured, lead)
+    culprit = _culprit(scenario, terms, excesses, lead)
+    if culprit != lead.culprit:
+        rivals = []
+    answer = _answer(lead, measured)
     return Diagnosis(
         terms=terms,
         culprit=culprit,
-        sentence=sentence_of(culprit, scenario, terms, measured),
-        speedup=speedup.get(scenario.plan.gamma),
-        best_gamma=best,
-        best_speedup=None if best is None else speedup.get(best, 1.0),
+        sentence=sentence_of(culprit, scenario, terms, measured, [one.culprit for one in rivals]),
+        speedup=answer.speedup,
+        best_gamma=answer.best_gamma,
+        best_speedup=answer.best_speedup,
+        or_else=tuple(_answer(one, measured) for one in rivals),
     )
 
 
-def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> dict[str, Term]:
-    """T_T, T_V, T_D, host time, round and Ω."""
+def _check(scenario: Scenario, measured: Measured) -> None:
+    """Refuse what cannot be explained."""
+    if not scenario.plan.speculates:
+        raise ConfigError("explain needs a draft and its gamma; add --draft and --gamma")
     gamma, rounds = scenario.plan.gamma, measured.rounds_s
-    host = float(predicted.overhead_s)
-    draft_s, verify_s, host_s = measured.draft_step_s, measured.verify_s, measured.host_s
-    scale, waits = 1.0, waits_for_host(scenario, measured)
-    if measured.plain_s is not None and not waits:
-        scale = measured.plain_s / float(predicted.plain_tpot_s)
-    round_s = rounds.get(gamma)
-    if verify_s is None and round_s is not None:
-        verify_s = scale * float(predicted.verify.total_s)
-    method = scenario.plan.method
-    if draft_s is None and rounds and method and method.kind is MethodKind.LOOKUP:
-        draft_s = 0.0
-    if draft_s is None and waits:
-        draft_s = float(predicted.draft_step_s)
-    if draft_s is None and len(rounds) > 1:
-        draft_s = _slope(scenario, rounds, scale)
-    if round_s is not None and verify_s is not None:
-        draft_s, verify_s, host_s = _of_round(predicted, measured, round_s, draft_s, verify_s)
+    if rounds and gamma not in rounds:
+        listed = ", ".join(map(str, sorted(rounds)))
+        raise ConfigError(
+            f"no round with gamma {gamma} was measured; give its time, such as --round-ms "
+            f"{gamma}:41, or --gamma one of {listed}"
+        )
+    if measured.draft_step_s is not None and not float(estimate(scenario).draft_step_s):
+        raise ConfigError(
+            f"{scenario.plan.draft} has no draft step, as drafts are looked up; remove --draft-ms "
+            f"and give the time of the look-up with --host-ms"
+        )
+    if reason := implausible(scenario, measured):
+        raise ConfigError(reason)
+    others = (measured.verify_s, measured.draft_step_s, measured.host_s, measured.acceptance)
+    if not rounds and all(one is None for one in (measured.plain_s, *others)):
+        raise ConfigError(
+            "nothing was measured; give a report of the engine, or times such as --round-ms 41"
+        )
+    whole = [g for g in sorted(rounds) if not lacks_graph(scenario, measured, g)]
+    seconds = [rounds[g] for g in whole]
+    growth_s = np.polyfit(whole, seconds, 1)[0] * (whole[-1] - whole[0]) if whole[1:] else 0.0
+    if seconds and growth_s < -SPREAD * np.mean(seconds):
+        raise ConfigError(
+            "rounds with more drafts took less time; check that they have the same batch and "
+            "prompt length"
+        )
+
+
+def _accounts(scenario: Scenario, measured: Measured, *, slow_plain: bool) -> list[Account]:
+    """The likeliest account, and those that are about as likely."""
+    stated, round_s = stated_account(scenario, measured), measured.rounds_s.get(scenario.plan.gamma)
+    point, verify = estimate(scenario), 1.0
+    if slow_plain and measured.plain_s is not None:
+        verify = measured.plain_s / float(point.plain_tpot_s)
+    if round_s is not None:
+        most_s = interval_s(scenario, float(point.round_s))[1]
+        stated_s = float(sum(stated.parts_s(measured, scenario.plan.gamma), np.zeros(())))
+        if round_s > most_s and round_s > most_s * stated_s / float(point.round_s):
+            found = slow_accounts(stated, measured, slow_plain=slow_plain)
+            if found:
+                return [found[0], *(one for one in found[1:] if _is_rival(one, found[0]))]
+    return [shared_account(stated, measured, verify=verify)]
+
+
+def _is_rival(account: Account, lead: Account) -> bool:
+    """Whether the times do not tell the account from the likeliest.
+
+    A slow draft and a slow host are told apart by other times than the round, if at all.
+    """
+    both = {account.culprit, lead.culprit} == {"draft", "host"}
+    by_times = account.cost - account.prior <= lead.cost - lead.prior + AS_LIKELY
+    return by_times or (both and account.misfit <= lead.misfit + AS_LIKELY)
+
+
+def _terms(predicted: RoundEstimate, measured: Measured, account: Account) -> dict[str, Term]:
+    """T_T, T_V, T_D, host time, round and Ω, as the account has those that were not measured."""
+    gamma, draft_s, verify_s = int(predicted.gamma), measured.draft_step_s, measured.verify_s
+    host_s, round_s, plain_s = measured.host_s, measured.rounds_s.get(gamma), measured.plain_s
+    if round_s is not None:
+        parts = [float(part) for part in account.parts_s(measured, gamma)]
+        draft_s = parts[0] / gamma if draft_s is None else draft_s
+        verify_s = parts[1] if verify_s is None else verify_s
+        host_s = parts[2] if host_s is None else host_s
     elif draft_s is not None and verify_s is not None:
         round_s = gamma * draft_s + verify_s + (host_s or 0.0)
+    if plain_s is None and abs(account.plain_s / predicted.plain_tpot_s - 1.0) > SHOWN:
+        plain_s = account.plain_s
     tokens: float | None = None
     if measured.acceptance is not None:
         tokens = float(tokens_per_round(measured.acceptance, gamma))
-    if measured.verify_s is None and verify_s == float(predicted.verify.total_s):
-        verify_s = None  # taken from the prediction
     omega = float(predicted.tokens_per_round)
     values: dict[str, tuple[float | None, float | None, object]] = {
-        "plain_s": (measured.plain_s, float(predicted.plain_tpot_s), measured.plain_s),
+        "plain_s": (plain_s, float(predicted.plain_tpot_s), measured.plain_s),
         "verify_s": (verify_s, float(predicted.verify.total_s), measured.verify_s),
         "draft_step_s": (draft_s, float(predicted.draft_step_s), measured.draft_step_s),
-        "host_s": (host_s, host, measured.host_s),
-        "round_s": (round_s, float(predicted.round_s), rounds.get(gamma)),
+        "host_s": (host_s, float(predicted.overhead_s), measured.host_s),
+        "round_s": (round_s, float(predicted.round_s), measured.rounds_s.get(gamma)),
         "tokens_per_round": (tokens, None if np.isnan(omega) else omega, tokens),
     }
     return {
@@ -172,104 +222,77 @@ def _terms(scenario: Scenario, predicted: RoundEstimate, measured: Measured) -> 
     }
 
 
-def _of_round(
-    predicted: RoundEstimate,
-    measured: Measured,
-    round_s: float,
-    draft_s: float | None,
-    verify_s: float,
-) -> tuple[float, float, float | None]:
-    """T_D, T_V and host time (None if it is not known) of a round, from what is left of it."""
-    gamma, host_s, left_s = float(predicted.gamma), measured.host_s, round_s - verify_s
-    if draft_s is not None and host_s is None and left_s >= gamma * draft_s:
-        host_s = left_s - gamma * draft_s
-    elif draft_s is None or measured.draft_step_s is None:
-        draft_s = (left_s - (float(predicted.overhead_s) if host_s is None else host_s)) / gamma
-    drafts_s = gamma * draft_s
-    lacks_s = max(-drafts_s, max(drafts_s, 0.0) + (measured.host_s or 0.0) - left_s)
-    if measured.verify_s is None and measured.host_s is None and lacks_s > 0:
-        return _faster(round_s, predicted, measured.draft_step_s)
-    if lacks_s > SPREAD * round_s:
-        raise ConfigError(
-            f"a round of {1e3 * round_s:.3g} ms is shorter than its verification and other terms; "
-            f"check the times"
-        )
-    return max(draft_s, 0.0), verify_s, host_s
+def _measured_excesses(
+    scenario: Scenario, predicted: RoundEstimate, measured: Measured
+) -> dict[str, float]:
+    """Seconds by which what was measured itself is too long, by culprit; lost tokens as seconds.
 
-
-def _faster(
-    round_s: float, predicted: RoundEstimate, draft_s: float | None
-) -> tuple[float, float, float]:
-    """T_D, T_V and host time of a round shorter than predicted; unless measured, all share it."""
-    verify_s, host_s = float(predicted.verify.total_s), float(predicted.overhead_s)
-    faster = round_s / float(predicted.round_s)
-    if draft_s is None:
-        draft_s = faster * float(predicted.draft_step_s)
-    else:
-        faster = max(round_s - float(predicted.gamma) * draft_s, 0.0) / (verify_s + host_s)
-    return draft_s, faster * verify_s, faster * host_s
-
-
-def _slow_plain_step(term: Term, on_slow: Scenario) -> dict[str, Term]:
-    """The plain step on the slow host, if it waits for it and was not measured."""
-    slow_s = float(estimate(on_slow).plain_tpot_s)
-    if slow_s == term.predicted:
-        return {}
-    return {"plain_s": replace(term, measured=slow_s, derived=True)}
-
-
-def _slope(scenario: Scenario, rounds: Mapping[int, float], scale: float) -> float | None:
-    """T_D from rounds of several γ, without the predicted growth of the verification. [s]
-
-    None if the verification is predicted to grow by more than the rounds do.
+    Beyond the 90 % interval of the round, or for a plain step of its own; of Ω, beyond 10 %.
     """
-    gammas = np.array(sorted(rounds), float)
-    verify = estimate(scenario, gamma=gammas).verify.total_s
-    seconds = np.array([rounds[int(g)] for g in gammas])
-    growth_s = np.polyfit(gammas, seconds, 1)[0] * (gammas[-1] - gammas[0])
-    if growth_s < -SPREAD * np.mean(seconds):
-        raise ConfigError(
-            "rounds with more drafts took less time; check that they have the same batch and "
-            "prompt length"
-        )
-    slope = float(np.polyfit(gammas, seconds - scale * verify, 1)[0])
-    return slope if slope >= 0 else None
-
-
-def _excesses(scenario: Scenario, terms: Mapping[str, Term]) -> dict[str, float]:
-    """Seconds of a round above the prediction, by culprit; lost tokens as seconds."""
-    counts = {"draft": scenario.plan.gamma, "verification": 1, "host": 1}
-    excesses = {}
-    for name, count in counts.items():
-        term = terms[_TERM_OF[name]]
-        if term.measured is not None and term.predicted is not None:
-            excesses[name] = count * (term.measured - term.predicted)
-    plain, tokens, verify = terms["plain_s"], terms["tokens_per_round"], terms["verify_s"]
-    if plain.measured is not None and plain.predicted is not None:
-        excesses["plain"] = plain.measured - plain.predicted
-        if verify.derived:  # from the plain step
-            excesses.pop("verification", None)
-    round_s = terms["round_s"].predicted
-    if tokens.measured and tokens.predicted and round_s is not None:
-        excesses["acceptance"] = round_s * (tokens.predicted / tokens.measured - 1.0)
+    gamma, round_s, plain_s = scenario.plan.gamma, predicted.round_s, predicted.plain_tpot_s
+    of_round_s = interval_s(scenario, float(round_s))[1] - float(round_s)
+    of_plain_s = interval_s(without_speculation(scenario), float(plain_s))[1] - float(plain_s)
+    times = {
+        "draft": (measured.draft_step_s, predicted.draft_step_s, gamma, of_round_s),
+        "verification": (measured.verify_s, predicted.verify.total_s, 1, of_round_s),
+        "host": (measured.host_s, predicted.overhead_s, 1, of_round_s),
+        "plain": (measured.plain_s, plain_s, 1, of_plain_s),
+    }
+    excesses = dict[str, float]()
+    for name, (was, expected, count, limit_s) in times.items():
+        if was is not None and (more_s := count * (was - float(expected))) > limit_s:
+            excesses[name] = more_s
+    if measured.acceptance is not None and not np.isnan(predicted.tokens_per_round):
+        tokens = float(tokens_per_round(measured.acceptance, gamma))
+        lost = float(predicted.tokens_per_round) / tokens - 1.0
+        if lost > CLEAR - 1.0:
+            excesses["acceptance"] = lost * float(round_s)
     return excesses
 
 
-def _culprit(scenario: Scenario, terms: Mapping[str, Term]) -> str:
-    """The largest excess beyond the 90 % interval, "faster" if a time is below it, or "none".
-
-    A plain step has its own interval. 10 % of a round always count as agreement, also for Ω.
-    """
-    round_s, plain_s = terms["round_s"].predicted, terms["plain_s"].predicted
-    assert round_s is not None and plain_s is not None
-    least_s = (CLEAR - 1.0) * round_s
-    of_round_s = max(interval_s(scenario, round_s)[1] - round_s, least_s)
-    of_plain_s = max(interval_s(without_speculation(scenario), plain_s)[1] - plain_s, least_s)
-    limits = {"plain": of_plain_s, "acceptance": least_s}
-    excesses = _excesses(scenario, terms)
-    if (terms["round_s"].measured or np.inf) <= round_s + of_round_s:
-        excesses = {n: s for n, s in excesses.items() if not terms[_TERM_OF[n]].derived}
-    beyond = {n: s for n, s in excesses.items() if s > limits.get(n, of_round_s)}
-    if beyond:
-        return max(beyond, key=lambda name: beyond[name])
+def _culprit(
+    scenario: Scenario, terms: Mapping[str, Term], excesses: Mapping[str, float], lead: Account
+) -> str:
+    """The largest excess; "faster" if a time is below its 90 % interval, or "none"."""
+    excesses, round_s = dict(excesses), terms["round_s"]
+    if lead.culprit != "none":
+        if lead.culprit == "host":
+            excesses.pop("plain", None)
+        if lead.culprit != "plain":
+            excesses[lead.culprit] = _derived_excess_s(scenario, terms, lead.culprit)
+    if excesses:
+        return max(excesses, key=lambda name: excesses[name])
+    assert round_s.predicted is not None
+    if (round_s.measured or 0.0) > interval_s(scenario, round_s.predicted)[1]:
+        names = ("draft", "verification", "host")
+        more = {name: _derived_excess_s(scenario, terms, name) for name in names}
+        return max(more, key=lambda name: more[name]) if max(more.values()) > 0.0 else "none"
     return "faster" if faster_sentence(scenario, terms) else "none"
+
+
+def _derived_excess_s(scenario: Scenario, terms: Mapping[str, Term], culprit: str) -> float:
+    """Seconds of a round by which T_D, T_V or the host are too long."""
+    name = {"draft": "draft_step_s", "verification": "verify_s", "host": "host_s"}[culprit]
+    count = scenario.plan.gamma if culprit == "draft" else 1
+    return count * ((terms[name].measured or 0.0) - (terms[name].predicted or 0.0))
+
+
+def _answer(account: Account, measured: Measured) -> Answer:
+    """The speedups if the account is right, from its terms alone."""
+    scenario = account.scenario
+    acceptance, now = measured.acceptance or scenario.acceptance, scenario.plan.gamma
+    gammas = np.array(sorted({*GAMMAS, now}))
+    tokens = np.broadcast_to(estimate(scenario, gamma=gammas).tokens_per_round, gammas.shape)
+    if acceptance is not None:
+        tokens = tokens_per_round(acceptance, gammas)
+    if np.isnan(tokens).any():
+        return Answer(culprit=account.culprit, speedup=None, best_gamma=None, best_speedup=None)
+    plain_s = account.plain_s if measured.plain_s is None else measured.plain_s
+    gains = tokens * plain_s / account.rounds_s(measured, gammas)
+    best, pays = int(np.argmax(gains)), bool(np.max(gains) > 1.0)
+    return Answer(
+        culprit=account.culprit,
+        speedup=float(gains[np.flatnonzero(gammas == now)[0]]),
+        best_gamma=int(gammas[best]) if pays else 0,
+        best_speedup=float(gains[best]) if pays else 1.0,
+    )

@@ -11,7 +11,8 @@ from perfmodel.speculation import time_error, without_speculation
 from perfmodel.speculation.diagnosis import Measured, diagnose, implausible
 
 # vLLM 0.23.0 and 0.26.0 on one H200, Llama-3.1-8B, every draft accepted: batch, context, then
-# milliseconds of a plain step and of rounds with a Llama-3.2-1B draft by γ (table of issue 15).
+# milliseconds of a plain step and of rounds with a Llama-3.2-1B draft by γ
+# (docs/results/serving-engines.md).
 EAGER = [
     (24, 4096, 8.6, {3: 41.0, 1: 15.6}),
     (8, 4096, 6.0, {3: 37.8, 1: 14.2}),
@@ -67,7 +68,8 @@ def test_rounds_between_vllms_graphs_are_named() -> None:
     head = {"draft": "eagle3", "draft_policy": None, "gamma": 4}
     nine, ten = (explained(ran(batch, 1424, **head), "0.26.0", **times) for batch in (9, 10))
     assert nine.sentence.startswith("the round ran in pieces") and "45 tokens" in nine.sentence
-    assert ten.culprit == nine.culprit and "of default size" not in ten.sentence
+    assert nine.culprit == "verification" and ten.culprit == "draft"
+    assert "of default size" not in ten.sentence
     innocent = explained(ran(9, 1424, **head), "0.26.0", **times, verify_s=6e-3)
     assert "of default size" not in innocent.sentence
     large = explained(ran(124, 1104, **head), "0.26.0", plain_s=10.57e-3, rounds_s={4: 42.2e-3})
@@ -118,6 +120,33 @@ def test_low_acceptance_and_the_best_gamma() -> None:
     assert expected.culprit == "none" and (expected.best_gamma or 0) >= 4
 
 
+def test_a_round_longer_than_terms_that_are_as_predicted_has_no_culprit() -> None:
+    point = estimate(ran())
+    terms = {"draft_step_s": float(point.draft_step_s), "verify_s": float(point.verify.total_s)}
+    whole_s = float(point.round_s)
+    answer = explained(ran(), rounds_s={3: 1.5 * whole_s}, host_s=0.0, **terms)
+    assert answer.culprit == "none" and "is longer than their sum" in answer.sentence
+
+
+def test_the_interval_of_a_plain_step_has_no_least_width() -> None:
+    scenario = ran(24, 4096, gamma=3, **HEAD)
+    high = float(estimate(scenario).plain_tpot_s) * math.exp(
+        1.645 * time_error(without_speculation(scenario))
+    )
+    assert explained(scenario, plain_s=1.005 * high).culprit == "plain"
+    assert explained(scenario, plain_s=0.995 * high).culprit == "none"
+
+
+def test_a_round_in_pieces_is_no_evidence_on_a_round_in_a_graph() -> None:
+    """EAGLE-3 of vLLM 0.26: γ=4 has no full graph for 45 tokens, γ=3 has one for 36."""
+    scenario = ran(9, 1424, gamma=3, **HEAD)
+    slow_s = 1.13 * float(estimate(scenario).round_s)
+    alone = explained(scenario, rounds_s={3: slow_s})
+    both = explained(scenario, rounds_s={3: slow_s, 4: 14.46e-3})
+    assert alone.culprit == both.culprit != "none"
+    assert [one.culprit for one in alone.or_else] == [one.culprit for one in both.or_else]
+
+
 def test_a_verification_beyond_the_graphs_is_named() -> None:
     scenario = ran(batch=150, context=1024, gamma=4)
     measured = Measured(verify_s=0.08, graph_tokens=512)
@@ -145,32 +174,42 @@ def test_a_round_faster_than_predicted_is_no_contradiction(
     verify, step = answer.terms["verify_s"], answer.terms["draft_step_s"]
     assert verify.measured == pytest.approx(share * (verify.predicted or 0))
     assert step.measured == pytest.approx(share * (step.predicted or 0))
-    assert answer.speedup == pytest.approx(float(estimate(scenario).speedup) / share)
+    plain = answer.terms["plain_s"]
+    assert plain.derived and plain.measured == pytest.approx(share * (plain.predicted or 0))
+    assert answer.speedup == pytest.approx(float(estimate(scenario).speedup))
 
 
 HEAD = {"draft": "eagle3", "draft_policy": None, "engine": "vllm", "acceptance": 0.8}
 
 
-@pytest.mark.parametrize(
-    ("batch", "context", "gamma", "ms"), [(124, 1232, 3, 21.38), (9, 1552, 3, 7.65)]
-)
-def test_a_round_in_the_interval_has_no_culprit(
-    batch: int, context: int, gamma: int, ms: float
-) -> None:
+def test_a_round_in_the_interval_has_no_culprit() -> None:
     """EAGLE-3 of vLLM 0.26 on an H200 with exported graphs."""
-    answer = explained(ran(batch, context, gamma=gamma, **HEAD), rounds_s={gamma: 1e-3 * ms})
-    assert answer.culprit == "none"
+    answer = explained(ran(9, 1424, gamma=3, **HEAD), rounds_s={3: 7.65e-3})
+    assert answer.culprit == "none" and answer.or_else == ()
+
+
+@pytest.mark.parametrize("plain_s", [None, 10.57e-3])
+def test_a_modest_error_of_the_verification_is_no_slow_draft_or_host(plain_s: float | None) -> None:
+    """EAGLE-3 of vLLM 0.26 on an H200: GPU time hides the host, and T_V is predicted too fast."""
+    ran_as = ran(124, 1104, gamma=3, **HEAD)
+    answer = explained(ran_as, plain_s=plain_s, rounds_s={3: 21.38e-3})
+    assert answer.culprit == "verification" and "is predicted too fast" in answer.sentence
+    assert plain_s is None or "host" not in [one.culprit for one in answer.or_else]
+    assert answer.terms["plain_s"].measured == plain_s
+    tokens = float(estimate(ran_as).tokens_per_round)
+    step_s = plain_s or float(estimate(ran_as).plain_tpot_s)
+    assert answer.speedup == pytest.approx(tokens * step_s / 21.38e-3)
 
 
 @pytest.mark.parametrize("name", ["round", "plain step"])
 def test_times_are_compared_with_the_90_percent_interval(name: str) -> None:
-    """1.645 standard errors around the logarithm of the predicted time, if these exceed 10 %."""
+    """1.645 standard errors around the logarithm of the predicted time."""
     scenario = ran(24, 4096, gamma=3, **HEAD | {"engine": "vllm-0.23"})
     point, is_round = estimate(scenario), name == "round"
     expected = float(point.round_s if is_round else point.plain_tpot_s)
     error = time_error(scenario if is_round else without_speculation(scenario))
     for share, culprit in (
-        (1.02, "draft" if is_round else "plain"),
+        (1.02, "verification" if is_round else "plain"),
         (0.98, "none"),
         (-0.98, "none"),
         (-1.02, "faster"),
@@ -189,6 +228,10 @@ def test_what_cannot_be_explained_is_refused() -> None:
         explained(ran())
     with pytest.raises(ConfigError, match="shorter than its terms, a verification of 12 ms; "):
         explained(ran(), rounds_s={3: 10e-3}, verify_s=12e-3)
+    with pytest.raises(ConfigError, match=r"no round with gamma 3 was measured; .* one of 1, 2"):
+        explained(ran(), rounds_s={1: 9e-3, 2: 14e-3})
+    with pytest.raises(ConfigError, match="ngram has no draft step"):
+        explained(ran(draft="ngram", draft_policy=None), draft_step_s=1e-3)
     with pytest.raises(ConfigError, match="more drafts took less time"):
         explained(ran(), rounds_s={3: 9e-3, 1: 14e-3})
 
@@ -212,15 +255,16 @@ def test_a_round_is_no_shorter_than_its_measured_terms(
 
 
 @pytest.mark.parametrize("draft", ["ngram", "eagle3"])
-def test_a_round_may_be_exactly_its_terms(draft: str) -> None:
-    """Or shorter by rounding, or by less than times of the same round differ."""
+def test_the_terms_of_a_round_add_up_to_it(draft: str) -> None:
+    """Those that were not measured share what a measured one leaves."""
     scenario = ran(8, draft=draft, draft_policy=None)
     verify_s, host_s = float(estimate(scenario).verify.total_s), 20e-3
     for share in (0.96, 1.0 - 1e-12, 1.0):
-        answer = explained(scenario, rounds_s={3: share * (verify_s + host_s)}, host_s=host_s)
-        assert answer.culprit == "host" and answer.terms["draft_step_s"].measured == 0.0
-    with pytest.raises(ConfigError, match="shorter than its verification and other terms"):
-        explained(scenario, rounds_s={3: 0.94 * (verify_s + host_s)}, host_s=host_s)
+        round_s = share * (verify_s + host_s)
+        answer = explained(scenario, rounds_s={3: round_s}, host_s=host_s)
+        parts = [answer.terms[name].measured or 0.0 for name in ("draft_step_s", "verify_s")]
+        assert answer.culprit == "host"
+        assert 3 * parts[0] + parts[1] + host_s == pytest.approx(round_s)
 
 
 def test_a_measured_draft_step_is_kept_where_the_round_is_faster_than_predicted() -> None:

@@ -30,8 +30,7 @@ def test_rounds_of_a_target_whose_plain_steps_wait_for_the_host_wait_too(
 @pytest.mark.parametrize(
     ("values", "plain_s", "round_s"),
     [
-        ({}, 2.62e-3, 7.5e-3),  # more than the host works in a round
-        ({}, 4.2e-3, 5.2e-3),  # a plain step of more than that, too
+        ({}, 2.1e-3, 12e-3),  # by far more than the host works in a round
         ({"target": "llama-3.1-8b"}, 7.2e-3, 11.0e-3),  # the GPU takes longer
         ({"engine": "kernels"}, 2.0e-3, 4.5e-3),  # without host times
     ],
@@ -47,17 +46,23 @@ def test_other_slow_rounds_do_not_wait_for_the_host(
 
 def test_a_draft_in_exported_graphs_did_not_run_eagerly() -> None:
     scenario = ran(11, 5696, **WAITS, gamma=2)
-    times = {"plain_s": 2.62e-3, "rounds_s": {2: 7.5e-3}}
+    times = {"plain_s": 2.1e-3, "rounds_s": {2: 12e-3}}
     assert explained(scenario, **times).sentence.startswith("the draft probably ran eagerly")
     exported = explained(scenario, **times, exported_graphs=True)
-    assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow, or ")
+    assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow: ")
 
 
 def test_one_round_does_not_tell_a_slow_draft_from_a_slow_host() -> None:
-    scenario = ran(11, 5696, **WAITS, gamma=2)
-    alone = explained(scenario, plain_s=2.62e-3, rounds_s={2: 6.5e-3})
-    assert "or the GPU waited for the host, which one round does not tell apart" in alone.sentence
+    """Each has its own answer: that of the host includes its plain step."""
+    scenario = ran(11, 5696, **WAITS, gamma=2, acceptance=0.8)
+    alone = explained(scenario, rounds_s={2: 6.5e-3})
+    assert "or the draft was slow, which one round does not tell apart" in alone.sentence
     assert alone.sentence.endswith("time rounds of two gamma, or give --draft-ms or --host-ms")
+    [draft] = alone.or_else
+    assert (alone.culprit, draft.culprit) == ("host", "draft")
+    assert (alone.speedup or 0) > 1.5 > 1.0 > (draft.speedup or 9)
+    known = float(estimate(scenario).tokens_per_round * estimate(scenario).plain_tpot_s) / 6.5e-3
+    assert draft.speedup == pytest.approx(known)
     for more in ({"rounds_s": {1: 4.3e-3, 2: 6.5e-3}}, {"draft_step_s": 2.2e-3}):
         told = explained(scenario, **{"plain_s": 2.62e-3, "rounds_s": {2: 6.5e-3}} | more)
         assert told.sentence.startswith("the draft probably ran eagerly, without CUDA graphs: ")
@@ -90,12 +95,17 @@ def assert_explains(answer: Diagnosis, slow: Scenario) -> None:
 def test_a_slow_host_is_slow_at_every_gamma(
     gamma: int, alpha: float, factor: float, culprit: str
 ) -> None:
-    """From one round: it launches more draft steps with more drafts. 1.4 is in the interval."""
+    """From one round: it launches more draft steps with more drafts. 1.4 is in the interval, where
+    the best γ is that of the prediction.
+    """
     scenario = ran(11, 5696, **WAITS, gamma=gamma, acceptance=alpha)
     slow = slower_host(scenario, factor)
     answer = explained(scenario, rounds_s={gamma: float(estimate(slow).round_s)})
     assert answer.culprit == culprit
-    assert_explains(answer, slow)
+    if culprit == "none":
+        assert_explains(answer, scenario)
+    else:
+        assert_explains(answer, slow)
 
 
 MODEL = {"draft": "llama-3.2-1b", "draft_policy": "full", "target": "llama-3.1-8b"}
@@ -133,14 +143,14 @@ def test_a_slow_host_is_slow_in_plain_steps_too(
         assert plain.measured is None
 
 
-@pytest.mark.parametrize("factor", [1.4, 1.9, 3.0, 5.0])
+@pytest.mark.parametrize("factor", [1.9, 3.0, 5.0])
 @pytest.mark.parametrize("draft", ["eagle3", "ngram"])
 def test_a_slow_host_is_as_slow_by_rounds_of_two_gamma(draft: str, factor: float) -> None:
     scenario = ran(11, 5696, **WAITS | {"draft": draft}, gamma=2, acceptance=0.8)
     slow = slower_host(scenario, factor)
     rounds = {g: float(estimate(slow, gamma=g).round_s) for g in (1, 2)}
     answer = explained(scenario, rounds_s=rounds)
-    assert answer.culprit == ("none" if factor == 1.4 else "host")
+    assert answer.culprit == "host"
     assert_explains(answer, slow)
 
 

@@ -1,0 +1,128 @@
+"""What `diagnose` says of times that the model itself predicts, for seeded scenarios.
+
+As predicted, with a host as many times as slow, and with a longer T_D.
+"""
+
+import math
+import random
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from explained_rounds import ran
+
+from perfmodel import ConfigError, estimate
+from perfmodel.scenario import Scenario
+from perfmodel.speculation import time_error
+from perfmodel.speculation.diagnosis import Diagnosis, Measured, diagnose
+
+DRAFTS = ("eagle3", "ngram", "llama-3.2-1b")
+WIDTH = 1.645
+GAMMAS = list(range(1, 17))
+
+
+def scenario_of(seed: int) -> tuple[Scenario, list[int]]:
+    """A scenario, and the γ whose rounds are timed: its own and none, one or two others."""
+    draw = random.Random(seed)
+    draft = DRAFTS[seed % 3]
+    targets = ["qwen2.5-7b", "llama-3.1-8b", "llama-3.2-1b"]
+    target = draw.choice(targets if draft != "llama-3.2-1b" else ["llama-3.1-8b"])
+    gamma = draw.randint(1, 8)
+    values = {
+        "target": target,
+        "draft": draft,
+        "draft_policy": "full" if draft == "llama-3.2-1b" else None,
+        "engine": draw.choice(["vllm", "vllm-0.23"]),
+        "gamma": gamma,
+        "tp": draw.choice([1, 1, 2]),
+        "acceptance": draw.choice([0.5, 0.7, 0.8, 0.9]),
+        "output_tokens": 128,
+    }
+    batch, context = draw.choice([1, 4, 11, 16, 32, 64]), draw.choice([1024, 5696])
+    others = draw.sample([g for g in range(1, 11) if g != gamma], seed // 3 % 3)
+    return ran(batch, context, **values), [gamma, *others]
+
+
+def rounded(seconds: float) -> float:
+    """As stated in milliseconds with two decimals."""
+    return round(1e5 * seconds) / 1e5
+
+
+def said(scenario: Scenario, rounds: dict[int, float]) -> Diagnosis:
+    """The answer for an engine whose graphs hold every round; its sentence is true."""
+    answer = diagnose(scenario, Measured(rounds_s=rounds, exported_graphs=True))
+    point = estimate(scenario)
+    width = math.exp(WIDTH * time_error(scenario))
+    ratio = rounds[scenario.plan.gamma] / float(point.round_s)
+    assert (answer.culprit == "none") == (1.0 / width <= ratio <= width)
+    if found := re.search(r"of ([\d.]+) ms is in .*, ([\d.]+) to ([\d.]+) ms", answer.sentence):
+        taken, low, high = (float(number) for number in found.groups())
+        assert 0.995 * low <= taken <= 1.005 * high
+    terms = {name: answer.terms[name].measured or 0.0 for name in answer.terms}
+    whole_s = scenario.plan.gamma * terms["draft_step_s"] + terms["verify_s"] + terms["host_s"]
+    assert whole_s == pytest.approx(terms["round_s"], rel=1e-5)
+    return answer
+
+
+def assert_is_of(answer: Diagnosis, ran_as: Scenario, *, culprit: str, rel: float) -> None:
+    """The answer, or that for one of the culprits that are not told apart, is the model's."""
+    of = [one for one in (answer, *answer.or_else) if one.culprit == culprit]
+    assert of, (answer.culprit, [one.culprit for one in answer.or_else])
+    gains = np.asarray(estimate(ran_as, gamma=GAMMAS).speedup)
+    assert of[0].speedup == pytest.approx(float(estimate(ran_as).speedup), rel=rel)
+    assert of[0].best_speedup == pytest.approx(max(float(np.max(gains)), 1.0), rel=rel)
+    if of[0].best_gamma:
+        assert gains[of[0].best_gamma - 1] >= (1.0 - 2 * rel) * np.max(gains)
+
+
+def times(scenario: Scenario, gammas: list[int]) -> dict[int, float]:
+    return {g: rounded(float(estimate(scenario, gamma=g).round_s)) for g in gammas}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_times_as_predicted_have_the_answer_of_the_model(seed: int) -> None:
+    scenario, gammas = scenario_of(seed)
+    answer = said(scenario, times(scenario, gammas))
+    assert_is_of(answer, scenario, culprit="none", rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("factor", [1.3, 2.5, 4.0])
+def test_a_slower_host_is_named_beyond_the_interval(seed: int, factor: float) -> None:
+    scenario, gammas = scenario_of(seed)
+    slow = replace(scenario, engine=scenario.engine.on_slower_host(factor))
+    rounds = times(slow, gammas)
+    answer = said(scenario, rounds)
+    if answer.culprit != "none":
+        assert_is_of(answer, slow, culprit="host", rel=0.02)
+    elif len(gammas) == 1:
+        assert_is_of(answer, scenario, culprit="none", rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", [seed for seed in range(60) if DRAFTS[seed % 3] != "ngram"])
+@pytest.mark.parametrize("factor", [4.0, 10.0])
+def test_a_slower_draft_is_named_beyond_the_interval(seed: int, factor: float) -> None:
+    scenario, gammas = scenario_of(seed)
+    more = {g: (factor - 1.0) * float(estimate(scenario, gamma=g).draft_total_s) for g in gammas}
+    answer = said(scenario, {g: s + more[g] for g, s in times(scenario, gammas).items()})
+    if answer.culprit != "none":
+        assert "draft" in (answer.culprit, *(one.culprit for one in answer.or_else))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_answer_is_continuous_in_a_measured_time(seed: int) -> None:
+    """While the culprit stays, a round that is 1 % longer changes the best speedup by about 1 %."""
+    scenario, gammas = scenario_of(seed)
+    rounds = times(scenario, gammas)
+    before: Diagnosis | None = None
+    for step in range(-20, 120):
+        own = rounds[scenario.plan.gamma] * 1.01**step
+        try:
+            answer = said(scenario, {g: s if g in gammas[1:] else own for g, s in rounds.items()})
+        except ConfigError:  # a round with more drafts must not be shorter
+            before = None
+            continue
+        if before is not None and before.culprit == answer.culprit:
+            assert answer.best_speedup == pytest.approx(before.best_speedup, rel=0.03)
+        before = answer
