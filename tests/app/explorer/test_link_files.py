@@ -66,7 +66,7 @@ def test_a_link_that_leaves_something_out_says_so() -> None:
 
 
 def test_what_is_uploaded_and_pasted_in_check_is_in_the_link() -> None:
-    at = page({"plain_ms": "20", "round_ms": "3:60"}, view="Check")
+    at = page({"plain_ms": "20", "round_ms": "4:60"}, view="Check")
     at.text_area(key="report").set_value("not a report").run()
     csv = ",".join(NEEDED) + "\nh200,llama-3.1-8b,self,3,1,32,16384,18.3,21.1,20.4\n"
     at.file_uploader(key="measurements").set_value(("a.csv", csv.encode(), "text/csv")).run()
