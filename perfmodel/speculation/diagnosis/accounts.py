@@ -157,7 +157,9 @@ def slow_accounts(stated: Account, measured: Measured, *, slow_plain: bool) -> l
     if slow_plain:
         shared = shared_account(stated, measured, verify=plain)
         cost = 0.0 if known else _square(shared.verify / plain, relative_error(scenario))
-        found.append(replace(shared, culprit="plain", cost=cost))
+        if float(point.plain_overhead_s):  # the host may be why
+            cost += FAULT
+        found.append(replace(shared, culprit="plain", plain=plain, cost=cost))
     host = _slow_host(stated if _work_s(scenario) else base, measured)
     if host is not None:
         if not _work_s(scenario) and len(measured.rounds_s) == 1:  # told apart by nothing

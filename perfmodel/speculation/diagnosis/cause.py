@@ -60,12 +60,12 @@ def _culprit_sentence(
         case "host":
             return _host_sentence(scenario, terms, measured)
         case "plain":
-            also = "and the batch, that its steps run in CUDA graphs"
+            also = "the batch, that its steps run in CUDA graphs"
             if float(estimate(scenario).plain_overhead_s) > 0:
                 also += ", that the engine has CPU cores of its own"
             return (
                 f"the target itself is slow, without speculation too: "
-                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks {also}"
+                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks, {also}"
             )
         case "acceptance":
             tokens = terms["tokens_per_round"]

@@ -305,3 +305,18 @@ def test_no_step_is_faster_than_reading_the_weights() -> None:
     assert "impossible" in implausible(ran(1, 128), Measured(plain_s=0.85 * least_s))
     assert implausible(ran(1, 128), Measured(plain_s=1.05 * least_s)) == ""
     assert implausible(ran(1, 128, tp=2), Measured(plain_s=0.6 * least_s)) == ""
+
+
+@pytest.mark.parametrize(("draft", "gamma"), [("eagle3", 4), ("llama-3.2-1b", 3)])
+@pytest.mark.parametrize("factor", [1.25, 1.5, 2.0])
+def test_a_gpu_that_is_slow_without_drafts_too_is_no_slow_host(
+    draft: str, gamma: int, factor: float
+) -> None:
+    """Of a target whose plain steps hide the host."""
+    plan = {"draft": draft, "gamma": gamma, "draft_policy": None if draft == "eagle3" else "full"}
+    scenario = ran(8, 2048, engine="vllm", acceptance=0.7, **plan)
+    point = estimate(scenario)
+    plain_s, round_s = float(point.plain_tpot_s), float(point.round_s)
+    answer = explained(scenario, plain_s=factor * plain_s, rounds_s={gamma: factor * round_s})
+    assert answer.culprit == "plain" and not answer.or_else
+    assert answer.sentence.startswith("the target itself is slow")
