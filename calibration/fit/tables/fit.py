@@ -15,10 +15,10 @@ from calibration.fit.tables import (
     attention_errors,
     attention_fit,
     collective_fit,
-    experts_fit,
     latent_fit,
 )
 from calibration.fit.tables.attention_tables import check_cells, read_prefill
+from calibration.fit.tables.experts.fit import fit_experts
 from calibration.fit.tables.fetch import MORE_TABLES, TABLES, fetch, later_members
 from calibration.fit.tables.gemm import fit as gemm_fit
 from calibration.fit.tables.gemm.leave_out import leave_out_errors
@@ -131,7 +131,7 @@ def _optional(data: Path, gpu: MeasuredGpu, report: FitReport) -> None:
             check_table(data, gpu, table)
     _add(report, *fit_formats(data, gpu))
     fits: dict[str, tuple[tuple[str, ...], _Fit]] = {
-        "experts": (("moe",), experts_fit.fit_experts),
+        "experts": (("moe",), fit_experts),
         "latent": (("generation_mla", "context_mla"), latent_fit.fit_latent),
     }
     for name, (tables, fit) in fits.items():

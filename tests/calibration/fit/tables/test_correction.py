@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from calibration.fit.tables.correction import Problem, fit, held_out, predict
-from calibration.fit.tables.experts_cells import read_cells, split_latency
-from calibration.fit.tables.experts_fit import AXES, fit_experts
+from calibration.fit.tables.experts.cells import read_cells, split_latency
+from calibration.fit.tables.experts.fit import AXES, fit_experts
 from calibration.fit.tables.gpus import GPUS
 from calibration.fit.tables.latent_fit import fit_latent
 from perfmodel.catalog.quantised_kernels import expert_curves
@@ -97,7 +97,7 @@ def write(folder: Path, table: str, frame: pd.DataFrame) -> None:
 def test_experts_of_a_known_roofline_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    monkeypatch.setattr("calibration.fit.tables.experts.fit.LEAST_CELLS", 50)
     write(tmp_path, "moe", moe_rows())
     balanced = read_cells(tmp_path, GPU, "bfloat16")
     balanced = balanced[balanced.balanced]
@@ -115,7 +115,7 @@ def test_the_sort_and_the_rows_of_other_ranks_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The sort takes 10 us, unless 4 times the number of rows is at most that of experts."""
-    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    monkeypatch.setattr("calibration.fit.tables.experts.fit.LEAST_CELLS", 50)
     rows, found = moe_rows(), {}
     pairs = rows.num_tokens * rows.topk
     sorts = (rows.moe_ep_size > 1) | (4 * pairs > rows.num_experts)
@@ -134,7 +134,7 @@ def test_the_latency_of_experts_on_other_ranks_is_that_of_equal_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With narrower experts of one rank, which alone would be fitted as a lower latency."""
-    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    monkeypatch.setattr("calibration.fit.tables.experts.fit.LEAST_CELLS", 50)
     rows, found = moe_rows(), {}
     narrow = rows[rows.moe_ep_size == 1].assign(moe_tp_size=4)
     narrow.latency *= 0.5
@@ -164,7 +164,7 @@ def test_cells_slower_than_cells_with_more_work_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fp8 on Hopper, where some kernels ran four times too long, also at the fewest ranks."""
-    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    monkeypatch.setattr("calibration.fit.tables.experts.fit.LEAST_CELLS", 50)
     bf16 = moe_rows()
     fp8 = bf16.assign(moe_dtype="fp8", latency=bf16.latency * 0.7)
     write(tmp_path, "moe", bf16)
@@ -195,7 +195,7 @@ def test_cells_slower_than_cells_with_more_work_are_left_out(
 def test_mxfp4_on_blackwell_is_fitted_to_kernels_with_activations_in_fp8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibration.fit.tables.experts_fit.LEAST_CELLS", 50)
+    monkeypatch.setattr("calibration.fit.tables.experts.fit.LEAST_CELLS", 50)
     blackwell = GPUS["b200"]
     (tmp_path / blackwell.folder).mkdir()
     kinds = {"moe": ("w4a16_mxfp4", "slow", 2.0), "moe_trtllm": ("w4a8_mxfp4_mxfp8", "fast", 1.0)}

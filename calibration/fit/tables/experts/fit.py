@@ -26,7 +26,7 @@ from calibration.fit.tables.correction import (
     held_out,
     predict,
 )
-from calibration.fit.tables.experts_cells import (
+from calibration.fit.tables.experts.cells import (
     FEW_TOKENS,
     SLOWER,
     SLOWER_THAN_BF16,

@@ -1,0 +1,1 @@
+"""The curves of experts, from the tables of fused kernels for mixtures."""
