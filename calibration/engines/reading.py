@@ -33,6 +33,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
     timed.
     """
     headers: list[Mapping[str, Any]] = []
+    hosts: dict[str, int] = {}
     points: list[tuple[PointRecord, bool]] = []
     others: dict[str, list[Any]] = {"start": [], "failed": []}
     for path, is_check in [*((p, False) for p in paths), *((p, True) for p in check)]:
@@ -42,6 +43,8 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
                 headers.append(_same(header, headers[0] if headers else header, line.place))
             elif isinstance(record := _record(line), PointRecord):
                 points.append((record, is_check))
+                if not is_check:
+                    hosts[record.point.id] = len(headers) - 1
             else:
                 others[record.op].append(record)
     if all(is_check for _, is_check in points):
@@ -62,6 +65,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
         starts=tuple(others["start"]),
         failed=tuple(others["failed"]),
         notes=(*notes, *unsteady.values()),
+        hosts=hosts,
     )
 
 

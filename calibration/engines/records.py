@@ -139,7 +139,9 @@ class StartRecord:
 class EngineRecords:
     """All records of one engine, version and GPU, with one record per point.
 
-    `notes` name points that are used otherwise than their file states.
+    `notes` name points that are used otherwise than their file states. `hosts` has the number of
+    the file that a point is from, by its id, since each file may be of another host; by default,
+    all are of one.
     """
 
     engine: str
@@ -150,6 +152,7 @@ class EngineRecords:
     starts: tuple[StartRecord, ...] = ()
     failed: tuple[FailedPoint, ...] = ()
     notes: tuple[str, ...] = ()
+    hosts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

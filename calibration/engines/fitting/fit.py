@@ -7,19 +7,22 @@ the logarithm of predicted over measured seconds. Predictions are the rounds of
 `perfmodel.estimate`, so a fitted profile predicts exactly what the fit computed. Weak priors keep
 terms that the points do not determine near their expected values. Host time has no expected value
 but zero, so where GPU time hides all of it, the catalog's profile of the engine stands in.
+
+Each file of records may be of another host, or of one whose cores others share. Host terms are
+those of the fastest host, and the slowdown of each other host is fitted with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median_low
 from typing import Any
 
 import numpy as np
 
 from calibration.engines.fitting.groups import MEASUREMENT_ERROR, Array, Group, grouped, predicted
-from calibration.engines.fitting.terms import LAUNCHES, TARGET_LAUNCHES, Term, terms_of
+from calibration.engines.fitting.terms import LAUNCHES, SLOWDOWN, TARGET_LAUNCHES, Term, terms_of
 from calibration.engines.records import EngineRecords, PointRecord
 from perfmodel import ConfigError, EngineProfile, catalog
 from perfmodel.catalog.engines import SERVING_ENGINES, engine_profile
@@ -53,6 +56,7 @@ class EngineFit:
     unresolved: tuple[Term, ...] = ()  # terms that no point depends on, such as hidden host time
     not_timed: tuple[str, ...] = ()  # launches of the target's layers that no point has
     stand_in: str = ""  # the catalog's profile that has the host time of these two
+    slowdowns: Mapping[int, float] = field(default_factory=dict)  # by number of the host, if several
 
 
 def fit_profile(records: EngineRecords) -> EngineFit:
@@ -63,8 +67,9 @@ def fit_profile(records: EngineRecords) -> EngineFit:
     fitted, missing = _usable(records)
     base = base_profile(records)
     terms = terms_of(fitted, base)
-    groups = grouped(fitted, records.gpu)
-    values = _solve(terms, base, groups)
+    groups = grouped(fitted, records.gpu, records.hosts)
+    values, slowdowns = _solve(terms, base, groups)
+    groups = [group.on(slowdowns) for group in groups]
     unresolved, stand_in = _unresolved(terms, values, base, groups), usual_profile(records)
     values = _stood_in(unresolved, stand_in, terms, values, base, groups)
     profile, measured = _with(base, terms, values), _measured(groups)
@@ -83,6 +88,7 @@ def fit_profile(records: EngineRecords) -> EngineFit:
             if getattr(base, name) and name not in {t.field for t in terms}
         ),
         stand_in=stand_in.name,
+        slowdowns={i: float(slowdowns[i]) for i in hosts} if len(hosts := _hosts(groups)) > 1 else {},
     )
 
 
@@ -221,24 +227,48 @@ def _stood_in(
     return chosen
 
 
-def _solve(terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]) -> Array:
-    """Bounded robust least squares over all terms, each time after a search over host terms.
+def _solve(
+    terms: Sequence[Term], base: EngineProfile, groups: Sequence[Group]
+) -> tuple[Array, Array]:
+    """Values of the terms, and the slowdown of each host over the fastest, by its number.
 
-    Host time that GPU time hides has no gradient, so descent alone would not find it.
+    Bounded robust least squares over all terms, each time after a search over host terms: host time
+    that GPU time hides has no gradient, so descent alone would not find it.
     """
-    x, cost = np.array([t.start for t in terms]), np.inf
+    hosts, count = _hosts(groups), len(terms)
+    every = [*terms, *[SLOWDOWN] * (len(hosts) if len(hosts) > 1 else 0)]
+    x, cost = np.array([t.start for t in every]), np.inf
+
+    def slowdowns(x: Array) -> Array:
+        of_hosts = np.ones(hosts[-1] + 1)
+        if len(every) > count:
+            of_hosts[hosts] = np.exp(x[count:] - x[count:].min())
+        return of_hosts
+
+    def on(x: Array) -> list[Group]:
+        return [group.on(slowdowns(x)) for group in groups]
+
     for _ in range(SWEEPS):
         for method in dict.fromkeys(t.method for t in terms if t.is_host):
-            x = _host_search(x, terms, method, base, groups)
-        errors = _errors(_with(base, terms, x), groups)
+            x[:count] = _host_search(x[:count], terms, method, base, on(x))
+        errors = _errors(_with(base, terms, x[:count]), on(x))
         x, now = _descend(
-            x, terms, lambda x: predicted(_with(base, terms, x), groups), _measured(groups), errors
+            x,
+            every,
+            lambda x: predicted(_with(base, terms, x[:count]), on(x)),
+            _measured(groups),
+            errors,
         )
         if now > 0.99 * cost:
             break
         cost = now
     low, width = (np.array([getattr(t, name) for t in terms]) for name in ("low", "width"))
-    return np.where(x - low < AT_BOUND * width, low, x)
+    return np.where(x[:count] - low < AT_BOUND * width, low, x[:count]), slowdowns(x)
+
+
+def _hosts(groups: Sequence[Group]) -> list[int]:
+    """The numbers of the hosts of the records, in order."""
+    return sorted({int(host) for group in groups for host in group.hosts})
 
 
 def _host_search(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,12 +29,19 @@ class Group:
     batch: Array
     context_tokens: Array
     host_errors: Array  # standard errors of ln(host time) while a record was timed
+    hosts: NDArray[np.intp]  # number of the host on which a record was timed
+    slowdowns: Array  # of that host, on all times of the host
 
     @classmethod
     def of(
-        cls, setup: Setup, records: Sequence[PointRecord], gpu: str, host_error: float = 0.0
+        cls,
+        setup: Setup,
+        records: Sequence[PointRecord],
+        gpu: str,
+        host_error: float = 0.0,
+        hosts: Mapping[str, int] | None = None,
     ) -> Group:
-        """The group of a setup's records on a catalog GPU.
+        """The group of a setup's records on a catalog GPU, on hosts by the ids of points.
 
         `host_error` is that of host times of records without windows.
         """
@@ -47,7 +54,13 @@ class Group:
             batch=np.array([float(r.point.batch) for r in records]),
             context_tokens=np.array([float(round(r.context_tokens)) for r in records]),
             host_errors=np.array([0.0 if r.windows_s else host_error for r in records]),
+            hosts=np.array([(hosts or {}).get(r.point.id, 0) for r in records]),
+            slowdowns=np.ones(len(records)),
         )
+
+    def on(self, slowdowns: Array) -> Group:
+        """The group with the slowdown of each host, by its number."""
+        return replace(self, slowdowns=slowdowns[self.hosts])
 
     @property
     def method(self) -> str:
@@ -80,7 +93,8 @@ class Group:
         scenario = replace(self.scenario, engine=self._started(profile))
         gamma, context = np.asarray(float(scenario.plan.gamma)), self.context_tokens
         method, batch = self.method, self.batch
-        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdown)
+        slowdowns = slowdown * self.slowdowns
+        return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdowns)
 
     def passes_s(self, profile: EngineProfile) -> Array:
         """Predicted seconds of the passes alone, per record; the same for any host time."""
@@ -116,14 +130,16 @@ def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:
     return np.concatenate([group.seconds(profile) for group in groups])
 
 
-def grouped(records: Sequence[PointRecord], gpu: str) -> list[Group]:
+def grouped(
+    records: Sequence[PointRecord], gpu: str, hosts: Mapping[str, int] | None = None
+) -> list[Group]:
     """The records grouped by setup; each group is predicted in one call.
 
-    Where some records are of undisturbed steps (`PointRecord.windows_s`), those of others say less
+    `hosts` are the numbers of the hosts of points, by their ids; by default, all are of one. Where some records are of undisturbed steps (`PointRecord.windows_s`), those of others say less
     of host times.
     """
     host_error = UNKNOWN_HOST_ERROR if any(r.windows_s for r in records) else 0.0
     by_setup: dict[Setup, list[PointRecord]] = {}
     for record in records:
         by_setup.setdefault(record.point.setup, []).append(record)
-    return [Group.of(setup, rows, gpu, host_error) for setup, rows in by_setup.items()]
+    return [Group.of(setup, rows, gpu, host_error, hosts) for setup, rows in by_setup.items()]

@@ -49,6 +49,8 @@ TAIL = Term(field="attention_tail_share", prior=0.4, width=0.15, high=1.0, start
 DRAFT_GAP = Term(field="draft_step_overhead_s", prior=0.0, width=2e-4, high=4e-3, start=5e-5)
 # Between a layer's kernels and each of its all-reduces, which are kernels of their own.
 RANK_GAP = Term(field="sum_gap_s", prior=2e-6, width=2e-6, high=50e-6, start=2e-6)
+# ln(host times over those of the fastest host), of the host of each file of records.
+SLOWDOWN = Term(field="slowdown", prior=0.0, width=0.5, high=1.5, start=0.1)
 # Share of the peak FLOP/s at clocks under load: mean and deviation of the runtime's 0.86 and 0.91.
 SUSTAINED_CLOCK = Term(
     field="compute_factor", prior=0.885, width=0.035, low=0.5, high=1.0, start=0.9
