@@ -99,7 +99,9 @@ def test_a_host_that_takes_turns_with_the_gpu_counts_by_its_share(step_s: float)
 
 
 @given(st.lists(st.floats(0.0, 30e-3), min_size=2, max_size=2).map(sorted), st.booleans())
-def test_steps_with_more_host_time_are_never_more_certain(steps_s: list[float], overlapped: bool) -> None:
+def test_steps_with_more_host_time_are_never_more_certain(
+    steps_s: list[float], overlapped: bool
+) -> None:
     less, more = (with_host(step_s, overlapped=overlapped) for step_s in steps_s)
     assert time_error(less) <= time_error(more) + 1e-12
 
