@@ -65,6 +65,7 @@ def scenario_dict(scenario: Scenario) -> dict[str, Any]:
         "draft_dtype": scenario.draft_dtype or None,
         "draft_kv_dtype": scenario.draft_kv_dtype or None,
         "engine": scenario.engine.name,
+        "host_factor": None if scenario.host_factor == 1.0 else scenario.host_factor,
     }
     link, path = machine.link, machine.gpu.path
     usual = catalog.default_machine(path) if path else catalog.machine(machine.name)

@@ -38,6 +38,8 @@ class Scenario:
     choice is used, first from `user_curves`, then from the catalog. If there is no curve either,
     predictions state the α at which speculation would pay.
 
+    The host times of `engine` are `host_factor` times those of its profile.
+
     `dp` groups of the `tp` GPUs divide the sequences (data-parallel attention), and have all layers
     but the routed experts. `expert_dtype` is "" if routed experts are stored like the other
     weights, and `part_dtypes` are those of other parts that differ (`specs.dtypes.PARTS`).
@@ -51,6 +53,7 @@ class Scenario:
     workload: Workload
     plan: DraftPlan
     engine: EngineProfile
+    host_factor: float = 1.0
     tp: int = 1
     ep: int = 1
     dp: int = 1

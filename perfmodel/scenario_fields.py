@@ -215,6 +215,12 @@ class ScenarioFields(BaseModel):
     engine: Name = scenario_field(
         "Machine", "NAME", "Engine profile: a catalog name, or the path of a TOML file.", "specroof"
     )
+    host_factor: Annotated[float, BeforeValidator(number), Field(ge=0.1, le=10)] = scenario_field(
+        "Machine",
+        "X",
+        "Host times over those of the engine profile, such as 1.6 on cores shared with others.",
+        1.0,
+    )
     weight_dtype: Name = scenario_field(
         "Machine",
         "DTYPE",

@@ -23,6 +23,7 @@ from perfmodel.scenario_fields import ScenarioFields
 from perfmodel.specs.draft import DraftKind, DraftPlan, DraftPolicy
 from perfmodel.specs.draft_methods import METHODS
 from perfmodel.specs.dtypes import is_quantised
+from perfmodel.specs.engine import EngineProfile
 from perfmodel.specs.gpu import Machine
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import Prefill, Workload, parse_slo
@@ -190,6 +191,18 @@ class ScenarioInput(ScenarioFields):
         stated = self.dp == 1 or "prefill" in self.model_fields_set
         return Prefill.of(self.prefill) if stated else Prefill.DISAGGREGATED
 
+    def _engine(self, machine: Machine) -> EngineProfile:
+        """The engine profile on the machine, with the host times of `host_factor`."""
+        engine = engine_profile(self.engine, machine.gpu)
+        if self.host_factor == 1.0:
+            return engine
+        if not engine.has_host_times:
+            raise ConfigError(
+                f"host_factor={self.host_factor:g} has no effect with engine {engine.name}, which "
+                f"has no host times; leave it out, or use an engine that has, such as vllm"
+            )
+        return engine.on_slower_host(self.host_factor)
+
     def unused(self, scenario: Scenario) -> dict[str, str]:
         """A sentence for each stated value that does not change a prediction of the scenario."""
         plan, notes = scenario.plan, dict[str, str]()
@@ -236,7 +249,8 @@ class ScenarioInput(ScenarioFields):
                 prefix_hit_rate=self.prefix_hit_rate,
             ),
             plan=plan,
-            engine=engine_profile(self.engine, machine.gpu),
+            engine=self._engine(machine),
+            host_factor=self.host_factor,
             tp=self.tp,
             ep=self.tp if self.dp > 1 and "ep" not in self.model_fields_set else self.ep,
             dp=self.dp,

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 # Fields of a scenario that do not affect the engine: the predicted hardware and engine, how
 # experts and prompts are divided, the limits and the acceptance curves.
-_MACHINE = {"gpu", "machine", "ring_hop_us", "ring_gb_s", "engine"}
+_MACHINE = {"gpu", "machine", "ring_hop_us", "ring_gb_s", "engine", "host_factor"}
 NOT_EXECUTED = _MACHINE | {"ep", "dp", "prefill", "prefix_hit_rate", "slo", "acceptance_curve"}
 
 

@@ -40,6 +40,7 @@ OPTIONAL = (
     "draft_kv_dtype",
     "ring_hop_us",
     "ring_gb_s",
+    "host_factor",
     "acceptance_curve",
     "slo",
 )

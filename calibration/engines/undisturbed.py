@@ -62,7 +62,8 @@ def disturbed_note(of_host: Sequence[Windows]) -> str:
     return (
         f"the cores of this host are shared with other machines, which disturbed "
         f"{disturbed / len(every):.0%} of the rounds that wait for it. Predictions are for an "
-        f"undisturbed host; here such steps take up to {upper:.1f} times as long"
+        f"undisturbed host; here such steps take up to {upper:.1f} times as long, which "
+        f"`--host-factor {upper:.1f}` predicts"
     )
 
 

@@ -193,6 +193,7 @@ def _on(name: str, tp: int) -> Change:
         engine = scenario.engine
         if engine.name in engine_names():  # a user's profile is used as it is
             engine = engine_profile(engine.name, machine.gpu)
+            engine = engine.on_slower_host(scenario.host_factor)
         return replace(scenario, machine=machine, tp=tp, engine=engine)
 
     return change

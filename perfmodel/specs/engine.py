@@ -253,11 +253,25 @@ class EngineProfile:
 
     def on_slower_host(self, factor: float) -> EngineProfile:
         """The engine on a host that takes `factor` times as long for its work and launches."""
-        launches = ("rank_step_s", "eager_layer_s", "rank_eager_layer_s", "piecewise_layer_s")
-        times = {name: factor * getattr(self, name) for name in launches}
+        times = {name: factor * getattr(self, name) for name in _HOST_TIMES}
         host = tuple(costs.slower(factor) for costs in self.host)
         return replace(self, host=host, **times)
+
+    @property
+    def has_host_times(self) -> bool:
+        """Whether the profile states any time that the host takes."""
+        return self.on_slower_host(2.0) != self
 
     def changed(self, **coefficients: float) -> EngineProfile:
         """The same engine with some coefficients replaced, given by field name."""
         return replace(self, **coefficients)  # type: ignore[arg-type]
+
+
+# The fields that a host's speed scales, beside `host`: its steps, its work between the passes of a
+# round, and its launches. `draft_step_overhead_s` is the time of small kernels.
+_HOST_TIMES = tuple(
+    field.name
+    for field in fields(EngineProfile)
+    if field.name.startswith(("plain_host_", "round_overhead_", "model_draft_", "rank_"))
+    or field.name in ("step_overhead_s", "eager_layer_s", "piecewise_layer_s")
+)

@@ -60,10 +60,16 @@ def waiting_notes(point: RoundEstimate) -> list[str]:
     share, kind = max((float(share), kind) for share, kind in waits)
     if share < MOST_WAITING or not point.scenario.engine.host:
         return []
+    if (factor := point.scenario.host_factor) != 1.0:
+        return [
+            f"the GPU waits for the host in {share:.0%} of a {kind}, and the host takes "
+            f"{factor:g} times as long as that of the profile, as stated"
+        ]
     return [
         f"the GPU waits for the host in {share:.0%} of a {kind}, and the time is that of a host "
         f"whose cores nothing else uses; where other machines shared them, such steps of vLLM 0.26 "
-        f"took up to 1.6 times as long. Measure yours with `specroof calibrate engine`"
+        f"took up to 1.6 times as long. Measure yours with `specroof calibrate engine`, or state "
+        f"--host-factor"
     ]
 
 
@@ -107,6 +113,7 @@ def _steps(point: RoundEstimate) -> dict[str, StepTime]:
 def labels(scenario: Scenario) -> Labels:
     """The origins of a scenario's α and engine profile."""
     measured_on = scenario.engine.measured_on or f"{scenario.engine.origin} overheads"
+    measured_on += _host(scenario)
     origin = acceptance_origin(scenario)[0]
     if origin == Origin.BORROWED and scenario.acceptance is None and scenario.curve is not None:
         origin = f"{origin}: {scenario.curve.lender}"
@@ -163,7 +170,7 @@ def _range(span: tuple[float, float]) -> str:
 
 def _engine(scenario: Scenario) -> str:
     engine, gpu = scenario.engine, scenario.machine.gpu
-    name = f"engine {engine.name}"
+    name = f"engine {engine.name}{_host(scenario)}"
     if engine.measured_on == gpu.name:
         return f"{name} measured on {gpu.name}{_timed_tp(scenario)}"
     if engine.measured_on:
@@ -172,6 +179,12 @@ def _engine(scenario: Scenario) -> str:
         return f"{name} with fitted overheads ({engine.source})"
     kernels = "" if gpu.efficiency == gpu.name else f" and the kernels of {gpu.efficiency}"
     return f"{name} with {engine.origin} overheads{kernels}, not measured on {gpu.name}"
+
+
+def _host(scenario: Scenario) -> str:
+    """The factor on the profile's host times, if one is stated."""
+    factor = scenario.host_factor
+    return "" if factor == 1.0 else f" (host times {factor:g}x)"
 
 
 def _timed_tp(scenario: Scenario) -> str:

@@ -77,6 +77,8 @@ def explain(
     stated: dict[str, Any] = {name: 1e-3 * ms for name, ms in times.items() if ms is not None}
     if note := version_note(measured, runs_on, subject.engine.name):
         print(f"note: {note}", file=sys.stderr)
+    if (factor := subject.host_factor) != 1.0:
+        print(f"note: host times are {factor:g} times those of the profile", file=sys.stderr)
     measured = with_times(
         replace(measured, **stated),
         runs_on=runs_on,

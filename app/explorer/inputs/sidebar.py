@@ -127,6 +127,12 @@ def _engine() -> None:
         on_change=_export_to_it,
         help="Whose overheads are added to the kernels' times; `ideal` has none.",
     )
+    widgets.text(
+        "host_factor",
+        "Host times over the profile's",
+        placeholder="1",
+        help="1.6 where other machines share the cores, as `specroof calibrate engine` may say.",
+    )
     st.selectbox(
         "Only plans that this engine runs",
         CHOICES["runs_on"],

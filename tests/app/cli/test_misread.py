@@ -136,3 +136,31 @@ def test_what_a_prediction_does_not_satisfy_is_noted(
     assert run(["predict", *base, "--draft", "self", "--json", *flags]) == 0
     notes = [n for n in json.loads(capsys.readouterr().out)["notes"] if "all-reduce among" not in n]
     assert len(notes) == bool(says) and says in "".join(notes)
+
+
+@pytest.mark.parametrize("command", ["predict", "sweep", "recommend", "simulate", "explain"])
+@pytest.mark.parametrize(("engine", "factor"), [("kernels", "1.6"), ("vllm", "0.05")])
+def test_a_host_factor_that_cannot_be_is_refused(
+    command: str, engine: str, factor: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"simulate": ["--rate", "1"], "explain": ["--round-ms", "9"]}.get(command, [])
+    given = ["--gpu", "h200", "--engine", engine, "--host-factor", factor]
+    assert run([command, *given, *more]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: host_factor=") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["predict", "sweep", "recommend", "simulate", "explain"])
+def test_the_first_lines_of_an_answer_state_the_host_factor(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"simulate": ["--rate", "1", "--requests", "9"], "explain": ["--round-ms", "4"]}
+    drafts = ["--draft", "eagle3", *([] if command == "recommend" else ["--gamma", "3"])]
+    given = ["--target", "llama-3.2-1b", "--gpu", "h200", "--engine", "vllm", "--batch", "4"]
+    lengths = ["--prompt-tokens", "2000", *drafts, "--host-factor", "1.6"]
+    assert run([command, *given, *lengths, *more.get(command, [])]) == 0
+    printed = capsys.readouterr()
+    lines = (printed.err if command == "explain" else printed.out).splitlines()[:4]
+    stated = {"predict": "host_factor=1.6", "simulate": "host_factor=1.6"}
+    said = stated.get(command, "host times are 1.6" if command == "explain" else "host times 1.6x")
+    assert said in "\n".join(lines)

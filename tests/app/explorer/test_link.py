@@ -63,6 +63,7 @@ def _maybe_valid(draw: random.Random) -> dict[str, Any]:
         **sometimes("prefix_hit_rate", draw.random()),
         **sometimes("weight_dtype", draw.choice(CHOICES["weight_dtype"])),
         **sometimes("kv_dtype", draw.choice(CHOICES["kv_dtype"])),
+        **sometimes("host_factor", draw.uniform(0.1, 10.0)),
         **sometimes("slo", "tpot<25ms; memory<90%"),
     }
     if draw.random() < 0.3:

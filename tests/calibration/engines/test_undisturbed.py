@@ -77,6 +77,7 @@ def test_a_known_machine() -> None:
     assert level_s(windows) == 2.0  # the first of 12
     note = disturbed_note([windows, [[1.0] * 8]])  # of 20 windows, 7; the 18th is the upper decile
     assert "35%" in note and "up to 1.8 times" in note
+    assert "`--host-factor 1.8`" in note
     assert disturbed_note([windows, [[1.0] * 58]]) == ""  # 7 of 70: a tenth
     assert disturbed_note([]) == ""
 

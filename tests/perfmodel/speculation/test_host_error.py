@@ -15,7 +15,8 @@ from strategies import a_scenario
 from perfmodel import Scenario, estimate, speedup_interval
 from perfmodel.specs import HostCosts
 from perfmodel.speculation import pair_error, ratio_error, time_error, without_speculation
-from perfmodel.speculation.step_error import OTHER_HOST_ERROR, host_error
+from perfmodel.speculation.host_delay import host_delays
+from perfmodel.speculation.step_error import HOST_SHARED, OTHER_HOST_ERROR, host_error
 from perfmodel.units import Z90
 
 OF_GPU, OF_HOST = 0.04, 0.2
@@ -23,11 +24,11 @@ HEAD = {"draft": "eagle3", "gamma": 3, "acceptance": 0.8, "batch": 8, "prompt_to
 
 
 def with_host(step_s: float, *, overlapped: bool = True, **values: Any) -> Scenario:
-    """A plan on a GPU where kernels and host were timed; both methods have the same host time."""
+    """A plan on a GPU where kernels and host were timed; all methods have the same host time."""
     scenario = a_scenario(engine="kernels", **{"gpu": "h200", **HEAD, **values})
     hosts = tuple(
         HostCosts(method=method, overlapped=overlapped, step_s=step_s)
-        for method in ("plain", "eagle3")
+        for method in ("plain", "eagle3", "draft")
     )
     errors = {"speedup_error": OF_GPU, "host_error": OF_HOST}
     engine = replace(scenario.engine, host=hosts, measured_on="h200", **errors)
@@ -53,9 +54,31 @@ def test_a_host_that_sets_every_step_adds_its_whole_error(times: float) -> None:
     assert time_error(scenario) == pytest.approx(math.hypot(OF_GPU, OF_HOST))
     plain = time_error(without_speculation(scenario))
     assert plain == pytest.approx(math.hypot(OF_GPU, OF_HOST))
+    own = math.sqrt(1.0 - HOST_SHARED) * OF_HOST  # of the step, and of the round
+    assert float(ratio_error(scenario)) == pytest.approx(math.hypot(OF_GPU, own, own))
+    assert pair_error(scenario, scenario) > math.sqrt(2.0) * OF_HOST
+
+
+@given(st.floats(1.0, 100.0))
+def test_a_host_that_sets_steps_and_rounds_of_a_draft_model_adds_its_error_twice(
+    times: float,
+) -> None:
+    model = {"draft": "llama-3.2-1b", "draft_policy": "full"}
+    scenario = with_host(times * passes_s(with_host(0.0, **model)), **model)
     both = math.hypot(OF_GPU, OF_HOST, OF_HOST)
     assert float(ratio_error(scenario)) == pytest.approx(both)
-    assert pair_error(scenario, scenario) > math.sqrt(2.0) * OF_HOST
+
+
+@given(st.floats(0.0, 30e-3), st.booleans())
+def test_what_a_step_and_a_round_share_is_part_of_their_errors(
+    step_s: float, overlapped: bool
+) -> None:
+    scenario = with_host(step_s, overlapped=overlapped)
+    of_round, plain = map(float, host_delays(scenario, math.exp(OF_HOST)))
+    host = math.sqrt(max(float(ratio_error(scenario)) ** 2 - OF_GPU**2, 0.0))
+    assert abs(of_round - plain) - 1e-9 <= host <= math.hypot(of_round, plain) + 1e-9
+    if min(of_round, plain) == 0.0:
+        assert host == pytest.approx(max(of_round, plain), abs=1e-9)
 
 
 @given(st.floats(0.0, 1.0))
@@ -76,10 +99,11 @@ def test_a_host_that_takes_turns_with_the_gpu_counts_by_its_share(step_s: float)
 
 
 @given(st.lists(st.floats(0.0, 30e-3), min_size=2, max_size=2).map(sorted), st.booleans())
-def test_more_host_time_is_never_more_certain(steps_s: list[float], overlapped: bool) -> None:
+def test_steps_with_more_host_time_are_never_more_certain(
+    steps_s: list[float], overlapped: bool
+) -> None:
     less, more = (with_host(step_s, overlapped=overlapped) for step_s in steps_s)
     assert time_error(less) <= time_error(more) + 1e-12
-    assert float(ratio_error(less)) <= float(ratio_error(more)) + 1e-12
 
 
 def test_a_grid_equals_its_points() -> None:
@@ -106,7 +130,8 @@ def test_intervals_of_speedups_are_wide_where_the_gpu_waits() -> None:
         return math.log(found.value / found.low)
 
     assert width(0.0) == pytest.approx(Z90 * OF_GPU, rel=0.5)
-    assert width(1.0) > Z90 * math.sqrt(2.0) * OF_HOST > 3.0 * width(0.0)
+    own = math.sqrt(2.0 * (1.0 - HOST_SHARED)) * OF_HOST
+    assert width(1.0) > Z90 * own > 1.5 * width(0.0)
 
 
 @pytest.mark.parametrize(

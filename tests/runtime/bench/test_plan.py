@@ -86,6 +86,7 @@ CHANGES: dict[str, Any] = {
     "prefill": "disaggregated",
     "prefix_hit_rate": 0.5,
     "engine": "magicdec",
+    "host_factor": 1.6,
     "slo": "ttft<2s",
 }
 
