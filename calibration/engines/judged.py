@@ -11,7 +11,7 @@ those of others that a host of another speed would hardly change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -113,11 +113,21 @@ def _target(name: str) -> ModelSpec:
 
 
 def point_errors(
-    records: Sequence[PointRecord], profile: EngineProfile, gpu: str
+    records: Sequence[PointRecord],
+    profile: EngineProfile,
+    gpu: str,
+    hosts: Mapping[str, int] | None = None,
+    slowdowns: Mapping[int, float] | None = None,
 ) -> list[PointError]:
-    """The errors of a profile on records of a catalog GPU, grouped by setup."""
-    found = []
-    for group in grouped(records, gpu):
+    """The errors of a profile on records of a catalog GPU, grouped by setup.
+
+    With `slowdowns`, host times are those of each host, by its number in `hosts`.
+    """
+    found, of_hosts = [], np.ones(max(slowdowns or (0,), default=0) + 1)
+    for host, slowdown in (slowdowns or {}).items():
+        of_hosts[host] = slowdown
+    groups = grouped(records, gpu, hosts if slowdowns else None)
+    for group in (each.on(of_hosts) for each in groups):
         known = group.host_delays(profile) < HOST_DELAY
         for record, seconds, of_gpu in zip(
             group.records, group.seconds(profile), known, strict=True

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from calibration.engines.records import EngineRecords, FailedPoint, PointRecord, StartRecord
-from calibration.engines.undisturbed import AGREEING, repeat_seconds
+from calibration.engines.undisturbed import AGREEING, fastest_loop_s, is_slowed, repeat_seconds
 from calibration.records.jsonl import Line, RecordError, read_lines
 from calibration.records.kernels import GPU_NAMES, check_header
 from perfmodel.errors import shown
@@ -25,7 +25,8 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
     """Read the records of one engine, version and GPU, with one record per point.
 
     The repeats of all records of a point are pooled; identical records count once. If some have
-    windows of rounds and others have none, only the former count. A point that one
+    windows of rounds and others have none, only the former count. The windows of records whose
+    fixed loops took longer than on the fastest host are left out: all of them were disturbed. A point that one
     file holds back is held back, and so are the points of `check` that `paths` do not fit.
 
     Raises `RecordError`, with the line number, for a line that is not a record or contradicts
@@ -51,6 +52,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
         raise RecordError(
             "the records have no timed point; measure some with specroof calibrate engine --out"
         )
+    points, slow = _without_slowed(points)
     merged, notes = _merged(points)
     fits = {record.point.id for record in merged if not record.point.held_back}
     of_fits = [r for r, is_check in points if r.point.id in fits and not is_check]
@@ -64,7 +66,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
         points=tuple(merged),
         starts=tuple(others["start"]),
         failed=tuple(others["failed"]),
-        notes=(*notes, *unsteady.values()),
+        notes=(*notes, *slow, *unsteady.values()),
         hosts=hosts,
     )
 
@@ -82,6 +84,25 @@ def check_names(header: Mapping[str, Any], place: str) -> None:
             raise RecordError(
                 f"{place}: {key} {shown(name)} is not a plain name; use letters, digits, and ._+-"
             )
+
+
+def _without_slowed(
+    records: Sequence[tuple[PointRecord, bool]],
+) -> tuple[list[tuple[PointRecord, bool]], list[str]]:
+    """The records, without windows where the host was slow all the time, and a note on these."""
+    fastest = fastest_loop_s([record.loop_s for record, _ in records])
+    slow = [record for record, _ in records if is_slowed(record.loop_s, fastest)]
+    names = dict.fromkeys(record.point.id for record in slow)
+    why = (
+        f"timed while others slowed down the host (a fixed loop took {1e3 * fastest:.2g} ms at "
+        f"best, and {1e3 * max((median(r.loop_s) for r in slow), default=0.0):.2g} ms then), so "
+        f"the host's time is unknown"
+    )
+    kept = [
+        (replace(r, windows_s=()) if is_slowed(r.loop_s, fastest) else r, is_check)
+        for r, is_check in records
+    ]
+    return kept, [f"{_named(list(names))} {why}"] if names else []
 
 
 def _merged(records: Sequence[tuple[PointRecord, bool]]) -> tuple[list[PointRecord], list[str]]:
@@ -143,12 +164,18 @@ def _pooled(records: Sequence[PointRecord], *, held_back: bool) -> PointRecord:
     marked = [replace(r, point=replace(r.point, held_back=held_back)) for r in records]
     *_, last = different = list(dict.fromkeys(marked))
     windows = tuple(repeat for record in different for repeat in record.windows_s)
+    loops = tuple(seconds for record in different for seconds in record.loop_s)
     every = tuple(seconds for record in different for seconds in record.all_seconds)
     left_out = tuple(seconds for record in different for seconds in record.disturbed)
     if windows:
         every, left_out = repeat_seconds(windows)
     return replace(
-        last, seconds=median(every), all_seconds=every, disturbed=left_out, windows_s=windows
+        last,
+        seconds=median(every),
+        all_seconds=every,
+        disturbed=left_out,
+        windows_s=windows,
+        loop_s=loops,
     )
 
 

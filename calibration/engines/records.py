@@ -80,7 +80,8 @@ class PointRecord:
     that nothing disturbed, and `disturbed` has the means of repeats without any (`undisturbed`).
     Without windows, a repeat is the difference in time between two runs of different output
     lengths, divided by their difference in `rounds`, so that prefill and ramps cancel; `disturbed`
-    are then repeats that differ from others that agree. `context_tokens` is the mean length of a
+    are then repeats that differ from others that agree. `loop_s` has the seconds of a fixed loop before
+    and after each repeat, which tell how fast the host was. `context_tokens` is the mean length of a
     sequence over the timed rounds, of which a repeat has `rounds` on average. `latency_s`, a check,
     is the mean inter-token latency that the engine reports.
     """
@@ -99,6 +100,7 @@ class PointRecord:
     wall_s: NonNegative = 0.0
     disturbed: tuple[Annotated[float, Field(ge=-MOST, le=MOST)], ...] = ()
     windows_s: tuple[Annotated[tuple[Positive, ...], Field(min_length=1)], ...] = ()
+    loop_s: tuple[Positive, ...] = ()
 
     @property
     def disturbed_share(self) -> float:

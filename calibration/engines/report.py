@@ -100,21 +100,23 @@ class EngineReport:
 
 
 def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
-    """Errors of a fit on its fitted and held-back records."""
+    """Errors of a fit on its fitted records, each on its host, and on its held-back ones."""
     methods = {costs.method for costs in fit.profile.host}
-    errors = point_errors(
-        [r for r in records.points if r.point.setup.method in methods], fit.profile, records.gpu
+    fitted, held_back = (
+        [r for r in rows if r.point.setup.method in methods]
+        for rows in (records.fitted, records.held_back)
     )
-    held_back = [e for e in errors if e.record.point.held_back]
+    held = point_errors(held_back, fit.profile, records.gpu)
+    own = point_errors(fitted, fit.profile, records.gpu, records.hosts, fit.slowdowns)
     return EngineReport(
         name=records.name,
         gpu=records.gpu,
         source=records.source,
         fit=fit,
-        fitted=tuple(e for e in errors if not e.record.point.held_back),
-        held_back=judged(held_back),
-        deployable=judged([e for e in held_back if not misses_graph(e.record.point, fit.profile)]),
-        host_known=judged([e for e in held_back if e.host_known]),
+        fitted=tuple(own),
+        held_back=judged(held),
+        deployable=judged([e for e in held if not misses_graph(e.record.point, fit.profile)]),
+        host_known=judged([e for e in held if e.host_known]),
     )
 
 

@@ -194,4 +194,5 @@ def point_record(point: Point, line: Mapping[str, Any]) -> PointRecord:
         wall_s=line.get("wall_s", 0.0),
         disturbed=disturbed,
         windows_s=windows,
+        loop_s=tuple(line.get("loop_s", ())),
     )

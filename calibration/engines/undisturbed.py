@@ -7,6 +7,9 @@ of a few rounds, most of which see one state of the host. If at least a twentiet
 undisturbed, the fifth percentile did, and so did any that take about as long. Of at most 20
 windows, it is the shortest. On a machine that nothing disturbs, these are all windows.
 
+Where others disturb the host all the time, no window shows it, but a fixed loop does, which is
+timed before and after each repeat.
+
 A server cannot be timed in windows. Of its repeats, those count that agree.
 """
 
@@ -19,6 +22,7 @@ from typing import Any
 LEVEL = 0.05  # share of the windows that are at most as long as an undisturbed one
 NOTED = 0.1  # share of disturbed windows above which a note says so
 DISTURBED = 1.15  # times the level: longer windows were disturbed
+USUAL = 0.25  # share of the loops that are at most as long as a host's usual one
 AGREEING = 1.5  # longest over shortest of the repeats of a point
 MOST_PAIRS = 2  # times the repeats, until so many agree
 
@@ -47,6 +51,20 @@ def slowdowns(windows_s: Windows) -> list[float]:
     """All windows over their level; those above `DISTURBED` were disturbed."""
     level = level_s(windows_s)
     return [seconds / level for windows in windows_s for seconds in windows]
+
+
+def fastest_loop_s(loops_s: Sequence[Sequence[float]]) -> float:
+    """The fifth percentile of all fixed loops, of several points; 0 without any."""
+    every = sorted(seconds for loops in loops_s for seconds in loops)
+    return every[math.ceil(LEVEL * len(every)) - 1] if every else 0.0
+
+
+def is_slowed(loops_s: Sequence[float], fastest_s: float) -> bool:
+    """Whether more than three quarters of a point's fixed loops took longer than undisturbed."""
+    if not loops_s:
+        return False
+    usual = sorted(loops_s)[math.ceil(USUAL * len(loops_s)) - 1]
+    return usual > DISTURBED * fastest_s
 
 
 def disturbed_note(of_host: Sequence[Windows]) -> str:

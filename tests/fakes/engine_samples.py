@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from calibration.engines.fitting.fit import base_profile
 from calibration.engines.fitting.groups import grouped, predicted
@@ -25,11 +26,11 @@ def a_plan(minutes: float = 19.0, seed: int = 0, tp: int = 1) -> Plan:
 
 
 def records_of(
-    plan: Plan, noise: Callable[[int], float] = lambda index: 1.0, **more: float
+    plan: Plan, noise: Callable[[int], float] = lambda index: 1.0, **more: Any
 ) -> tuple[EngineRecords, EngineProfile]:
     """Records with times predicted by a known profile, multiplied by `noise`; and the profile.
 
-    `more` has further coefficients of the profile.
+    `more` has further fields of the profile.
     """
     points = [
         PointRecord(
@@ -66,8 +67,7 @@ def records_of(
         verify_attention_factor=1.2,
         layer_overhead_s=6e-6,
         compute_factor=0.87,
-        host=TRUE_HOSTS,
-        **more,  # type: ignore[arg-type]
+        **({"host": TRUE_HOSTS} | more),
     )
     groups = grouped(blank.points, "h200")
     rows = [record for group in groups for record in group.records]

@@ -3,8 +3,8 @@
 It is written to a folder as the package `vllm`, and the adapter script imports it in a subprocess.
 A round takes `ROUND_MS` milliseconds plus `SEQUENCE_MS` per sequence, and a prefill 1 ms per token.
 In calls of `generate` whose numbers FAKE_VLLM_COMPILES lists, round 20 takes a second longer; in
-those of FAKE_VLLM_SLOW, all rounds take 1.7 times as long. With FAKE_VLLM_RAMP, a request is added
-per step. The first request has no drafts in its first FAKE_VLLM_MISSES rounds.
+those of FAKE_VLLM_SLOW, all rounds take 1.7 times as long. A fixed loop takes FAKE_VLLM_LOOP_MS.
+With FAKE_VLLM_RAMP, a request is added per step. The first request has no drafts in its first FAKE_VLLM_MISSES rounds.
 """
 
 from pathlib import Path
@@ -19,6 +19,11 @@ time.perf_counter = time.monotonic = lambda: _clock[0]
 def _sleep(seconds):
     _clock[0] += seconds + 1e-6
 time.sleep = _sleep
+_cpu = [0.0]
+def _process_time():
+    _cpu[0] += 1e-3 * float(os.environ.get("FAKE_VLLM_LOOP_MS", "1"))
+    return _cpu[0]
+time.process_time = _process_time
 KNOWN = {"model", "load_format", "skip_tokenizer_init", "max_model_len", "tensor_parallel_size",
          "disable_log_stats", "speculative_config", "cudagraph_capture_sizes", "max_num_seqs",
          "max_num_batched_tokens", "gpu_memory_utilization"}

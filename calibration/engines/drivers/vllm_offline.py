@@ -7,7 +7,8 @@ OUT receives one JSON line when the engine has started, and one per point.
 A point generates from distinct prompts a few times. Each call of the engine's `step` returns the
 tokens of one round, and is stamped with the time. Timed are the rounds in which all sequences
 decode, in windows of `WINDOW_ROUNDS` consecutive ones, so that those that something disturbed can
-be told from the others (`calibration/engines/undisturbed.py`). Points and repeats share prompts, so
+be told from the others (`calibration/engines/undisturbed.py`), and before and after each repeat, a
+fixed loop is timed. Points and repeats share prompts, so
 that all prefills but the first come from vLLM's prefix cache. A prompt repeats a period of 97
 tokens, so that n-gram look-up finds a continuation. Every draft is accepted
 (`synthetic_acceptance_rates` of 1), so that all sequences have the same length; vLLM's counters of
@@ -41,6 +42,7 @@ WARM_REQUESTS, WARM_TOKENS = 12, 48  # of a run, served before it
 ROUTED_ROWS = 2048  # of a pass; longer ones have prompts, and are not timed
 BLOCK_SCALE = 118  # of packed weights, as an exponent with a bias of 127: values up to 6 / 512
 WINDOW_ROUNDS = 8
+LOOP_COUNTS = 60_000  # 2 ms
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -110,17 +112,27 @@ def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str,
     while len(runs) < job["repeats"] or (
         len(runs) < job["most_repeats"] and sum(run["timed_s"] for run in runs) < job["timed_s"]
     ):
-        runs.append(_timed_run(llm, requests, job))
+        before = loop_s()
+        runs.append(_timed_run(llm, requests, job) | {"loop_s": [before, loop_s()]})
     counted = sum(run["counted_rounds"] for run in runs)
     windows = [run["windows_s"] for run in runs]
     return {
         "windows_s": windows,
+        "loop_s": [seconds for run in runs for seconds in run["loop_s"]],
         "rounds": WINDOW_ROUNDS * sum(map(len, windows)) / len(runs),
         "context_tokens": prompt_tokens + sum(run["length"] for run in runs) / len(runs),
         "tokens_per_round": sum(run["tokens"] - 1.0 for run in runs) / counted,
         "latency_s": sorted(run["latency_s"] for run in runs)[len(runs) // 2],
         "prefill_s": prefill_s,
     }
+
+
+def loop_s() -> float:
+    """Seconds of a fixed loop on a core of the host."""
+    began, total = time.process_time(), 0
+    for number in range(LOOP_COUNTS):
+        total += number
+    return time.process_time() - began
 
 
 def _timed_run(llm: Any, requests: list[dict[str, Any]], job: dict[str, Any]) -> dict[str, Any]:

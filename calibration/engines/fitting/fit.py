@@ -56,7 +56,9 @@ class EngineFit:
     unresolved: tuple[Term, ...] = ()  # terms that no point depends on, such as hidden host time
     not_timed: tuple[str, ...] = ()  # launches of the target's layers that no point has
     stand_in: str = ""  # the catalog's profile that has the host time of these two
-    slowdowns: Mapping[int, float] = field(default_factory=dict)  # by number of the host, if several
+    slowdowns: Mapping[int, float] = field(
+        default_factory=dict
+    )  # by number of the host, if several
 
 
 def fit_profile(records: EngineRecords) -> EngineFit:
@@ -88,7 +90,9 @@ def fit_profile(records: EngineRecords) -> EngineFit:
             if getattr(base, name) and name not in {t.field for t in terms}
         ),
         stand_in=stand_in.name,
-        slowdowns={i: float(slowdowns[i]) for i in hosts} if len(hosts := _hosts(groups)) > 1 else {},
+        slowdowns={i: float(slowdowns[i]) for i in hosts}
+        if len(hosts := _hosts(groups)) > 1
+        else {},
     )
 
 

@@ -17,7 +17,7 @@ from perfmodel.speculation import host_wait_s, round_seconds
 Array = NDArray[np.float64]
 MEASUREMENT_ERROR = 0.02  # relative, of one point, at least
 SPREAD_ERROR = 0.4  # standard error of the median of three repeats over their range
-UNKNOWN_HOST_ERROR = 0.3  # of ln(host time) where others may have slowed down the host's cores
+UNKNOWN_HOST_ERROR = 0.45  # of ln(host time) where others may have slowed down the host's cores
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

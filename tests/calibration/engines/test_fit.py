@@ -82,6 +82,23 @@ def test_terms_of_several_ranks_are_recovered() -> None:
     assert "rank_step_s" not in [t.field for t in alone]  # only `step_s` + it is known
 
 
+def test_the_slowdown_of_each_host_is_recovered() -> None:
+    """Of two files, the second is of a host that takes 1.6 times as long."""
+    fast, true = records_of(a_plan(minutes=12.0))
+    slow, _ = records_of(a_plan(minutes=12.0, seed=1), host=true.on_slower_host(1.6).host)
+    hosts = {r.point.id: 1 for r in slow.points} | {r.point.id: 0 for r in fast.points}
+    for numbers in (hosts, {name: 1 - host for name, host in hosts.items()}):
+        both = replace(fast, points=(*fast.points, *slow.points), hosts=numbers)
+        fit = fit_profile(both)
+        slowest = max(fit.slowdowns, key=lambda host: fit.slowdowns[host])
+        assert slowest == numbers[slow.points[0].point.id]
+        assert sorted(fit.slowdowns.values()) == pytest.approx([1.0, 1.6], rel=0.02)
+        draft, known = fit.profile.host_costs("draft"), true.host_costs("draft")
+        assert draft is not None and known is not None
+        assert draft.draft_layer_s == pytest.approx(known.draft_layer_s, rel=0.02)
+        assert fit.rms_percent < 1.0 < fit_profile(replace(both, hosts={})).rms_percent
+
+
 def test_held_back_points_are_predicted(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:

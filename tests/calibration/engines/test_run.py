@@ -136,6 +136,25 @@ def test_repeats_on_a_slow_host_are_left_out(
         assert record.disturbed_share == slow / len(record.windows_s)
 
 
+def test_windows_count_only_if_the_host_was_as_fast_as_the_fastest(
+    fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed loop takes 1 ms, and 1.1 or 1.3 ms while the same points are timed again."""
+    measured(fake, plan)
+    for name, loop_ms in (("b.jsonl", "1.1"), ("c.jsonl", "1.3")):
+        monkeypatch.setenv("FAKE_VLLM_LOOP_MS", loop_ms)
+        measured(fake, plan, name)
+    for name, known in (("b.jsonl", True), ("c.jsonl", False)):
+        alone = read_engine_records([fake / name])
+        both = read_engine_records([fake / "a.jsonl", fake / name])
+        repeats = [len(record.windows_s) for record in alone.points]
+        assert min(repeats) > 0 and not alone.notes
+        assert [len(r.windows_s) for r in both.points] == [n * (1 + known) for n in repeats]
+        assert sum("loop took 1 ms at best, and 1.3 ms then" in n for n in both.notes) == (
+            not known
+        )
+
+
 def test_only_rounds_in_which_all_sequences_decode_are_timed(
     fake: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
