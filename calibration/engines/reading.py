@@ -26,8 +26,9 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
 
     The repeats of all records of a point are pooled; identical records count once. If some have
     windows of rounds and others have none, only the former count. The windows of records whose
-    fixed loops took longer than on the fastest host are left out: all of them were disturbed. A point that one
-    file holds back is held back, and so are the points of `check` that `paths` do not fit.
+    fixed loops took longer than on the fastest host are left out: all of them were disturbed. A
+    point that one file holds back is held back, and so are the points of `check` that `paths` do
+    not fit.
 
     Raises `RecordError`, with the line number, for a line that is not a record or contradicts
     itself, for an engine, version or GPU that differs from the first header, or if no point was

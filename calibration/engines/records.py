@@ -80,10 +80,10 @@ class PointRecord:
     that nothing disturbed, and `disturbed` has the means of repeats without any (`undisturbed`).
     Without windows, a repeat is the difference in time between two runs of different output
     lengths, divided by their difference in `rounds`, so that prefill and ramps cancel; `disturbed`
-    are then repeats that differ from others that agree. `loop_s` has the seconds of a fixed loop before
-    and after each repeat, which tell how fast the host was. `context_tokens` is the mean length of a
-    sequence over the timed rounds, of which a repeat has `rounds` on average. `latency_s`, a check,
-    is the mean inter-token latency that the engine reports.
+    are then repeats that differ from others that agree. `loop_s` has the seconds of a fixed loop
+    before and after each repeat, which tell how fast the host was. `context_tokens` is the mean
+    length of a sequence over the timed rounds, of which a repeat has `rounds` on average.
+    `latency_s`, a check, is the mean inter-token latency that the engine reports.
     """
 
     op: Literal["engine-point"] = "engine-point"

@@ -4,7 +4,8 @@ It is written to a folder as the package `vllm`, and the adapter script imports 
 A round takes `ROUND_MS` milliseconds plus `SEQUENCE_MS` per sequence, and a prefill 1 ms per token.
 In calls of `generate` whose numbers FAKE_VLLM_COMPILES lists, round 20 takes a second longer; in
 those of FAKE_VLLM_SLOW, all rounds take 1.7 times as long. A fixed loop takes FAKE_VLLM_LOOP_MS.
-With FAKE_VLLM_RAMP, a request is added per step. The first request has no drafts in its first FAKE_VLLM_MISSES rounds.
+With FAKE_VLLM_RAMP, a request is added per step. The first request has no drafts in its first
+FAKE_VLLM_MISSES rounds.
 """
 
 from pathlib import Path

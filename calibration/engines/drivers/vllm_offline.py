@@ -5,23 +5,18 @@ standard library. JOB has the arguments of `vllm.LLM`, the number of rounds to t
 OUT receives one JSON line when the engine has started, and one per point.
 
 A point generates from distinct prompts a few times. Each call of the engine's `step` returns the
-tokens of one round, and is stamped with the time. Timed are the rounds in which all sequences
-decode, in windows of `WINDOW_ROUNDS` consecutive ones, so that those that something disturbed can
-be told from the others (`calibration/engines/undisturbed.py`), and before and after each repeat, a
-fixed loop is timed. Points and repeats share prompts, so
-that all prefills but the first come from vLLM's prefix cache. A prompt repeats a period of 97
-tokens, so that n-gram look-up finds a continuation. Every draft is accepted
-(`synthetic_acceptance_rates` of 1), so that all sequences have the same length; vLLM's counters of
-drafts and of accepted ones say whether they were.
+tokens of one round, and is stamped. Timed are the rounds in which all sequences decode, in windows
+of `WINDOW_ROUNDS`, and a fixed loop before and after each repeat, so that what others disturbed can
+be told from the rest (`calibration/engines/undisturbed.py`). Points and repeats share prompts, so
+that all prefills but the first come from the prefix cache. A prompt repeats a period of 97 tokens,
+so that n-gram look-up finds a continuation. Every draft is accepted (`synthetic_acceptance_rates`),
+so that all sequences have the same length, and vLLM's counters say whether they were.
 
-Random weights send equal tokens to equal experts, and the drafts of a sequence repeat a few tokens.
-So that a pass reads as many experts as with uniform routing, each layer and row of a decoding pass
-has its own random routing logits, which replace those that the layer has computed. Packed weights
-(mxfp4), which vLLM leaves zero, are filled with random bytes, so that the GPU draws the power and
-holds the clock of real ones.
+Random weights send equal tokens to equal experts, so each layer and row of a decoding pass has its
+own random routing logits, and a pass reads as many experts as with uniform routing. Packed weights
+(mxfp4) are filled with random bytes, with which the GPU draws the power of real ones.
 
-Of `specroof calibrate traffic`, a job has runs instead of points. A run adds its requests as they
-arrive, and reports when each had its first and its last token, in seconds from the first arrival.
+A job of `specroof calibrate traffic` has runs instead of points (`play_run`).
 """
 
 from __future__ import annotations
@@ -42,7 +37,7 @@ WARM_REQUESTS, WARM_TOKENS = 12, 48  # of a run, served before it
 ROUTED_ROWS = 2048  # of a pass; longer ones have prompts, and are not timed
 BLOCK_SCALE = 118  # of packed weights, as an exponent with a bias of 127: values up to 6 / 512
 WINDOW_ROUNDS = 8
-LOOP_COUNTS = 60_000  # 2 ms
+LOOP_COUNTS = 100_000  # 1 to 3 ms
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
 
 
@@ -102,8 +97,8 @@ class Prompts:
 def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str, Any]) -> Any:
     """Seconds per round of one point, in windows of each of its repeats.
 
-    There are `job["repeats"]`, and more until `job["timed_s"]` seconds of rounds were timed, but at
-    most `job["most_repeats"]`. Tokens per round and the inter-token latency are of whole runs.
+    There are `job["repeats"]`, and up to `job["most_repeats"]` until `job["timed_s"]` seconds of
+    rounds were timed. Tokens per round and the inter-token latency are of whole runs.
     """
     batch, prompt_tokens = point["batch"], point["prompt_tokens"]
     requests = [{"prompt_token_ids": prompts.get(i, prompt_tokens)} for i in range(batch)]
@@ -129,9 +124,9 @@ def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str,
 
 def loop_s() -> float:
     """Seconds of a fixed loop on a core of the host."""
-    began, total = time.process_time(), 0
-    for number in range(LOOP_COUNTS):
-        total += number
+    began = time.process_time()
+    for _ in range(LOOP_COUNTS):
+        pass
     return time.process_time() - began
 
 
@@ -157,8 +152,7 @@ def steady_steps(finished: list[int], short: int, long: int) -> tuple[int, int]:
     """The steps between which all sequences decode, without the first `short` rounds of the run.
 
     `finished` has the number of sequences that finish in each step; each takes at least `long`
-    rounds after its prefill. The latter step is the one in which the first sequence finishes.
-    Raises `RuntimeError` if there is no window of rounds between them.
+    rounds after its prefill. Raises `RuntimeError` if there is no window of rounds between them.
     """
     ends = [i for i, number in enumerate(finished) if number]
     if not ends:
@@ -177,8 +171,8 @@ def steady_steps(finished: list[int], short: int, long: int) -> tuple[int, int]:
 def play_run(llm: Any, prompts: Prompts, run: dict[str, Any]) -> dict[str, Any]:
     """Serve the requests of a run as they arrive; before that, short ones to warm up.
 
-    `run["requests"]` has rows of arrival in seconds, prompt and output tokens, in order of arrival.
-    The result has rows of the first and last token in seconds, and the increase of the counters.
+    `run["requests"]` has rows of arrival in seconds, prompt and output tokens, in this order. The
+    result has rows of the first and last token in seconds, and the increase of the counters.
     """
     rows, first = run["requests"], run["first_prompt"]
     warm = [[0.0, prompt, min(output, WARM_TOKENS)] for _, prompt, output in rows[:WARM_REQUESTS]]
@@ -220,8 +214,8 @@ def _serve(llm: Any, prompts: Prompts, rows: list[Any], first: int) -> list[list
 def spread_experts() -> bool:
     """Have each layer of a mixture route each row by random logits; whether vLLM allows it.
 
-    To be called before the engine starts, whose processes are forks of this one. The layer computes
-    its own logits, too, so a pass has the same kernels as without this.
+    Called before the engine starts, whose processes are forks of this one. The layer computes its
+    own logits, too, so a pass has the same kernels as without this.
     """
     try:
         from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
@@ -233,7 +227,7 @@ def spread_experts() -> bool:
 
     def spread(layer: Any, hidden_states: Any, router_logits: Any, *rest: Any, **more: Any) -> Any:
         rows, experts = router_logits.shape
-        if id(layer) not in logits:  # in a pass that only measures memory, before any CUDA graph
+        if id(layer) not in logits:  # in a pass before any CUDA graph
             logits[id(layer)] = router_logits.new_empty(ROUTED_ROWS, experts).normal_()
         if rows <= ROUTED_ROWS:
             router_logits = logits[id(layer)][:rows]
@@ -244,10 +238,7 @@ def spread_experts() -> bool:
 
 
 def fill_packed_weights() -> bool:
-    """Have packed weights filled with random bytes; whether vLLM allows it.
-
-    To be called before the engine starts, as `spread_experts`.
-    """
+    """Have packed weights filled with random bytes, as `spread_experts`; whether vLLM allows it."""
     try:
         from vllm.model_executor.model_loader import dummy_loader
 

@@ -93,7 +93,7 @@ class Group:
         scenario = replace(self.scenario, engine=self._started(profile))
         gamma, context = np.asarray(float(scenario.plan.gamma)), self.context_tokens
         method, batch = self.method, self.batch
-        slowdowns = slowdown * self.slowdowns
+        slowdowns = np.asarray(slowdown, float) * self.slowdowns
         return host_wait_s(scenario, method, batch, context, gamma, passes_s, slowdown=slowdowns)
 
     def passes_s(self, profile: EngineProfile) -> Array:
@@ -135,8 +135,9 @@ def grouped(
 ) -> list[Group]:
     """The records grouped by setup; each group is predicted in one call.
 
-    `hosts` are the numbers of the hosts of points, by their ids; by default, all are of one. Where some records are of undisturbed steps (`PointRecord.windows_s`), those of others say less
-    of host times.
+    `hosts` are the numbers of the hosts of points, by their ids; by default, all are of one. Where
+    some records are of undisturbed steps (`PointRecord.windows_s`), those of others say less of
+    host times.
     """
     host_error = UNKNOWN_HOST_ERROR if any(r.windows_s for r in records) else 0.0
     by_setup: dict[Setup, list[PointRecord]] = {}
