@@ -34,7 +34,7 @@ from typing import Any
 PERIOD_TOKENS = 97
 FIRST_TOKEN, LAST_TOKEN = 1000, 30_000  # of random prompts: ordinary tokens of any vocabulary
 WARM_REQUESTS, WARM_TOKENS = 12, 48  # of a run, served before it
-ROUTED_ROWS = 2048  # of a pass; longer ones have prompts, and are not timed
+ROUTED_ROWS = 2048  # of a pass; longer ones have prompts
 BLOCK_SCALE = 118  # of packed weights, as an exponent with a bias of 127: values up to 6 / 512
 WINDOW_ROUNDS = 8
 LOOP_COUNTS = 100_000  # 1 to 3 ms
@@ -97,8 +97,7 @@ class Prompts:
 def time_point(llm: Any, prompts: Prompts, point: dict[str, Any], job: dict[str, Any]) -> Any:
     """Seconds per round of one point, in windows of each of its repeats.
 
-    There are `job["repeats"]`, and up to `job["most_repeats"]` until `job["timed_s"]` seconds of
-    rounds were timed. Tokens per round and the inter-token latency are of whole runs.
+    There are `job["repeats"]`, and up to `job["most_repeats"]` until `job["timed_s"]` were timed.
     """
     batch, prompt_tokens = point["batch"], point["prompt_tokens"]
     requests = [{"prompt_token_ids": prompts.get(i, prompt_tokens)} for i in range(batch)]
@@ -151,8 +150,8 @@ def _timed_run(llm: Any, requests: list[dict[str, Any]], job: dict[str, Any]) ->
 def steady_steps(finished: list[int], short: int, long: int) -> tuple[int, int]:
     """The steps between which all sequences decode, without the first `short` rounds of the run.
 
-    `finished` has the number of sequences that finish in each step; each takes at least `long`
-    rounds after its prefill. Raises `RuntimeError` if there is no window of rounds between them.
+    `finished` has the number of sequences that finish in each step, after at least `long` rounds.
+    Raises `RuntimeError` if there is no window of rounds between them.
     """
     ends = [i for i, number in enumerate(finished) if number]
     if not ends:
@@ -214,8 +213,7 @@ def _serve(llm: Any, prompts: Prompts, rows: list[Any], first: int) -> list[list
 def spread_experts() -> bool:
     """Have each layer of a mixture route each row by random logits; whether vLLM allows it.
 
-    Called before the engine starts, whose processes are forks of this one. The layer computes its
-    own logits, too, so a pass has the same kernels as without this.
+    Called before the engine starts, whose processes are forks of this one. Passes keep their kernels.
     """
     try:
         from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
