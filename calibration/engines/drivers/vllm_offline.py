@@ -213,7 +213,7 @@ def _serve(llm: Any, prompts: Prompts, rows: list[Any], first: int) -> list[list
 def spread_experts() -> bool:
     """Have each layer of a mixture route each row by random logits; whether vLLM allows it.
 
-    Called before the engine starts, whose processes are forks of this one. Passes keep their kernels.
+    Called before the engine starts, whose processes are forks of this one. Kernels stay equal.
     """
     try:
         from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
