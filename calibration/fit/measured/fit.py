@@ -24,9 +24,10 @@ from calibration.fit.measured.engine import (
     round_overhead_errors,
     speedup_error,
 )
-from calibration.fit.measured.gemm import fit_gemm, missing_gemm, split_by_rank
+from calibration.fit.measured.gemm import LIBRARY, fit_gemm, missing_gemm, split_by_rank
 from calibration.fit.measured.steps import prompts, sums_in_steps, sustained_attention
 from calibration.fit.report import FitReport
+from calibration.measure.grid import TRITON_ROWS
 from calibration.records.kernels import KernelRecords
 from calibration.records.steps import StepRecord
 from perfmodel import GPU, catalog
@@ -84,23 +85,28 @@ def fit_measured(
 def _gemm(
     records: KernelRecords, gpu: GPU, report: FitReport
 ) -> tuple[GemmCurve, GemmCurve | None]:
-    """The fitted curve, or the public one if there are too few records, and that of ranks."""
-    table, ranks = efficiency(gpu.efficiency).gemm, None
-    whole, of_ranks = split_by_rank(records.of("gemm", path="runtime"))
+    """The fitted curve, or the public one if there are too few records, and that of ranks.
+
+    Beyond `TRITON_ROWS` the runtime calls the library, so these times are also those of engines
+    that do (`gemm-library.toml`).
+    """
+    table, curves = replace(efficiency(gpu.efficiency).gemm, measured=None), {}
     about = {"source": records.source, "command": records.command}
-    if missing_gemm(of_ranks) is None:
-        fit = fit_gemm(of_ranks, table, gpu, **about)
-        report.files[f"efficiency/{gpu.name}/gemm-specroof-ranks.toml"] = fit.toml()
-        fit.errors.name = "GEMMs of ranks that share a model"
+    shapes = zip(("", "-ranks"), split_by_rank(records.of("gemm", path="runtime")), strict=True)
+    for suffix, cells in shapes:
+        if clause := missing_gemm(cells):
+            report.missing += [] if suffix else [clause]
+            continue
+        fit = fit_gemm(cells, table, gpu, **about)
+        report.files[f"efficiency/{gpu.name}/gemm-specroof{suffix}.toml"] = fit.toml()
+        fit.errors.name = "GEMMs of ranks that share a model" if suffix else fit.errors.name
         report.errors.append(fit.errors)
-        ranks = fit.curve
-    if clause := missing_gemm(whole):
-        report.missing.append(clause)
-        return table, ranks
-    fit = fit_gemm(whole, table, gpu, **about)
-    report.files[f"efficiency/{gpu.name}/gemm-specroof.toml"] = fit.toml()
-    report.errors.append(fit.errors)
-    return fit.curve, ranks
+        curves[suffix] = fit.curve
+        of_library = [cell for cell in cells if cell["m"] > TRITON_ROWS]
+        if missing_gemm(of_library) is None:
+            fit = fit_gemm(of_library, table, gpu, **about)
+            report.files[f"efficiency/{gpu.name}/gemm-library{suffix}.toml"] = fit.toml(LIBRARY)
+    return curves.get("", table), curves.get("-ranks")
 
 
 def _attention(records: KernelRecords, gpu: GPU, report: FitReport) -> AttentionCurve | None:

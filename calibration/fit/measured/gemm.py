@@ -1,4 +1,4 @@
-"""Fit the runtime's GEMM times as ratios to the GPU's table: `gemm-specroof.toml`.
+"""Fit measured GEMM times as ratios to the GPU's table: `gemm-specroof.toml`, `gemm-library.toml`.
 
 There is one ratio for each matrix shape and row count. Spikes are removed, and times are levelled
 so that they never fall as the number of rows grows. Other shapes are interpolated; the error of
@@ -26,8 +26,9 @@ Array = NDArray[np.float64]
 LEAST_ROWS = 6  # a shape with fewer row counts is ignored
 LEAST_SHAPES = 4
 SPIKE = 1.3  # a time longer than both neighbours by this factor
+RUNTIME, LIBRARY = "the runtime", "cuBLAS"
 HEADER = """\
-GEMM times of the runtime, measured on this GPU, over those of gemm.toml's curve.
+GEMM times of {kernels}, measured on this GPU, over those of gemm.toml's curve.
 Written by `specroof calibrate fit`. A row per shape (n, k), a column per m;
 median_percent and p90_percent are errors of a shape left out, predicted from the others.
 """
@@ -44,8 +45,8 @@ class RatioFit:
     source: str
     command: str
 
-    def toml(self) -> str:
-        """The catalog file `gemm-specroof.toml`."""
+    def toml(self, kernels: str = RUNTIME) -> str:
+        """The catalog file of these kernels."""
         figures = self.errors.figures("matrix out")
         table = {
             "source": self.source,
@@ -56,7 +57,7 @@ class RatioFit:
             "shapes": self.shapes,
             "time_over_table_per_10000": np.rint(1e4 * np.exp(self.ratios.log_ratio)).astype(int),
         }
-        return toml_text({"measured": table}, header=HEADER)
+        return toml_text({"measured": table}, header=HEADER.format(kernels=kernels))
 
 
 def missing_gemm(records: Sequence[KernelRecord]) -> str | None:

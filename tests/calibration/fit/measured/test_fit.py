@@ -5,6 +5,7 @@ import math
 import random
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ HEADER = {"op": "provenance", "gpu": "NVIDIA H200", "driver": "580", "cuda": "13
           "torch": "2.11", "flashinfer": "0.6.6", "date": "2026-11-23", "commit": "abc",
           "command": "measure"}  # fmt: skip
 GPU = catalog.gpu("h200")
-LIBRARY = efficiency("h200")
+PUBLIC = efficiency("h200")
+LIBRARY = replace(PUBLIC, gemm=replace(PUBLIC.gemm, measured=None))
 PEAKS = {"peak_flops": GPU.peak_flops, "hbm_bandwidth": GPU.hbm_bandwidth}
 BLOCK_TRUTH = {"launch_us": 2.0, "merge_us": 2.5, "merge_row_ns": 3.4, "block_us": 3.0,
                "pair_slowdown": 0.45, "tile_share": 0.6, "lockstep": 0.8,
@@ -288,11 +290,17 @@ def test_the_command_writes_its_files_and_charts(
     assert specroof(["calibrate", "fit", str(path), f"--output={out}", f"--plot={page}"]) == 0
     printed = capsys.readouterr().out
     assert "not fitted: attention: no record" in printed
-    assert sorted(p.name for p in out.rglob("*.toml")) == ["gemm-specroof.toml"]
+    assert sorted(p.name for p in out.rglob("*.toml")) == [
+        "gemm-library.toml",
+        "gemm-specroof.toml",
+    ]
     assert "Errors of GEMMs by region" in page.read_text()
     assert specroof(["calibrate", "fit", str(path), f"--output={out}", "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
-    assert value["files"] == ["efficiency/h200/gemm-specroof.toml"]
+    assert value["files"] == [
+        "efficiency/h200/gemm-library.toml",
+        "efficiency/h200/gemm-specroof.toml",
+    ]
     assert list(value) == documented_keys("calibrate: fit")
 
 
