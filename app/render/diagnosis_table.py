@@ -67,7 +67,7 @@ def best_gamma_line(answer: Diagnosis) -> str:
     if plain.derived:
         of += " and the plain step predicted with a host as slow"
         if answer.culprit != "host":
-            of = "If the plain step is as far from its prediction as the round"
+            of = "If the plain step shares the difference of the round"
     return f"{of}, {_best(answer.best_gamma, answer.best_speedup, answer.speedup)}."
 
 

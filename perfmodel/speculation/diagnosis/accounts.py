@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from perfmodel.speculation.diagnosis.terms import Measured
 
 UNEXPLAINED = "unexplained"
-# Longer passes hide more of the host; not slow drafts, whose launches are the host's, as a rule.
-HIDES_HOST = ("verification", "plain")
 PRECISION = 1e-6  # of the factor of a slow host, and of the passes of a round
 
 
@@ -39,7 +37,8 @@ class Account:
     `culprit` is the one term that is slow, or "none" if all are off, or "unexplained" if no account
     explains the times; then the terms are those that were measured or predicted. `scenario` is on
     the host that ran. `host_extra_s` is the wait of a host whose times are not known. If
-    `in_pieces`, the factor of T_V is that of rounds without a full CUDA graph alone.
+    `in_pieces`, the factor of T_V is that of rounds without a full CUDA graph alone. Longer passes
+    shorten the wait for the host if it is hidden by them (`hides_host`).
     """
 
     scenario: Scenario
@@ -50,6 +49,7 @@ class Account:
     host: float = 1.0
     host_extra_s: float = 0.0
     in_pieces: bool = False
+    hides_host: bool = False
     cost: float = 0.0
     prior: float = 0.0  # the part of it that the times do not say: that of a fault
     misfit: float = 0.0  # the part of it that is of other times than the round of the scenario's γ
@@ -66,7 +66,7 @@ class Account:
     def host_time_s(self, point: RoundEstimate, passes_s: ArrayLike) -> Floats:
         """Host time of rounds whose passes take `passes_s`. [s]"""
         wait_s = point.overhead_s
-        if self.culprit in HIDES_HOST:
+        if self.hides_host:
             before_s = point.draft_total_s + point.verify.total_s
             method = method_of(self.scenario)
             wait_s = wait_s + _more_wait_s(self.scenario, method, point.gamma, before_s, passes_s)
@@ -94,7 +94,7 @@ class Account:
     def plain_s(self) -> float:
         """A plain step on the host that ran. [s]"""
         point = estimate(self.scenario)
-        if self.culprit != "plain":
+        if not self.hides_host:
             return self.plain * float(point.plain_tpot_s)
         before_s = point.target_step.total_s
         step_s, gamma = self.plain * before_s, np.zeros(())

@@ -10,6 +10,7 @@ import numpy as np
 
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion, profile_version
+from perfmodel.speculation.diagnosis.accounts import Account
 from perfmodel.speculation.diagnosis.causes import Found
 from perfmodel.speculation.diagnosis.graphs import known_version, lacks_graph, largest_graph
 from perfmodel.speculation.diagnosis.plausible import SPREAD
@@ -46,7 +47,7 @@ def sentence_of(
     if culprit == found.accounts[0].culprit:
         sentence += _rivals(culprit, [one.culprit for one in found.accounts[1:]], measured)
     elif found.rejected:
-        sentence += f"; {_misfits(scenario, measured, found)}"
+        sentence += f"; {_misfits(scenario, measured, found.rejected)}"
     else:
         sentence += _remainder(scenario, measured, found.rest_s)
     shortest_s = min(measured.rounds_s.values(), default=math.inf)
@@ -91,28 +92,31 @@ def _remainder(scenario: Scenario, measured: Measured, rest_s: float) -> str:
     return f"; another {1e3 * rest_s:.3g} ms of the round {where}"
 
 
-def _misfits(scenario: Scenario, measured: Measured, found: Found) -> str:
-    """That no account explains all rounds: what each needs, and the rounds that it would have."""
-    own, timed = scenario.plan.gamma, sorted(measured.rounds_s)
-    others = [gamma for gamma in timed if gamma != own]
-    needs = list[str]()
-    for one in found.rejected:
+def _misfits(scenario: Scenario, measured: Measured, rejected: Sequence[Account]) -> str:
+    """That no account explains all times: what each needs, and the other times that it has."""
+    own, needs = scenario.plan.gamma, list[str]()
+    others = [gamma for gamma in sorted(measured.rounds_s) if gamma != own]
+    names = [*(f"gamma {gamma}" for gamma in others), "plain"]
+    for one in rejected:
         drafts, verify, host = (float(part) for part in one.parts_s(measured, own))
         need = {
             "draft": f"a draft step of {1e3 * drafts / own:.3g} ms",
             "verification": f"a verification of {1e3 * verify:.3g} ms",
             "host": f"a host time of {1e3 * host:.3g} ms",
-            "plain": f"passes of the GPU {one.plain:.3g} times as long",
-        }.get(one.culprit, "the prediction")
-        had = sum(one.parts_s(measured, others), np.zeros(()))
-        needs.append(f"{need} ({', '.join(f'{1e3 * s:.3g}' for s in had)})")
-    was = ", ".join(f"{1e3 * measured.rounds_s[gamma]:.3g}" for gamma in others)
-    gammas = " and ".join(map(str, timed))
+            "plain": f"a GPU {one.plain:.3g} times as slow",
+        }.get(one.culprit, "nothing else than predicted")
+        rounds_s = [float(sum(one.parts_s(measured, gamma), np.zeros(()))) for gamma in others]
+        needs.append(f"{need} ({_listed_ms(names, [*rounds_s, measured.plain_s and one.plain_s])})")
+    taken = _listed_ms(names, [*(measured.rounds_s[g] for g in others), measured.plain_s])
     return (
-        f"no single cause explains the rounds of gamma {gammas}: that of gamma {own} would need "
-        f"{', or '.join(needs)}; in parentheses the ms with gamma "
-        f"{' and '.join(map(str, others))}, where {was} was measured"
+        f"no single cause explains the times: the round of {1e3 * measured.rounds_s[own]:.3g} ms "
+        f"with gamma {own} needs {', or '.join(needs)}; measured: {taken}"
     )
+
+
+def _listed_ms(names: Sequence[str], seconds: Sequence[float | None]) -> str:
+    pairs = zip(names, seconds, strict=True)
+    return ", ".join(f"{name}: {1e3 * s:.3g} ms" for name, s in pairs if s is not None)
 
 
 def _culprit_sentence(
@@ -148,7 +152,7 @@ def _culprit_sentence(
         case "faster":
             return faster_sentence(scenario, terms)
         case "unexplained" if found.rejected:
-            return _misfits(scenario, measured, found)
+            return _misfits(scenario, measured, found.rejected)
     round_s = terms["round_s"]
     if round_s.measured is None or round_s.predicted is None:
         return "no round was timed, and the other terms agree with the prediction"

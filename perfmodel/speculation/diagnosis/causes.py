@@ -21,7 +21,6 @@ from perfmodel.speculation.diagnosis.accounts import (
     Account,
     host_work,
     passes_s,
-    shared_account,
     with_host,
 )
 from perfmodel.speculation.diagnosis.graphs import lacks_graph
@@ -73,8 +72,8 @@ class Fault:
 # Assumed, not measured: drafts and hosts are set up anew for each engine, while T_V and the GPU are
 # those of plain decoding, which ran before.
 FAULTS = {
-    "draft": Fault(0.01, 4.0),
-    "host": Fault(0.01, 2.0),
+    "draft": Fault(0.01, 3.0),
+    "host": Fault(0.01, 2.5),
     "verification": Fault(0.001, 2.0),
     "plain": Fault(0.001, 1.5),
     "pieces": Fault(0.01, math.inf),  # T_V without a CUDA graph
@@ -93,21 +92,24 @@ def slow_accounts(stated: Account, measured: Measured, *, slow_plain: bool) -> l
     base = stated
     if measured.verify_s is None and (slow_plain or not float(point.plain_overhead_s)):
         base = replace(stated, verify=plain)
-    found = [_slow_draft(base, measured), _slow_verification(base, measured, plain)]
+    # A slow draft's host launches it, or waits for it.
+    found = [_slow_draft(replace(base, hides_host=hides), measured) for hides in (False, True)]
+    found.append(_slow_verification(base, measured, plain))
     host = _slow_host(stated if host_work(stated.scenario) else base, measured)
     if host and found[0] and not host_work(stated.scenario) and len(measured.rounds_s) == 1:
         host = replace(host, cost=max(host.cost, found[0].cost))  # told apart by nothing
-    found += [_slow_gpu(stated, measured), host]
+    found += [_slow_gpu(stated, measured, plain), host]
     of = stated.scenario
     with_misfits = [_with_misfit(one, measured, of) for one in found if one is not None]
-    return sorted(with_misfits, key=lambda account: account.cost)
+    likely = dict[str, Account]()
+    for one in sorted(with_misfits, key=lambda account: account.cost):
+        likely.setdefault(one.culprit, one)
+    return list(likely.values())
 
 
-def all_longer(stated: Account, measured: Measured) -> Account:
-    """The account in which all terms are longer than predicted, with its cost."""
-    scenario = stated.scenario
+def with_cost(shared: Account, measured: Measured, scenario: Scenario) -> Account:
+    """The account in which all terms are longer, with the cost of the round and other times."""
     ratio = measured.rounds_s[scenario.plan.gamma] / float(estimate(scenario).round_s)
-    shared = shared_account(stated, measured)
     shared = replace(shared, cost=_square(ratio, time_error(scenario)))
     return _with_misfit(shared, measured, scenario)
 
@@ -151,32 +153,59 @@ def _slow_draft(base: Account, measured: Measured) -> Account | None:
 
 def _slow_verification(base: Account, measured: Measured, plain: float) -> Account | None:
     """The account of a slow T_V; `plain` is the measured over the predicted plain step."""
-    account = replace(base, culprit="verification")
+    account = replace(base, culprit="verification", hides_host=True)
     drafts_s, verify_s, _ = _own_parts(account, measured)
     factor = base.verify * (passes_s(account, measured) - drafts_s) / verify_s
-    if measured.verify_s is not None or factor <= 1.0:
+    if measured.verify_s is not None or factor <= base.verify:
         return None
     scenario = base.scenario
     pieces = bool(lacks_graph(scenario, measured, scenario.plan.gamma))
     account = replace(account, verify=factor, in_pieces=pieces)
     slow = _of_fault(account, factor / plain, measured, "pieces" if pieces else "verification")
     modest = _square(factor / plain, relative_error(scenario))
-    return slow if slow.cost < modest else replace(slow, cost=modest, prior=0.0)
+    cost, by_times = min(slow.cost, modest), min(slow.cost - slow.prior, modest)
+    return replace(slow, cost=cost, prior=cost - by_times)
 
 
-def _slow_gpu(stated: Account, measured: Measured) -> Account | None:
-    """The account in which all passes of the GPU are slow by one factor, those of drafts too."""
-    if measured.verify_s is not None:
+def _slow_gpu(stated: Account, measured: Measured, plain: float) -> Account | None:
+    """The account in which all passes of the GPU are slow by one factor, those of drafts too.
+
+    With a measured plain step it is `plain`, measured over predicted; the host takes the rest.
+    """
+    near = measured.plain_s is not None and plain <= 1.0 + SPREAD
+    if measured.verify_s is not None or near:
         return None
-    account = replace(stated, culprit="plain")
+    account = replace(stated, culprit="plain", hides_host=True)
     drafts_s, verify_s, _ = _own_parts(account, measured)
     known_s = drafts_s if measured.draft_step_s is not None else 0.0
-    factor = (passes_s(account, measured) - known_s) / (drafts_s - known_s + verify_s)
+    scaled_s, round_s = drafts_s - known_s + verify_s, measured.rounds_s[stated.scenario.plan.gamma]
+
+    def slower(factor: float) -> Account:
+        draft = stated.draft if known_s else factor
+        return replace(account, draft=draft, verify=factor, plain=factor)
+
+    factor = (passes_s(account, measured) - known_s) / scaled_s
+    cost = 0.0
+    if measured.plain_s is not None:
+        cost = _square(
+            round_s / sum(_own_parts(slower(plain), measured)), relative_error(stated.scenario)
+        )
+    if measured.plain_s is None or measured.host_s is not None:
+        account = slower(factor)
+    else:
+        factor = min(plain, (round_s - known_s) / scaled_s)
+        account = slower(factor)
+        *passes, host_s = _own_parts(account, measured)
+        rest_s = round_s - sum(passes)
+        account = (
+            replace(account, host=rest_s / host_s)
+            if host_s
+            else replace(account, host_extra_s=rest_s)
+        )
     if factor <= 1.0:
         return None
-    draft = stated.draft if known_s else factor
-    account = replace(account, draft=draft, verify=factor, plain=factor)
-    return _of_fault(account, factor, measured)
+    account = _of_fault(account, factor, measured)
+    return replace(account, cost=account.cost + cost)
 
 
 def _slow_host(stated: Account, measured: Measured) -> Account | None:

@@ -28,10 +28,10 @@ from perfmodel.speculation.diagnosis.accounts import (
 from perfmodel.speculation.diagnosis.cause import CLEAR, faster_sentence, interval_s, sentence_of
 from perfmodel.speculation.diagnosis.causes import (
     Found,
-    all_longer,
     explains,
     is_rival,
     slow_accounts,
+    with_cost,
 )
 from perfmodel.speculation.diagnosis.graphs import lacks_graph
 from perfmodel.speculation.diagnosis.plausible import SPREAD, implausible
@@ -104,7 +104,7 @@ class Diagnosis:
     interval of the prediction, so the scenario is probably not what ran), "unexplained" or "none".
     `best_gamma` is 0 if no γ pays; `best_speedup` and `speedup` (at the scenario's γ) are over
     plain decoding, and None if the acceptance is unknown. `or_else` has the answers of other
-    culprits that the times do not tell apart from this one ("none": all terms are off). Unless an
+    culprits that the times do not tell apart from this one ("none": all terms are longer). Unless an
     account has `explained` the rounds, the best γ is of those that were timed.
     """
 
@@ -192,17 +192,17 @@ def _found(scenario: Scenario, measured: Measured, *, slow_plain: bool) -> Found
     most_s = interval_s(scenario, predicted_s)[1] * max(1.0, stated_s / predicted_s)
     if is_complete(scenario, measured):
         most_s = (1.0 + SPREAD) * stated_s
-    rest_s = round_s - stated_s
-    if round_s <= most_s:
-        if explains(shared, measured, scenario, spread=math.log(most_s / predicted_s)):
-            return Found(accounts=[shared], rest_s=rest_s)
-        found = [shared]
-    else:
-        found = slow_accounts(stated, measured, slow_plain=slow_plain)
-        if good := [one for one in found if explains(one, measured, scenario)]:
-            others = [*good[1:], all_longer(stated, measured)]
-            rivals = [one for one in others if is_rival(one, good[0])]
-            return Found(accounts=[good[0], *rivals], rest_s=rest_s)
+    rest_s, spread = round_s - stated_s, math.log(most_s / predicted_s)
+    inside = round_s <= most_s
+    if inside and not slow_plain and explains(shared, measured, scenario, spread=spread):
+        return Found(accounts=[shared], rest_s=rest_s)
+    found = slow_accounts(stated, measured, slow_plain=slow_plain)
+    if good := [one for one in found if explains(one, measured, scenario)]:
+        if measured.plain_s is None and _pays(shared, measured) != _pays(good[0], measured):
+            good.append(with_cost(shared, measured, scenario))
+        rivals = [one for one in good[1:] if is_rival(one, good[0])]
+        return Found(accounts=[good[0], *rivals], rest_s=rest_s)
+    found = found or [shared] * inside
     return Found(accounts=[replace(stated, culprit=UNEXPLAINED)], rejected=found, rest_s=rest_s)
 
 
@@ -296,6 +296,10 @@ def _derived_excess_s(scenario: Scenario, terms: Mapping[str, Term], culprit: st
     name = names.get(culprit, "round_s")
     count = scenario.plan.gamma if culprit == "draft" else 1
     return count * ((terms[name].measured or 0.0) - (terms[name].predicted or 0.0))
+
+
+def _pays(account: Account, measured: Measured) -> bool:
+    return bool(_answer(account, measured).best_gamma)
 
 
 def _answer(account: Account, measured: Measured) -> Answer:

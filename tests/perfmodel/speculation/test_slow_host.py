@@ -40,13 +40,13 @@ def test_other_slow_rounds_do_not_wait_for_the_host(
 ) -> None:
     scenario = ran(11, 5696, **WAITS | values, gamma=2)
     answer = explained(scenario, plain_s=plain_s, rounds_s={2: round_s})
-    assert answer.culprit in ("draft", "plain")
+    assert answer.culprit not in ("host", "none")
     assert "the host takes longer" not in answer.sentence
 
 
 def test_a_draft_in_exported_graphs_did_not_run_eagerly() -> None:
     scenario = ran(11, 5696, **WAITS, gamma=2)
-    times = {"plain_s": 2.1e-3, "rounds_s": {2: 12e-3}}
+    times = {"plain_s": 2.1e-3, "rounds_s": {2: 8e-3}}
     assert explained(scenario, **times).sentence.startswith("the draft probably ran eagerly")
     exported = explained(scenario, **times, exported_graphs=True)
     assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow: ")
