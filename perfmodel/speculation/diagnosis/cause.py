@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perfmodel.speculation.diagnosis.terms import Measured, Term
 
 CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
-EAGER = 2.0  # T_D over the predicted one
+EAGER = 2.0  # assumed: T_D over the predicted one
 _RIVALS = {
     "draft": "the draft was slow",
     "verification": "the verification was slow",

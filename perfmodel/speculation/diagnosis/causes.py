@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from perfmodel.speculation.diagnosis.terms import Measured
 
 AS_LIKELY = 2.0 * math.log(20.0)  # accounts twenty times less likely by the times are told apart
-EXPLAINED = 0.5  # of the excess of a round of another γ, at least, and at most its inverse
+EXPLAINED = 0.5  # assumed: of the excess of a round of another γ, at least, and at most its inverse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +108,9 @@ def slow_accounts(stated: Account, measured: Measured, *, slow_plain: bool) -> l
 
 
 def with_cost(shared: Account, measured: Measured, scenario: Scenario) -> Account:
-    """The account in which all terms are longer, with the cost of the round and other times."""
+    """The account in which all terms are longer, with the cost of a round beyond its interval."""
     ratio = measured.rounds_s[scenario.plan.gamma] / float(estimate(scenario).round_s)
-    shared = replace(shared, cost=_square(ratio, time_error(scenario)))
-    return _with_misfit(shared, measured, scenario)
+    return replace(shared, cost=_square(ratio, time_error(scenario)))
 
 
 def is_rival(account: Account, lead: Account) -> bool:

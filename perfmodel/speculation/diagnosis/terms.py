@@ -104,8 +104,8 @@ class Diagnosis:
     interval of the prediction, so the scenario is probably not what ran), "unexplained" or "none".
     `best_gamma` is 0 if no γ pays; `best_speedup` and `speedup` (at the scenario's γ) are over
     plain decoding, and None if the acceptance is unknown. `or_else` has the answers of other
-    culprits that the times do not tell apart from this one ("none": all terms are longer). Unless an
-    account has `explained` the rounds, the best γ is of those that were timed.
+    culprits that the times do not tell apart from this one ("none": all terms are longer). Unless
+    an account has `explained` the times, the best γ is of those that were timed.
     """
 
     terms: Mapping[str, Term]

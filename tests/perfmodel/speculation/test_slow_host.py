@@ -56,10 +56,11 @@ def test_one_round_does_not_tell_a_slow_draft_from_a_slow_host() -> None:
     """Each has its own answer: that of the host includes its plain step."""
     scenario = ran(11, 5696, **WAITS, gamma=2, acceptance=0.8)
     alone = explained(scenario, rounds_s={2: 6.5e-3})
-    assert "or the draft was slow, which one round does not tell apart" in alone.sentence
-    assert alone.sentence.endswith("time rounds of two gamma, or give --draft-ms or --host-ms")
-    [draft] = alone.or_else
-    assert (alone.culprit, draft.culprit) == ("host", "draft")
+    assert "or the draft was slow, or " in alone.sentence
+    assert "which one round does not tell apart: time rounds of two gamma, " in alone.sentence
+    assert "--draft-ms" in alone.sentence and "--host-ms" in alone.sentence
+    [draft] = [one for one in alone.or_else if one.culprit == "draft"]
+    assert alone.culprit == "host"
     assert (alone.speedup or 0) > 1.5 > 1.0 > (draft.speedup or 9)
     known = float(estimate(scenario).tokens_per_round * estimate(scenario).plain_tpot_s) / 6.5e-3
     assert draft.speedup == pytest.approx(known)
