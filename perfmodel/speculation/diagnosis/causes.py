@@ -23,7 +23,7 @@ from perfmodel.speculation.diagnosis.accounts import (
     passes_s,
     with_host,
 )
-from perfmodel.speculation.diagnosis.graphs import lacks_graph
+from perfmodel.speculation.diagnosis.graphs import lacks_graph, launches_drafts
 from perfmodel.speculation.diagnosis.plausible import SPREAD
 from perfmodel.speculation.round import estimate, without_speculation
 from perfmodel.speculation.step_error import PAIR_ERROR, relative_error, time_error
@@ -76,6 +76,7 @@ FAULTS = {
     "host": Fault(0.01, 2.5),
     "verification": Fault(0.001, 2.0),
     "plain": Fault(0.001, 1.5),
+    "launches": Fault(1.0, math.inf),  # of drafts, as the version that ran is known to need
     "pieces": Fault(0.01, math.inf),  # T_V without a CUDA graph
 }
 
@@ -147,7 +148,8 @@ def _slow_draft(base: Account, measured: Measured) -> Account | None:
     factor = (passes_s(account, measured) - verify_s) / drafts_s
     if factor <= 1.0:
         return None
-    return _of_fault(replace(account, draft=factor), factor, measured)
+    name = "launches" if launches_drafts(base.scenario, measured) else "draft"
+    return _of_fault(replace(account, draft=factor), factor, measured, name)
 
 
 def _slow_verification(base: Account, measured: Measured, plain: float) -> Account | None:

@@ -193,7 +193,7 @@ def _found(scenario: Scenario, measured: Measured, *, slow_plain: bool) -> Found
     if is_complete(scenario, measured):
         most_s = (1.0 + SPREAD) * stated_s
     rest_s, spread = round_s - stated_s, math.log(most_s / predicted_s)
-    inside = round_s <= most_s
+    inside = bool(round_s <= most_s)
     if inside and not slow_plain and explains(shared, measured, scenario, spread=spread):
         return Found(accounts=[shared], rest_s=rest_s)
     found = slow_accounts(stated, measured, slow_plain=slow_plain)

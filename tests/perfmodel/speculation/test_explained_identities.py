@@ -74,7 +74,7 @@ def test_a_slower_host_is_named_beyond_the_interval(seed: int, factor: float) ->
 
 
 def shared(answer: Diagnosis) -> float:
-    """Of the excess of a round in its interval, what a plain step shares: up to its own interval."""
+    """The share that a plain step has of the excess of a round, up to its own interval."""
     plain, taken = answer.terms["plain_s"], answer.terms["round_s"]
     ratio = (taken.measured or 0.0) / (taken.predicted or 1.0)
     return (plain.measured or plain.predicted or 0.0) / (plain.predicted or 1.0) / ratio
