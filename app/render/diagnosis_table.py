@@ -18,8 +18,9 @@ LABELS = {
 _OF_CULPRIT = {
     "draft": "the draft",
     "verification": "the verification",
-    "host": "the host, also in plain steps",
+    "host": "the host",
     "plain": "the target",
+    "none": "all terms",
 }
 
 
@@ -51,19 +52,22 @@ def best_gamma_line(answer: Diagnosis) -> str:
     """The best γ with the measured terms, for each culprit that these do not tell apart."""
     if answer.best_gamma is None:
         return "The best gamma depends on the acceptance: give it with --acceptance."
+    plain = answer.terms["plain_s"]
+    plain_known = plain.measured is not None and not plain.derived
     if answer.or_else:
         culprits: dict[str, list[str]] = {}  # by what is best
         answers: list[Diagnosis | Answer] = [answer, *answer.or_else]
         for one in answers:
             best = _best(one.best_gamma or 0, one.best_speedup, one.speedup)
-            culprits.setdefault(best, []).append(_OF_CULPRIT[one.culprit])
+            also = " (also in plain steps)" if one.culprit == "host" and not plain_known else ""
+            culprits.setdefault(best, []).append(f"{_OF_CULPRIT[one.culprit]}{also}")
         text = "; ".join(f"if it is {' or '.join(of)}, {best}" for best, of in culprits.items())
         return f"{text[:1].upper()}{text[1:]}."
-    of = "With the measured terms"
-    if answer.terms["plain_s"].derived:
+    of = "With the measured terms" if answer.explained else "Of the gamma that were timed"
+    if plain.derived:
         of += " and the plain step predicted with a host as slow"
         if answer.culprit != "host":
-            of = "If the plain step is as far from its prediction as the round"
+            of = "If the plain step shares the difference of the round"
     return f"{of}, {_best(answer.best_gamma, answer.best_speedup, answer.speedup)}."
 
 

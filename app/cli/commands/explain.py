@@ -104,6 +104,7 @@ def _result(answer: Diagnosis, measured: Measured) -> dict[str, Any]:
         "best_gamma": answer.best_gamma,
         "best_speedup": answer.best_speedup,
         "or_else": [asdict(one) for one in answer.or_else],
+        "explained": answer.explained,
         "terms": {
             name: {key: getattr(term, key) for key in ("measured", "predicted", "derived")}
             for name, term in answer.terms.items()

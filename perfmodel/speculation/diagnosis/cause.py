@@ -6,9 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from perfmodel.scenario import Scenario
 from perfmodel.specs.engine_support import VERSIONS, EngineVersion, profile_version
+from perfmodel.speculation.diagnosis.accounts import Account
+from perfmodel.speculation.diagnosis.causes import Found
 from perfmodel.speculation.diagnosis.graphs import known_version, lacks_graph, largest_graph
+from perfmodel.speculation.diagnosis.plausible import SPREAD
 from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import estimate, without_speculation
 from perfmodel.speculation.step_error import time_error
@@ -18,14 +23,16 @@ if TYPE_CHECKING:
     from perfmodel.speculation.diagnosis.terms import Measured, Term
 
 CLEAR = 1.1  # time per token over the predicted one that asks for an explanation
-EAGER = 2.0  # T_D over the predicted one
+EAGER = 2.0  # assumed: T_D over the predicted one
 _RIVALS = {
     "draft": "the draft was slow",
     "verification": "the verification was slow",
     "host": "the GPU waited for the host",
     "plain": "the target itself is slow",
+    "none": "all terms are longer than predicted",
 }
-EAGER_LAYER_S = 100e-6  # of a layer without a graph: its kernels are launched one by one
+# Assumed: of a layer without a graph, whose kernels are launched one by one.
+EAGER_LAYER_S = (100e-6, 3e-3)
 
 
 def sentence_of(
@@ -33,24 +40,91 @@ def sentence_of(
     scenario: Scenario,
     terms: Mapping[str, Term],
     measured: Measured,
-    rivals: Sequence[str],
+    found: Found,
 ) -> str:
-    """What is too long; `rivals` are the culprits that the times do not tell apart from it."""
-    sentence = _culprit_sentence(culprit, scenario, terms, measured)
+    """What is too long, what that leaves over, and what else it may be."""
+    sentence = _culprit_sentence(culprit, scenario, terms, measured, found)
+    if culprit == found.accounts[0].culprit:
+        sentence += _rivals(culprit, [one.culprit for one in found.accounts[1:]], measured)
+    elif found.rejected:
+        sentence += f"; {_misfits(scenario, measured, found.rejected)}"
+    else:
+        sentence += _remainder(scenario, measured, found.rest_s)
+    shortest_s = min(measured.rounds_s.values(), default=math.inf)
+    if measured.plain_s is not None and measured.plain_s > shortest_s:
+        sentence += (
+            f"; the plain step of {1e3 * measured.plain_s:.3g} ms is longer than the round of "
+            f"{1e3 * shortest_s:.3g} ms: check that both have the same batch and prompt length"
+        )
+    return sentence
+
+
+def _rivals(culprit: str, rivals: Sequence[str], measured: Measured) -> str:
+    """The culprits that the times do not tell apart from the likeliest, and what would."""
     if not rivals:
-        return sentence
-    known = ["one round does", "these times do"][len(measured.rounds_s) > 1]
+        return ""
+    one_round = len(measured.rounds_s) == 1
+    known = "one round does" if one_round else "these times do"
     others = ", or ".join(_RIVALS[one] for one in rivals)
-    more = "time rounds of two gamma, or " if len(measured.rounds_s) == 1 else ""
-    flags = {"draft": "draft", "verification": "verify", "host": "host"}
-    listed = [f"--{flag}-ms" for name, flag in flags.items() if name in (culprit, *rivals)]
+    flags = {"plain": "plain", "draft": "draft", "verification": "verify", "host": "host"}
+    given = [f"--{flag}-ms" for name, flag in flags.items() if name in (culprit, *rivals)]
+    if measured.plain_s is not None:
+        given = [flag for flag in given if flag != "--plain-ms"]
+    more = ["time rounds of two gamma"] if one_round else []
+    more += [f"give {'one of ' * (len(given) > 1)}{', '.join(given)}"] if given else []
+    return f"; or {others}, which {known} not tell apart: {', or '.join(more)}"
+
+
+def _remainder(scenario: Scenario, measured: Measured, rest_s: float) -> str:
+    """What a slow term that was measured leaves over of the round."""
+    rest_s_of_round = measured.rounds_s.get(scenario.plan.gamma, math.inf)
+    if rest_s <= SPREAD * rest_s_of_round:
+        return ""
+    known = {
+        "the draft": measured.draft_step_s,
+        "the verification": measured.verify_s,
+        "the host": measured.host_s,
+    }
+    if not float(estimate(scenario).draft_step_s):
+        del known["the draft"]
+    free = [name for name, seconds in known.items() if seconds is None]
+    where = f"may be of {' or '.join(free)}" if free else "are outside of the measured terms"
+    return f"; another {1e3 * rest_s:.3g} ms of the round {where}"
+
+
+def _misfits(scenario: Scenario, measured: Measured, rejected: Sequence[Account]) -> str:
+    """That no account explains all times: what each needs, and the other times that it has."""
+    own, needs = scenario.plan.gamma, list[str]()
+    others = [gamma for gamma in sorted(measured.rounds_s) if gamma != own]
+    names = [*(f"gamma {gamma}" for gamma in others), "plain"]
+    for one in rejected:
+        drafts, verify, host = (float(part) for part in one.parts_s(measured, own))
+        need = {
+            "draft": f"a draft step of {1e3 * drafts / own:.3g} ms",
+            "verification": f"a verification of {1e3 * verify:.3g} ms",
+            "host": f"a host time of {1e3 * host:.3g} ms",
+            "plain": f"a GPU {one.plain:.3g} times as slow",
+        }.get(one.culprit, "nothing else than predicted")
+        rounds_s = [float(sum(one.parts_s(measured, gamma), np.zeros(()))) for gamma in others]
+        needs.append(f"{need} ({_listed_ms(names, [*rounds_s, measured.plain_s and one.plain_s])})")
+    taken = _listed_ms(names, [*(measured.rounds_s[g] for g in others), measured.plain_s])
     return (
-        f"{sentence}; or {others}, which {known} not tell apart: {more}give {' or '.join(listed)}"
+        f"no single cause explains the times: the round of {1e3 * measured.rounds_s[own]:.3g} ms "
+        f"with gamma {own} needs {', or '.join(needs)}; measured: {taken}"
     )
 
 
+def _listed_ms(names: Sequence[str], seconds: Sequence[float | None]) -> str:
+    pairs = zip(names, seconds, strict=True)
+    return ", ".join(f"{name}: {1e3 * s:.3g} ms" for name, s in pairs if s is not None)
+
+
 def _culprit_sentence(
-    culprit: str, scenario: Scenario, terms: Mapping[str, Term], measured: Measured
+    culprit: str,
+    scenario: Scenario,
+    terms: Mapping[str, Term],
+    measured: Measured,
+    found: Found,
 ) -> str:
     match culprit:
         case "draft":
@@ -63,10 +137,11 @@ def _culprit_sentence(
             also = "the batch, that its steps run in CUDA graphs"
             if float(estimate(scenario).plain_overhead_s) > 0:
                 also += ", that the engine has CPU cores of its own"
-            return (
-                f"the target itself is slow, without speculation too: "
-                f"{_versus(terms['plain_s'], 'a step')}; check the GPU's clocks, {also}"
-            )
+            slow, term = "the target itself is slow, without speculation too", terms["plain_s"]
+            unit = "a step"
+            if term.measured is None or term.derived:
+                slow, term, unit = "the target itself is slow", terms["round_s"], "a round"
+            return f"{slow}: {_versus(term, unit)}; check the GPU's clocks, {also}"
         case "acceptance":
             tokens = terms["tokens_per_round"]
             assert tokens.measured is not None and tokens.predicted is not None
@@ -76,13 +151,18 @@ def _culprit_sentence(
             )
         case "faster":
             return faster_sentence(scenario, terms)
+        case "unexplained" if found.rejected:
+            return _misfits(scenario, measured, found.rejected)
     round_s = terms["round_s"]
     if round_s.measured is None or round_s.predicted is None:
         return "no round was timed, and the other terms agree with the prediction"
     agree = "the measured terms agree with the prediction"
     low, high = interval_s(scenario, round_s.predicted)
-    if round_s.measured > high:  # with terms that were all measured
-        return f"{agree}, but the round of {1e3 * round_s.measured:.3g} ms is longer than their sum"
+    if culprit == "unexplained":  # with terms that were all measured
+        return (
+            f"{agree}, but the round of {1e3 * round_s.measured:.3g} ms is "
+            f"{1e3 * found.rest_s:.3g} ms longer than their sum: time outside of these terms"
+        )
     if not 1.0 / CLEAR <= round_s.measured / round_s.predicted <= CLEAR:
         ends = _range_text((low, high))
         agree = f"the round of {1e3 * round_s.measured:.3g} ms is in {ends}"
@@ -130,9 +210,11 @@ def _draft_sentence(scenario: Scenario, term: Term, measured: Measured) -> str:
     assert term.measured is not None and term.predicted is not None
     versus = _versus(term, "a step")
     method, layers = method_of(scenario), scenario.draft.layers if scenario.draft else 1
-    eager = term.measured > EAGER * term.predicted and term.measured > EAGER_LAYER_S * layers
-    known = known_version(scenario, measured)
-    if not eager:
+    least, most = (layers * layer_s for layer_s in EAGER_LAYER_S)
+    eager = term.measured > EAGER * term.predicted and least < term.measured < most
+    known, costs = known_version(scenario, measured), scenario.engine.host_costs(method)
+    launched = costs is not None and costs.draft_layer_s > 0.0  # in the prediction, too
+    if not eager or (launched and known == profile_version(scenario.engine.name)):
         return f"the draft was slow: {versus}"
     if known is not None and method in known.piecewise_drafts:
         return (

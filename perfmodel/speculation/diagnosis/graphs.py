@@ -34,6 +34,14 @@ def lacks_graph(scenario: Scenario, measured: Measured, gamma: ArrayLike) -> Boo
     return np.asarray(lacks)
 
 
+def launches_drafts(scenario: Scenario, measured: Measured) -> bool:
+    """Whether the version that ran launches the layers of drafts, and the prediction does not."""
+    known, method = known_version(scenario, measured), method_of(scenario)
+    if known is None or known == profile_version(scenario.engine.name):
+        return False
+    return method in known.eager_drafts | known.piecewise_drafts
+
+
 def largest_graph(measured: Measured) -> int:
     """Tokens of the largest CUDA graph, vLLM's default unless known."""
     return measured.graph_tokens or DEFAULT_GRAPH_TOKENS

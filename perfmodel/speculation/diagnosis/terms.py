@@ -3,13 +3,15 @@
 A round takes γ·T_D + T_V + host time. If it takes longer than the 90 % interval of its prediction,
 the likeliest `Account` says which term is too long. Otherwise, all terms that were not measured
 take the same factor longer or shorter, and so does a plain step that was not measured. The terms of
-the answer, its sentence and the best γ follow from that one account.
+the answer, its sentence and the best γ follow from that one account. If no account explains the
+times, the best γ is of those that were timed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,16 +19,25 @@ from perfmodel.acceptance.tokens import Acceptance, tokens_per_round
 from perfmodel.errors import ConfigError
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.diagnosis.accounts import (
-    AS_LIKELY,
+    UNEXPLAINED,
     Account,
+    is_complete,
     shared_account,
-    slow_accounts,
     stated_account,
 )
 from perfmodel.speculation.diagnosis.cause import CLEAR, faster_sentence, interval_s, sentence_of
+from perfmodel.speculation.diagnosis.causes import (
+    Found,
+    explains,
+    is_rival,
+    slow_accounts,
+    with_cost,
+)
 from perfmodel.speculation.diagnosis.graphs import lacks_graph
 from perfmodel.speculation.diagnosis.plausible import SPREAD, implausible
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
+from perfmodel.speculation.step_error import host_error, relative_error, time_error
+from perfmodel.units import Z90
 
 GAMMAS = range(1, 17)
 SHOWN = 1e-3  # share by which a plain step that was not measured is at least off to be stated
@@ -90,10 +101,11 @@ class Diagnosis:
     """The terms in seconds, Ω, the culprit with its sentence, and the best γ.
 
     `culprit` is "draft", "verification", "host", "plain", "acceptance", "faster" (than the 90 %
-    interval of the prediction, so the scenario is probably not what ran) or "none". `best_gamma` is
-    0 if no γ pays; `best_speedup` and `speedup` (at the scenario's γ) are over plain decoding, and
-    None if the acceptance is unknown. `or_else` has the answers of other culprits that the times do
-    not tell apart from this one.
+    interval of the prediction, so the scenario is probably not what ran), "unexplained" or "none".
+    `best_gamma` is 0 if no γ pays; `best_speedup` and `speedup` (at the scenario's γ) are over
+    plain decoding, and None if the acceptance is unknown. `or_else` has the answers of other
+    culprits that the times do not tell apart from this one ("none": all terms are longer). Unless
+    an account has `explained` the times, the best γ is of those that were timed.
     """
 
     terms: Mapping[str, Term]
@@ -103,6 +115,7 @@ class Diagnosis:
     best_gamma: int | None
     best_speedup: float | None
     or_else: tuple[Answer, ...] = ()
+    explained: bool = True
 
 
 def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
@@ -114,21 +127,21 @@ def diagnose(scenario: Scenario, measured: Measured) -> Diagnosis:
     _check(scenario, measured)
     predicted = estimate(scenario)
     excesses = _measured_excesses(scenario, predicted, measured)
-    accounts = _accounts(scenario, measured, slow_plain="plain" in excesses)
-    lead, rivals = accounts[0], accounts[1:]
+    found = _found(scenario, measured, slow_plain="plain" in excesses)
+    lead = found.accounts[0]
     terms = _terms(predicted, measured, lead)
     culprit = _culprit(scenario, terms, excesses, lead)
-    if culprit != lead.culprit:
-        rivals = []
+    rivals = found.accounts[1:] if culprit == lead.culprit else []
     answer = _answer(lead, measured)
     return Diagnosis(
         terms=terms,
         culprit=culprit,
-        sentence=sentence_of(culprit, scenario, terms, measured, [one.culprit for one in rivals]),
+        sentence=sentence_of(culprit, scenario, terms, measured, found),
         speedup=answer.speedup,
         best_gamma=answer.best_gamma,
         best_speedup=answer.best_speedup,
         or_else=tuple(_answer(one, measured) for one in rivals),
+        explained=lead.culprit != UNEXPLAINED,
     )
 
 
@@ -165,30 +178,32 @@ def _check(scenario: Scenario, measured: Measured) -> None:
         )
 
 
-def _accounts(scenario: Scenario, measured: Measured, *, slow_plain: bool) -> list[Account]:
-    """The likeliest account, and those that are about as likely."""
-    stated, round_s = stated_account(scenario, measured), measured.rounds_s.get(scenario.plan.gamma)
+def _found(scenario: Scenario, measured: Measured, *, slow_plain: bool) -> Found:
+    """The accounts of the times."""
+    stated, gamma = stated_account(scenario, measured), scenario.plan.gamma
     point, verify = estimate(scenario), 1.0
     if slow_plain and measured.plain_s is not None:
         verify = measured.plain_s / float(point.plain_tpot_s)
-    if round_s is not None:
-        most_s = interval_s(scenario, float(point.round_s))[1]
-        stated_s = float(sum(stated.parts_s(measured, scenario.plan.gamma), np.zeros(())))
-        if round_s > most_s and round_s > most_s * stated_s / float(point.round_s):
-            found = slow_accounts(stated, measured, slow_plain=slow_plain)
-            if found:
-                return [found[0], *(one for one in found[1:] if _is_rival(one, found[0]))]
-    return [shared_account(stated, measured, verify=verify)]
-
-
-def _is_rival(account: Account, lead: Account) -> bool:
-    """Whether the times do not tell the account from the likeliest.
-
-    A slow draft and a slow host are told apart by other times than the round, if at all.
-    """
-    both = {account.culprit, lead.culprit} == {"draft", "host"}
-    by_times = account.cost - account.prior <= lead.cost - lead.prior + AS_LIKELY
-    return by_times or (both and account.misfit <= lead.misfit + AS_LIKELY)
+    shared = shared_account(stated, measured, verify=verify)
+    if gamma not in measured.rounds_s:
+        return Found(accounts=[shared])
+    round_s, predicted_s = measured.rounds_s[gamma], float(point.round_s)
+    stated_s = float(sum(stated.parts_s(measured, gamma), np.zeros(())))
+    most_s = interval_s(scenario, predicted_s)[1] * max(1.0, stated_s / predicted_s)
+    if is_complete(scenario, measured):
+        most_s = (1.0 + SPREAD) * stated_s
+    rest_s, spread = round_s - stated_s, math.log(most_s / predicted_s)
+    inside = bool(round_s <= most_s)
+    if inside and not slow_plain and explains(shared, measured, scenario, spread=spread):
+        return Found(accounts=[shared], rest_s=rest_s)
+    found = slow_accounts(stated, measured, slow_plain=slow_plain)
+    if good := [one for one in found if explains(one, measured, scenario)]:
+        if measured.plain_s is None and _pays(shared, measured) != _pays(good[0], measured):
+            good.append(with_cost(shared, measured, scenario))
+        rivals = [one for one in good[1:] if is_rival(one, good[0])]
+        return Found(accounts=[good[0], *rivals], rest_s=rest_s)
+    found = found or [shared] * inside
+    return Found(accounts=[replace(stated, culprit=UNEXPLAINED)], rejected=found, rest_s=rest_s)
 
 
 def _terms(predicted: RoundEstimate, measured: Measured, account: Account) -> dict[str, Term]:
@@ -197,9 +212,10 @@ def _terms(predicted: RoundEstimate, measured: Measured, account: Account) -> di
     host_s, round_s, plain_s = measured.host_s, measured.rounds_s.get(gamma), measured.plain_s
     if round_s is not None:
         parts = [float(part) for part in account.parts_s(measured, gamma)]
-        draft_s = parts[0] / gamma if draft_s is None else draft_s
-        verify_s = parts[1] if verify_s is None else verify_s
-        host_s = parts[2] if host_s is None else host_s
+        if account.culprit != UNEXPLAINED:
+            draft_s = parts[0] / gamma if draft_s is None else draft_s
+            verify_s = parts[1] if verify_s is None else verify_s
+            host_s = parts[2] if host_s is None else host_s
     elif draft_s is not None and verify_s is not None:
         round_s = gamma * draft_s + verify_s + (host_s or 0.0)
     if plain_s is None and abs(account.plain_s / predicted.plain_tpot_s - 1.0) > SHOWN:
@@ -227,20 +243,28 @@ def _measured_excesses(
 ) -> dict[str, float]:
     """Seconds by which what was measured itself is too long, by culprit; lost tokens as seconds.
 
-    Beyond the 90 % interval of the round, or for a plain step of its own; of Ω, beyond 10 %.
+    Beyond its own 90 % interval and, of a term of the round, `SPREAD` of it; of Ω, beyond 10 %.
     """
     gamma, round_s, plain_s = scenario.plan.gamma, predicted.round_s, predicted.plain_tpot_s
-    of_round_s = interval_s(scenario, float(round_s))[1] - float(round_s)
-    of_plain_s = interval_s(without_speculation(scenario), float(plain_s))[1] - float(plain_s)
+    gpu, host, plain = (
+        math.exp(Z90 * error)
+        for error in (
+            relative_error(scenario),
+            host_error(scenario),
+            time_error(without_speculation(scenario)),
+        )
+    )
+    least_s = SPREAD * float(round_s)
     times = {
-        "draft": (measured.draft_step_s, predicted.draft_step_s, gamma, of_round_s),
-        "verification": (measured.verify_s, predicted.verify.total_s, 1, of_round_s),
-        "host": (measured.host_s, predicted.overhead_s, 1, of_round_s),
-        "plain": (measured.plain_s, plain_s, 1, of_plain_s),
+        "draft": (measured.draft_step_s, predicted.draft_step_s, gpu, gamma, least_s),
+        "verification": (measured.verify_s, predicted.verify.total_s, gpu, 1, least_s),
+        "host": (measured.host_s, predicted.overhead_s, host, 1, least_s),
+        "plain": (measured.plain_s, plain_s, plain, 1, 0.0),
     }
     excesses = dict[str, float]()
-    for name, (was, expected, count, limit_s) in times.items():
-        if was is not None and (more_s := count * (was - float(expected))) > limit_s:
+    for name, (was, expected, most, count, limit_s) in times.items():
+        more_s = 0.0 if was is None else count * (was - float(expected))
+        if was is not None and was > most * expected and more_s > limit_s:
             excesses[name] = more_s
     if measured.acceptance is not None and not np.isnan(predicted.tokens_per_round):
         tokens = float(tokens_per_round(measured.acceptance, gamma))
@@ -254,27 +278,28 @@ def _culprit(
     scenario: Scenario, terms: Mapping[str, Term], excesses: Mapping[str, float], lead: Account
 ) -> str:
     """The largest excess; "faster" if a time is below its 90 % interval, or "none"."""
-    excesses, round_s = dict(excesses), terms["round_s"]
-    if lead.culprit != "none":
+    excesses, slow = dict(excesses), lead.culprit not in ("none", UNEXPLAINED)
+    if slow:
         if lead.culprit == "host":
             excesses.pop("plain", None)
-        if lead.culprit != "plain":
-            excesses[lead.culprit] = _derived_excess_s(scenario, terms, lead.culprit)
+        excesses[lead.culprit] = _derived_excess_s(scenario, terms, lead.culprit)
     if excesses:
         return max(excesses, key=lambda name: excesses[name])
-    assert round_s.predicted is not None
-    if (round_s.measured or 0.0) > interval_s(scenario, round_s.predicted)[1]:
-        names = ("draft", "verification", "host")
-        more = {name: _derived_excess_s(scenario, terms, name) for name in names}
-        return max(more, key=lambda name: more[name]) if max(more.values()) > 0.0 else "none"
+    if lead.culprit == UNEXPLAINED:
+        return UNEXPLAINED
     return "faster" if faster_sentence(scenario, terms) else "none"
 
 
 def _derived_excess_s(scenario: Scenario, terms: Mapping[str, Term], culprit: str) -> float:
-    """Seconds of a round by which T_D, T_V or the host are too long."""
-    name = {"draft": "draft_step_s", "verification": "verify_s", "host": "host_s"}[culprit]
+    """Seconds of a round by which T_D, T_V, the host or all passes are too long."""
+    names = {"draft": "draft_step_s", "verification": "verify_s", "host": "host_s"}
+    name = names.get(culprit, "round_s")
     count = scenario.plan.gamma if culprit == "draft" else 1
     return count * ((terms[name].measured or 0.0) - (terms[name].predicted or 0.0))
+
+
+def _pays(account: Account, measured: Measured) -> bool:
+    return bool(_answer(account, measured).best_gamma)
 
 
 def _answer(account: Account, measured: Measured) -> Answer:
@@ -282,6 +307,8 @@ def _answer(account: Account, measured: Measured) -> Answer:
     scenario = account.scenario
     acceptance, now = measured.acceptance or scenario.acceptance, scenario.plan.gamma
     gammas = np.array(sorted({*GAMMAS, now}))
+    if account.culprit == UNEXPLAINED:
+        gammas = np.array(sorted(measured.rounds_s))
     tokens = np.broadcast_to(estimate(scenario, gamma=gammas).tokens_per_round, gammas.shape)
     if acceptance is not None:
         tokens = tokens_per_round(acceptance, gammas)

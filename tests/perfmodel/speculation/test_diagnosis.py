@@ -120,12 +120,14 @@ def test_low_acceptance_and_the_best_gamma() -> None:
     assert expected.culprit == "none" and (expected.best_gamma or 0) >= 4
 
 
-def test_a_round_longer_than_terms_that_are_as_predicted_has_no_culprit() -> None:
+def test_a_round_longer_than_terms_that_are_as_predicted_is_unexplained() -> None:
     point = estimate(ran())
     terms = {"draft_step_s": float(point.draft_step_s), "verify_s": float(point.verify.total_s)}
     whole_s = float(point.round_s)
     answer = explained(ran(), rounds_s={3: 1.5 * whole_s}, host_s=0.0, **terms)
-    assert answer.culprit == "none" and "is longer than their sum" in answer.sentence
+    assert answer.culprit == "unexplained" and not answer.explained
+    more_ms = 1e3 * 0.5 * whole_s
+    assert f"is {more_ms:.3g} ms longer than their sum" in answer.sentence
 
 
 def test_the_interval_of_a_plain_step_has_no_least_width() -> None:

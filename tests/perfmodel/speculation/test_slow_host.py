@@ -40,13 +40,13 @@ def test_other_slow_rounds_do_not_wait_for_the_host(
 ) -> None:
     scenario = ran(11, 5696, **WAITS | values, gamma=2)
     answer = explained(scenario, plain_s=plain_s, rounds_s={2: round_s})
-    assert answer.culprit in ("draft", "plain")
+    assert answer.culprit not in ("host", "none")
     assert "the host takes longer" not in answer.sentence
 
 
 def test_a_draft_in_exported_graphs_did_not_run_eagerly() -> None:
     scenario = ran(11, 5696, **WAITS, gamma=2)
-    times = {"plain_s": 2.1e-3, "rounds_s": {2: 12e-3}}
+    times = {"plain_s": 2.1e-3, "rounds_s": {2: 8e-3}}
     assert explained(scenario, **times).sentence.startswith("the draft probably ran eagerly")
     exported = explained(scenario, **times, exported_graphs=True)
     assert exported.culprit == "draft" and exported.sentence.startswith("the draft was slow: ")
@@ -56,10 +56,11 @@ def test_one_round_does_not_tell_a_slow_draft_from_a_slow_host() -> None:
     """Each has its own answer: that of the host includes its plain step."""
     scenario = ran(11, 5696, **WAITS, gamma=2, acceptance=0.8)
     alone = explained(scenario, rounds_s={2: 6.5e-3})
-    assert "or the draft was slow, which one round does not tell apart" in alone.sentence
-    assert alone.sentence.endswith("time rounds of two gamma, or give --draft-ms or --host-ms")
-    [draft] = alone.or_else
-    assert (alone.culprit, draft.culprit) == ("host", "draft")
+    assert "or the draft was slow, or " in alone.sentence
+    assert "which one round does not tell apart: time rounds of two gamma, " in alone.sentence
+    assert "--draft-ms" in alone.sentence and "--host-ms" in alone.sentence
+    [draft] = [one for one in alone.or_else if one.culprit == "draft"]
+    assert alone.culprit == "host"
     assert (alone.speedup or 0) > 1.5 > 1.0 > (draft.speedup or 9)
     known = float(estimate(scenario).tokens_per_round * estimate(scenario).plain_tpot_s) / 6.5e-3
     assert draft.speedup == pytest.approx(known)
