@@ -26,7 +26,8 @@ from perfmodel.specs import EngineProfile, ModelSpec
 ALPHAS = (0.6, 0.7, 0.8, 0.9)  # for which decisions are validated
 NEAR_TIE = 0.03  # speedups this close to 1 do not count as a decision
 TOLERANCES = {"plain": 3.0, "rounds": 5.0, "worst": 15.0, "regret": 2.0}  # percent
-HOST_DELAY = 0.02  # most ln(delay) by one standard error of an unknown host's time
+SLOWEST_HOST = 1.85  # host times of the slowest timed machine over those of the fastest
+HOST_DELAY = 0.02  # most ln(delay) by such a host, for its speed not to matter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ def point_errors(
         of_hosts[host] = slowdown
     groups = grouped(records, gpu, hosts if slowdowns else None)
     for group in (each.on(of_hosts) for each in groups):
-        known = group.host_delays(profile) < HOST_DELAY
+        known = group.host_delays(profile, SLOWEST_HOST) < HOST_DELAY
         for record, seconds, of_gpu in zip(
             group.records, group.seconds(profile), known, strict=True
         ):

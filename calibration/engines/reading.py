@@ -26,7 +26,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
 
     The repeats of all records of a point are pooled; identical records count once. If some have
     windows of rounds and others have none, only the former count. The windows of records whose
-    fixed loops took longer than on the fastest host are left out: all of them were disturbed. A
+    fixed loops took longer than on the fastest host of `paths` are left out: all were disturbed. A
     point that one file holds back is held back, and so are the points of `check` that `paths` do
     not fit.
 
@@ -91,7 +91,7 @@ def _without_slowed(
     records: Sequence[tuple[PointRecord, bool]],
 ) -> tuple[list[tuple[PointRecord, bool]], list[str]]:
     """The records, without windows where the host was slow all the time, and a note on these."""
-    fastest = fastest_loop_s([record.loop_s for record, _ in records])
+    fastest = fastest_loop_s([r.loop_s for r, is_check in records if not is_check])
     slow = [record for record, _ in records if is_slowed(record.loop_s, fastest)]
     names = dict.fromkeys(record.point.id for record in slow)
     why = (

@@ -73,15 +73,14 @@ class Group:
         From the range of their repeats, and from the host's time as far as it delays a step.
         """
         spread = [max(MEASUREMENT_ERROR, SPREAD_ERROR * r.spread) for r in self.records]
-        return np.hypot(spread, self.host_delays(profile))
+        return np.hypot(spread, self.host_delays(profile, np.exp(self.host_errors)))
 
-    def host_delays(self, profile: EngineProfile) -> Array:
-        """ln(delay) by one standard error of the host's time while a record was timed."""
+    def host_delays(self, profile: EngineProfile, slowdown: ArrayLike) -> Array:
+        """ln(delay) by a slower host while a record was timed; 0 of records whose host is known."""
         passes_s = self.passes_s(profile)
+        slowdowns = np.where(self.host_errors > 0.0, slowdown, 1.0)
         expected = passes_s + self.waits(profile, passes_s)
-        return np.log(
-            (passes_s + self.waits(profile, passes_s, np.exp(self.host_errors))) / expected
-        )
+        return np.log((passes_s + self.waits(profile, passes_s, slowdowns)) / expected)
 
     @property
     def measured_s(self) -> Array:
