@@ -71,9 +71,9 @@ PAIR_ERROR, PAIR_SHARE, PAIR_TP_SHARE = 0.025, 1.0 / 3.0, 0.75
 UNMEASURED_FACTOR = 3.0
 
 
-# Of ln(host time) on another machine than the profile's, or of several ranks, which were not timed
-# undisturbed: a 90 % interval of half to twice the time, as fixed loops took on the cores of one
-# machine type (2.1 to 4.5 ms).
+# Of ln(host time) on another machine than the profile's, or at numbers of ranks that were not timed:
+# a 90 % interval of half to twice the time, as fixed loops took on the cores of one machine type
+# (2.1 to 4.5 ms).
 OTHER_HOST_ERROR = math.log(2.0) / Z90
 # The share of the variance of a host's error that a plain step and a round have in common. The
 # likelihood of 52 pairs of vLLM 0.26 that both wait for the host, with EAGLE-3 or n-gram look-up,
@@ -307,13 +307,14 @@ def _split_delays(
 
 
 def host_error(scenario: Scenario) -> float:
-    """Standard error of ln(host time), wider on another machine or with several ranks.
+    """Standard error of ln(host time), wider on another machine or at a TP that was not timed.
 
     0 if the profile does not state it apart.
     """
-    stated = scenario.engine.host_error
-    is_other = engine_distance(scenario) > Distance.SAME_GPU or scenario.group_tp > 1
-    return max(stated, OTHER_HOST_ERROR) if stated and is_other else stated
+    engine, is_same = scenario.engine, engine_distance(scenario) is Distance.SAME_GPU
+    is_known = is_same and engine.is_timed_at(scenario.group_tp)
+    stated = engine.host_error
+    return max(stated, OTHER_HOST_ERROR) if stated and not is_known else stated
 
 
 def _speedup_host_error(

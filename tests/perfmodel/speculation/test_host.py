@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import a_scenario
 
@@ -91,16 +91,18 @@ def test_drafts_are_launched_after_a_plain_steps_scheduling(
     assert float(point.round_s) == pytest.approx(max(passes_s(point), host_s))
 
 
+@example(0.0, 14.64477e-3, 0.0, True, True)
 @given(*[st.floats(0, 30e-3)] * 3, *[st.booleans()] * 2)
 def test_no_round_is_shorter_than_a_plain_step(
     step_s: float, plain_s: float, draft_step_s: float, overlapped: bool, plain_overlapped: bool
 ) -> None:
+    """Up to rounding where the host sets both, as its wait is added to the time of different passes."""
     costs = HostCosts(
         method="eagle3", overlapped=overlapped, step_s=step_s, draft_step_s=draft_step_s
     )
     plain = HostCosts(method="plain", overlapped=plain_overlapped, step_s=plain_s)
     point = estimate(with_host(costs, plain, draft="eagle3", gamma=4, acceptance=0.8, **WORK))
-    assert float(point.round_s) >= float(point.plain_tpot_s)
+    assert float(point.round_s) >= float(point.plain_tpot_s) * (1.0 - 2.0**-51)
 
 
 @given(st.floats(0, 2e-3), st.booleans())

@@ -136,12 +136,18 @@ def test_intervals_of_speedups_are_wide_where_the_gpu_waits() -> None:
 
 @pytest.mark.parametrize(
     ("gpu", "tp", "expected"),
-    [("h200", 1, OF_HOST), ("h100-sxm", 1, OTHER_HOST_ERROR), ("h200", 2, OTHER_HOST_ERROR)],
+    [
+        ("h200", 1, OF_HOST),
+        ("h200", 2, OF_HOST),
+        ("h200", 4, OTHER_HOST_ERROR),
+        ("h100-sxm", 1, OTHER_HOST_ERROR),
+    ],
 )
-def test_the_host_of_another_machine_may_take_half_or_twice_the_time(
+def test_the_host_of_another_machine_or_tp_may_take_half_or_twice_the_time(
     gpu: str, tp: int, expected: float
 ) -> None:
-    scenario = replace(with_host(1.0, gpu=gpu), tp=tp)
+    scenario = with_host(1.0, gpu=gpu)
+    scenario = replace(scenario, tp=tp, engine=replace(scenario.engine, timed_tp=(1, 2)))
     assert host_error(scenario) == pytest.approx(expected)
     assert math.exp(Z90 * OTHER_HOST_ERROR) == pytest.approx(2.0)
     known = replace(scenario, engine=replace(scenario.engine, host_error=0.0))
