@@ -268,13 +268,12 @@ def test_memory_that_is_neither_weights_nor_cache_is_reserved(
 
 def test_memory_that_an_engine_leaves_to_others_is_not_reserved() -> None:
     """Of the shipped records, in any order; without a cache that fills a GPU, a constant."""
-    paths = [
-        MEASURED / f"engine-vllm-0.26-h200{kind}.jsonl" for kind in ("", "-tp2", "-undisturbed")
-    ]
+    kinds = ("", "-command", "-tp2", "-undisturbed")
+    paths = [MEASURED / f"engine-vllm-0.26-h200{kind}.jsonl" for kind in kinds]
     shipped = engine_profile("vllm-0.26", catalog.gpu("h200")).reserved_bytes
     for order in permutations(paths):
         assert reserved_bytes(read_engine_records(order)) == pytest.approx(shipped, rel=1e-3)
-    shared = read_engine_records(paths[2:])
+    shared = read_engine_records(paths[3:])
     assert {start.facts["gpu_memory_utilization"] for start in shared.starts} == {0.05}
     assert reserved_bytes(shared) == DEFAULT_RESERVED_BYTES
 
