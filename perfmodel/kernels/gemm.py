@@ -89,10 +89,11 @@ class MeasuredRatios:
             log_ratio=np.concatenate([self.log_ratio, other.log_ratio]),
         )
 
-    def timed(self, n: int, k: int) -> bool:
-        """Whether this matrix was timed."""
+    def timed(self, rows: Floats, n: int, k: int) -> Bools:
+        """Whether this matrix was timed with as many rows."""
         near_n = abs(self.log_n - math.log(n)) < SAME
-        return bool(np.any(near_n & (abs(self.log_k - math.log(k)) < SAME)))
+        matrix = np.any(near_n & (abs(self.log_k - math.log(k)) < SAME))
+        return np.asarray(matrix & (rows >= self.m_knots[0]) & (rows <= self.m_knots[-1]))
 
     def log_ratio_of(self, n: int, k: int) -> Floats:
         """ln(time / table time) of one matrix at each of `m_knots`, shape (M,)."""
@@ -185,11 +186,12 @@ class GemmCurve:
     def in_range(self, *, m: ArrayLike, n: int, k: int) -> Bools:
         """Whether each `m` is inside the measured grid; outside, utilisation is held constant."""
         rows = np.asarray(m, dtype=np.float64)
-        matrix = self.n_knots[0] <= n <= self.n_knots[-1] and (
-            self.k_knots[0] <= k <= self.k_knots[-1]
-        )
-        matrix |= self.measured is not None and self.measured.timed(n, k)
-        return np.asarray((rows >= self.m_knots[0]) & (rows <= self.m_knots[-1]) & matrix)
+        inside = (rows >= self.m_knots[0]) & (rows <= self.m_knots[-1])
+        inside &= self.n_knots[0] <= n <= self.n_knots[-1]
+        inside &= self.k_knots[0] <= k <= self.k_knots[-1]
+        if self.measured is not None:
+            inside |= self.measured.timed(rows, n, k)
+        return np.asarray(inside)
 
 
 def roofline_seconds(

@@ -14,7 +14,7 @@ import perfmodel
 from perfmodel import catalog
 from perfmodel.catalog.kernels import gemm_curve
 from perfmodel.errors import ConfigError
-from perfmodel.kernels.gemm import GemmCurve, Waves, roofline_seconds
+from perfmodel.kernels.gemm import GemmCurve, MeasuredRatios, Waves, roofline_seconds
 
 EFFICIENCY = Path(perfmodel.__file__).parent / "catalog" / "efficiency"
 PEAKS = {  # dense bf16 FLOP/s, HBM bytes/s
@@ -189,6 +189,19 @@ def test_in_range_is_the_measured_grid() -> None:
     assert curve.in_range(m=[1, 512, 513], n=256, k=4096).tolist() == [True, True, False]
     assert not curve.in_range(m=[1], n=4097, k=256).any()
     assert not curve.in_range(m=[1], n=256, k=128).any()
+
+
+def test_a_timed_matrix_is_in_range_with_the_rows_that_were_timed() -> None:
+    ratios = MeasuredRatios(
+        m_knots=np.array([8.0, 64.0]),
+        log_n=np.log([8192.0]),
+        log_k=np.log([256.0]),
+        log_ratio=np.zeros((1, 2)),
+    )
+    curve = replace(small_curve(), measured=ratios)
+    rows = [7, 8, 64, 65]
+    assert curve.in_range(m=rows, n=8192, k=256).tolist() == [False, True, True, False]
+    assert curve.in_range(m=rows, n=4096, k=256).all()  # of the table
 
 
 @pytest.mark.parametrize("part", ["", "source", "waves", "table"])
