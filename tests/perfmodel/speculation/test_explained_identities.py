@@ -26,9 +26,7 @@ def said(scenario: Scenario, rounds: dict[int, float]) -> Diagnosis:
     point = estimate(scenario)
     width = math.exp(WIDTH * time_error(scenario))
     ratio = rounds[scenario.plan.gamma] / float(point.round_s)
-    inside = 1.0 / width <= ratio <= width
-    assert inside or answer.culprit != "none"
-    assert not inside or answer.culprit == "none" or len(rounds) > 1
+    assert (answer.culprit == "none") == (1.0 / width <= ratio <= width)
     if found := re.search(r"of ([\d.]+) ms is in .*, ([\d.]+) to ([\d.]+) ms", answer.sentence):
         taken, low, high = (float(number) for number in found.groups())
         assert 0.995 * low <= taken <= 1.005 * high
