@@ -190,7 +190,7 @@ def test_the_sentence_states_the_break_even_batch() -> None:
 def test_drafts_that_do_not_fit_are_named_and_not_called_unknown() -> None:
     """EAGLE-3's acceptance is known, but it does not fit; look-ups' acceptance is unknown."""
     values = {"target": "qwen3-30b-a3b", "gpu": "a100-sxm-80gb", "engine": "vllm", "tp": 1}
-    result = answer(**values, batch=15, prompt_tokens=4000, choices=[("eagle3", "full"), NGRAM])
+    result = answer(**values, batch=17, prompt_tokens=4000, choices=[("eagle3", "full"), NGRAM])
     known = result.beyond_limits
     assert result.studied is None and result.unmeasured and known is not None
     assert known.scenario.plan.draft == "eagle3" and set(known.violation(SLO())) == {"memory"}
@@ -258,11 +258,12 @@ def test_steps_without_measured_kernels_are_named_in_the_evidence() -> None:
 
 def test_a_range_that_ends_at_the_largest_graph_says_so() -> None:
     work = {"prompt_tokens": 200, "output_tokens": 600, "acceptance": 0.7, "draft": "eagle3"}
+    work |= {"engine": "vllm-0.26", "gpu": "h200", "tp": 1}
     notes = {}
-    for batch in (16, 313):
-        plan = find_plan({"engine": "vllm-0.26", "gpu": "h200", "tp": 1, "batch": batch, **work})
+    for batch, slower in ((16, 1.0), (16, 1.6), (313, 1.6)):  # launches take longer than the GPU
+        plan = find_plan({**work, "batch": batch, "host_factor": slower})
         assert plan.batch is not None
         ends = {end for first, last in plan.batch.ranges for end in (first - 1, last)}
-        notes[batch] = [note for note in plan.notes if "CUDA graph" in note]
-        assert bool(notes[batch]) == (313 in ends)
+        notes[batch, slower] = [note for note in plan.notes if "CUDA graph" in note]
+        assert bool(notes[batch, slower]) == (313 in ends)
     assert any(notes.values())
