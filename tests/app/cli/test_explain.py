@@ -3,14 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from strategies import a_scenario
 
 from app.cli.main import run
+from perfmodel import RoundEstimate, estimate
 
 RAN = ["--gpu", "h200", "--draft", "llama-3.2-1b", "--draft-policy", "full", "--gamma", "3"]
 WORK = ["--batch", "8", "--prompt-tokens", "4096"]
 # vLLM 0.23.0 on one H200: a plain step, and rounds of γ 1 and 3 (docs/results/serving-engines.md).
 MEASURED = ["--plain-ms", "6.0", "--round-ms", "1:14.2,3:37.8", "--runs-on", "vllm-0.23"]
+# EAGLE-3 of a small target, whose plain steps and rounds wait for the host.
+WAITS = {"target": "llama-3.2-1b", "gpu": "h200", "draft": "eagle3", "gamma": 2, "batch": 8,
+         "prompt_tokens": 1024, "engine": "vllm-0.26"}  # fmt: skip
+HEAD = [word for k, v in WAITS.items() for word in (f"--{k.replace('_', '-')}", str(v))]
 LOG = """\
 INFO [loggers.py:259] Engine 000: Avg prompt throughput: 0.0 tokens/s, Avg generation throughput: \
 630.0 tokens/s, Running: 8 reqs, Waiting: 0 reqs
@@ -18,6 +25,14 @@ INFO [metrics.py:101] SpecDecoding metrics: Mean acceptance length: 3.03, Accept
 3.87 tokens/s, Drafted throughput: 5.72 tokens/s, Accepted: 337 tokens, Drafted: 498 tokens, \
 Per-position acceptance rate: 0.837, 0.669, 0.524, Avg Draft acceptance rate: 67.7%
 """
+
+
+def predicted(**values: object) -> RoundEstimate:
+    return estimate(a_scenario(**WAITS, acceptance=0.8, **values))
+
+
+def ms(seconds: object, decimals: int = 4) -> str:
+    return f"{1e3 * float(seconds):.{decimals}f}"  # type: ignore[arg-type]
 
 
 def test_the_eager_draft_of_vllm_0_23_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,42 +46,45 @@ def test_the_eager_draft_of_vllm_0_23_is_named(capsys: pytest.CaptureFixture[str
 def test_a_round_that_waits_for_the_host_is_no_eager_draft(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A round of EAGLE-3 in which the host takes 1.7 times as long as vLLM's on an H200."""
-    ran = ["--target", "llama-3.2-1b", "--gpu", "h200", "--draft", "eagle3", "--gamma", "2"]
-    work = ["--batch", "11", "--prompt-tokens", "5696", "--tokens-per-round", "3"]
-    times = ["--plain-ms", "2.20", "--round-ms", "5.40", "--engine", "vllm-0.26"]
-    assert run(["explain", *ran, *work, *times]) == 0
+    """A round of EAGLE-3 in which the host takes 2.8 times as long as vLLM's on an H200."""
+    slow = predicted(host_factor=2.8)
+    times = ["--plain-ms", ms(slow.plain_tpot_s), "--round-ms", ms(slow.round_s)]
+    assert run(["explain", *HEAD, *times, "--tokens-per-round", "3"]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert words.startswith("The GPU probably waited for the host: ") and "eagerly" not in words
 
 
-@pytest.mark.parametrize("draft_ms", [[], ["--draft-ms", "0.379"]])
+@pytest.mark.parametrize("draft_is_known", [False, True])
 def test_a_plain_step_that_was_not_measured_is_that_of_the_slow_host(
-    draft_ms: list[str], capsys: pytest.CaptureFixture[str]
+    draft_is_known: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Speculation pays on a host twice as slow as predicted, as on the predicted one."""
-    ran = ["--target", "llama-3.2-1b", "--gpu", "h200", "--draft", "eagle3", "--gamma", "2"]
-    work = ["--batch", "11", "--prompt-tokens", "5696", "--acceptance", "0.8"]
-    times = ["--engine", "vllm-0.26", "--round-ms", "6.2", *draft_ms]
-    assert run(["explain", *ran, *work, *times]) == 0
+    """Speculation pays on a host 2.8 times as slow as predicted, as on the predicted one."""
+    usual, slow = predicted(), predicted(host_factor=2.8)
+    best = estimate(slow.scenario, gamma=list(range(1, 17))).speedup
+    draft_ms = ["--draft-ms", ms(usual.draft_step_s)] if draft_is_known else []
+    alpha = ["--acceptance", "0.8"]
+    assert run(["explain", *HEAD, "--round-ms", ms(slow.round_s), *draft_ms, *alpha]) == 0
     words = " ".join(capsys.readouterr().out.split())
     assert "waited for the host" in words
-    assert "If it is the host (also in plain steps), gamma 4 is best, at 1.75x; the" in words
-    if not draft_ms:
-        assert "no gamma pays; the current speedup is 0.82x" in words
-    assert "host time of a round 3.44 ms 0.39 ms derived" in words
+    gamma, gain = int(np.argmax(best)) + 1, float(np.max(best))
+    of = f"If it is the host (also in plain steps), gamma {gamma} is best, at {gain:.2f}x; the"
+    assert of in words
+    if not draft_is_known:
+        now = float(usual.tokens_per_round * usual.plain_tpot_s / slow.round_s)
+        assert now < 1.0 and f"no gamma pays; the current speedup is {now:.2f}x" in words
+    waits = f"{ms(slow.overhead_s, 2)} ms {ms(usual.overhead_s, 2)} ms derived"
+    assert f"host time of a round {waits}" in words
     assert "ms derived verification" in words  # the plain step
 
 
 def test_a_measured_plain_step_is_not_that_of_a_slow_host(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ran = ["--target", "llama-3.2-1b", "--gpu", "h200", "--draft", "eagle3", "--gamma", "2"]
-    work = ["--batch", "11", "--prompt-tokens", "5696", "--acceptance", "0.8"]
-    times = ["--engine", "vllm-0.26", "--round-ms", "6.2", "--plain-ms", "2.6"]
-    assert run(["explain", *ran, *work, *times]) == 0
+    slow = predicted(host_factor=2.8)
+    times = ["--round-ms", ms(slow.round_s), "--plain-ms", ms(slow.plain_tpot_s)]
+    assert run(["explain", *HEAD, *times, "--acceptance", "0.8"]) == 0
     words = capsys.readouterr().out
-    assert "if it is the host" in words.lower() and "also in plain steps" not in words
+    assert "waited for the host" in words and "also in plain steps" not in words
 
 
 def test_a_log_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
