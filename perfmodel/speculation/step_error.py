@@ -71,13 +71,13 @@ PAIR_ERROR, PAIR_SHARE, PAIR_TP_SHARE = 0.025, 1.0 / 3.0, 0.75
 UNMEASURED_FACTOR = 3.0
 
 
-# Of ln(host time) on another machine than the profile's, or at numbers of ranks that were not timed:
-# a 90 % interval of half to twice the time, as fixed loops took on the cores of one machine type
-# (2.1 to 4.5 ms).
+# Of ln(host time) on another machine than the profile's, or at a TP that was not timed: a 90 %
+# interval of half to twice the time, as fixed loops took on the cores of one machine type (2.1 to
+# 4.5 ms).
 OTHER_HOST_ERROR = math.log(2.0) / Z90
 # The share of the variance of a host's error that a plain step and a round have in common. The
-# likelihood of 52 pairs of vLLM 0.26 that both wait for the host, with EAGLE-3 or n-gram look-up,
-# is largest at 0.88, and at 0.84 to 0.91 without one of the files. No pair with a draft model waits
+# likelihood of 63 pairs of vLLM 0.26 that both wait for the host, with EAGLE-3 or n-gram look-up,
+# is largest at 0.94, and at 0.92 to 0.96 without one of the files. No pair with a draft model waits
 # in both; its rounds, which are launched layer by layer, are missed independently of others.
 HOST_SHARED = 0.8
 

@@ -63,7 +63,9 @@ def test_a_wave_of_few_blocks_is_as_long_as_measured() -> None:
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize(("head_dim", "rms", "of_other"), [(128, 0.0511, 0.123), (64, 0.0338, 0.163)])
+@pytest.mark.parametrize(
+    ("head_dim", "rms", "of_other"), [(128, 0.0511, 0.123), (64, 0.0338, 0.163)]
+)
 def test_narrow_heads_have_the_measured_waves_with_twice_the_share(
     head_dim: int, rms: float, of_other: float
 ) -> None:

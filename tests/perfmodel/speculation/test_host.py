@@ -96,7 +96,7 @@ def test_drafts_are_launched_after_a_plain_steps_scheduling(
 def test_no_round_is_shorter_than_a_plain_step(
     step_s: float, plain_s: float, draft_step_s: float, overlapped: bool, plain_overlapped: bool
 ) -> None:
-    """Up to rounding where the host sets both, as its wait is added to the time of different passes."""
+    """Up to rounding where the host sets both: its wait is added to different passes."""
     costs = HostCosts(
         method="eagle3", overlapped=overlapped, step_s=step_s, draft_step_s=draft_step_s
     )
