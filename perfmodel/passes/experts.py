@@ -58,6 +58,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
         most = experts.count // rank.ep
         seconds = _as_dense(dense, pairs, touched, most, 2 * width, hidden, peaks)
         seconds = seconds + _as_dense(dense, pairs, touched, most, hidden, width, peaks)
+        seconds = rank.engine.linear_factor * seconds
     else:
         shape: dict[str, Any] = {"hidden": hidden, "inter": width, "top_k": local_k}
         divided = {"ranks": rank.ep, "count": experts.count}
@@ -69,7 +70,7 @@ def _grouped_gemms(rank: Rank, experts: Experts, rows: Floats) -> Part:
     return Part(
         "experts",
         # Small tables were measured in L2.
-        np.maximum(experts.layers * rank.engine.linear_factor * seconds, memory_s),
+        np.maximum(experts.layers * seconds, memory_s),
         experts.layers * 6.0 * pairs * hidden * width / gpu.peak_flops,
         memory_s,
         Bound.WEIGHTS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from published_errors import (
 from calibration.engines.fitting.errors import shared_host_note
 from calibration.engines.fitting.fit import EngineFit, fit_profile
 from calibration.engines.fitting.groups import grouped
-from calibration.engines.judged import Judged, PointError, judged, misses_graph
+from calibration.engines.judged import SLOWEST_HOST, Judged, PointError, judged, misses_graph
 from calibration.engines.profile_file import profile_text
 from calibration.engines.reading import read_engine_records
 from calibration.engines.records import EngineRecords
@@ -33,10 +34,13 @@ from perfmodel.catalog.engines import engine_profile
 from perfmodel.speculation import time_error
 from perfmodel.units import Z90
 
-FITTED = ("h200", "h200-tp2", "h200-undisturbed")
+FITTED = (
+    "h200", "h200-tp2", "h200-undisturbed", "h200-undisturbed-2", "h200-undisturbed-3",
+    "h200-tp2-undisturbed", "h200-command", "h200-disturbed",
+)  # fmt: skip
 CHECKED = (
     "h200-exported-graphs", "h200-seed3101", "h200-processes", "h200-tp2-processes",
-    "h200-seed4101", "h200-seed5201",
+    "h200-seed4101", "h200-seed5201", "h200-seed6301",
 )  # fmt: skip
 
 
@@ -46,17 +50,21 @@ def records() -> EngineRecords:
 
 
 @pytest.fixture(scope="module")
-def report(records: EngineRecords) -> EngineReport:
+def fit(records: EngineRecords) -> EngineFit:
+    return fit_profile(records)
+
+
+@pytest.fixture(scope="module")
+def report(records: EngineRecords, fit: EngineFit) -> EngineReport:
     """The shipped profile on all records of docs/results/serving-engines.md."""
-    fit = EngineFit(profile=PROFILE, terms=(), values=(), rms_percent=0.0, points=0)
-    return engine_report(records, fit)
+    return engine_report(records, replace(fit, profile=PROFILE))
 
 
 def test_the_shipped_profile_is_fitted_to_the_published_records(
-    records: EngineRecords, tmp_path: Path
+    records: EngineRecords, fit: EngineFit, tmp_path: Path
 ) -> None:
     path = tmp_path / "vllm-0.26.toml"
-    path.write_text(profile_text(engine_report(records, fit_profile(records))), encoding="utf-8")
+    path.write_text(profile_text(engine_report(records, fit)), encoding="utf-8")
     fitted = engine_profile(str(path), catalog.gpu("h200"))
     shipped = engine_profile("vllm-0.26", catalog.gpu("h200"))
     terms = ("linear_factor", "attention_factor", "attention_tail_share", "compute_factor",
@@ -71,6 +79,12 @@ def test_the_shipped_profile_is_fitted_to_the_published_records(
             assert getattr(one, name) == expected, name
 
 
+def test_the_hosts_of_the_files_are_as_slow_as_published(fit: EngineFit) -> None:
+    published = [1.55, 1.51, 1.32, 1.40, 1.00, 1.01, 1.03, 1.85]
+    assert list(fit.slowdowns.values()) == pytest.approx(published, abs=0.006)
+    assert max(fit.slowdowns.values()) == pytest.approx(SLOWEST_HOST, abs=0.006)
+
+
 def test_points_have_their_published_errors(report: EngineReport) -> None:
     errors = report.held_back.errors
     at_unknown_host = [e for e in report.deployable.errors if not e.host_known]
@@ -79,20 +93,24 @@ def test_points_have_their_published_errors(report: EngineReport) -> None:
         (
             report.fitted,
             {
-                "plain": (30, 2.0, -29.9),
-                "rounds": (91, 2.7, -32.0),
-                "draft model": (47, 2.9, -30.5),
+                "plain": (56, 2.5, -38.7),
+                "rounds": (135, 2.3, 31.9),
+                "draft model": (74, 4.1, 30.3),
             },
         ),
         (
             report.host_known.errors,
-            {"plain": (61, 2.3, -10.5), "rounds": (94, 3.3, 22.2), "draft model": (7, 2.9, -11.5)},
+            {"plain": (72, 2.4, -8.9), "rounds": (98, 2.8, -15.3), "draft model": (7, 4.6, -9.6)},
         ),
         (
             at_unknown_host,
-            {"plain": (7, 4.6, -14.1), "rounds": (38, 4.9, 16.2), "draft model": (70, 6.8, -53.3)},
+            {
+                "plain": (17, 19.3, -30.3),
+                "rounds": (59, 9.3, -27.1),
+                "draft model": (80, 11.1, -58.6),
+            },
         ),
-        (missed, {"rounds": (18, 16.6, 54.2), "draft model": (3, 21.0, -42.3)}),
+        (missed, {"rounds": (18, 30.0, -50.1), "draft model": (3, 19.8, -55.1)}),
     ]
     for chosen, expected in published:
         assert_published(by_kind(chosen), expected)
@@ -106,16 +124,16 @@ def test_judged_points_have_their_published_errors_by_target(report: EngineRepor
         setup = error.record.point.setup
         found.setdefault(f"{setup.target} {setup.method}", []).append(error.percent)
     published = {
-        "llama-3.1-8b plain": (25, 1.9, 7.2),
-        "llama-3.1-8b eagle3": (59, 2.2, -9.1),
-        "llama-3.1-8b draft": (7, 2.9, -11.5),
-        "llama-3.2-1b plain": (8, 4.8, -10.5),
-        "llama-3.2-1b eagle3": (8, 3.7, 12.4),
-        "llama-3.2-1b ngram": (7, 11.4, 22.2),
-        "qwen2.5-7b plain": (21, 3.0, -7.6),
-        "qwen2.5-7b eagle3": (16, 4.0, -7.4),
-        "qwen3-32b plain": (7, 2.0, -3.0),
-        "qwen3-32b eagle3": (4, 2.0, -5.1),
+        "llama-3.1-8b plain": (37, 1.4, 6.8),
+        "llama-3.1-8b eagle3": (68, 2.2, -10.3),
+        "llama-3.1-8b draft": (7, 4.6, -9.6),
+        "llama-3.2-1b plain": (4, 4.4, -8.9),
+        "llama-3.2-1b eagle3": (6, 11.0, -15.3),
+        "llama-3.2-1b ngram": (4, 5.5, -9.9),
+        "qwen2.5-7b plain": (24, 2.8, -6.6),
+        "qwen2.5-7b eagle3": (16, 3.6, -6.9),
+        "qwen3-32b plain": (7, 3.0, -4.6),
+        "qwen3-32b eagle3": (4, 3.5, -6.7),
     }
     assert_published({name: figures(percents) for name, percents in found.items()}, published)
 
@@ -127,8 +145,8 @@ def test_judged_points_of_workloads_that_were_not_fitted_have_their_published_er
     unseen = [e for e in report.host_known.errors if e.record.point.workload not in fitted]
     steps = [e.percent for e in unseen if e.record.point.setup.gamma == 0]
     rounds = [e.percent for e in unseen if e.record.point.setup.gamma > 0]
-    assert figures(steps) == pytest.approx((52, 2.5, -10.5), abs=0.06)
-    assert figures(rounds) == pytest.approx((67, 3.4, 22.2), abs=0.06)
+    assert figures(steps) == pytest.approx((62, 2.5, -8.9), abs=0.06)
+    assert figures(rounds) == pytest.approx((70, 3.0, -15.3), abs=0.06)
 
 
 def test_decisions_are_as_published(report: EngineReport) -> None:
@@ -137,19 +155,12 @@ def test_decisions_are_as_published(report: EngineReport) -> None:
         worst = round(100.0 * max(judged.regrets), 1)
         return judged.signs_right, judged.signs, worst, above, len(judged.regrets)
 
-    assert decided(report.host_known) == (277, 282, 5.3, 1, 196)
-    assert decided(report.deployable) == (452, 462, 7.1, 3, 224)
-    for points, methods in (
-        (report.host_known, {"ngram": 4, "draft": 1}),
-        (report.deployable, {"ngram": 4, "draft": 6}),
-    ):
-        wrong = [d for d in points.decisions if not d.is_near_tie and not d.sign_right]
-        assert Counter(d.record.point.setup.method for d in wrong) == methods
-    assert report.outside == [
-        "worst 22.2 % exceeds 15 %",
-        "regret 5.3 % exceeds 2 %",
-        "5 speedups are predicted on the wrong side of 1",
-    ]
+    assert decided(report.host_known) == (279, 279, 0.9, 0, 224)
+    assert decided(report.deployable) == (578, 604, 23.2, 26, 308)
+    wrong = [d for d in report.deployable.decisions if not d.is_near_tie and not d.sign_right]
+    methods = Counter(d.record.point.setup.method for d in wrong)
+    assert methods == {"draft": 15, "ngram": 10, "eagle3": 1}
+    assert report.outside == ["worst 15.3 % exceeds 15 %"]
 
 
 def test_the_readme_shows_errors_and_decisions(report: EngineReport) -> None:
@@ -179,7 +190,7 @@ def test_the_readme_shows_errors_and_decisions(report: EngineReport) -> None:
 
 def test_the_host_was_disturbed_as_published(records: EngineRecords) -> None:
     note = shared_host_note(records, PROFILE)
-    assert "disturbed 61% of the rounds" in note and "up to 1.6 times as long" in note
+    assert "disturbed 35% of the rounds" in note and "up to 1.5 times as long" in note
 
 
 def shares(errors: Sequence[PointError]) -> np.ndarray:
@@ -201,8 +212,8 @@ def shares(errors: Sequence[PointError]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("known", "published"),
     [
-        (True, [(136, 3.6, 0, 133), (5, 9.6, 1, 5), (21, 7.6, 0, 21)]),
-        (False, [(28, 8.1, 2, 26), (68, 11.4, 9, 67), (19, 37.5, 16, 17)]),
+        (True, [(162, 3.5, 0, 159), (10, 10.3, 1, 10), (5, 4.4, 0, 5)]),
+        (False, [(54, 14.2, 9, 50), (83, 21.4, 23, 80), (19, 44.6, 18, 19)]),
     ],
 )
 def test_errors_grow_with_the_share_of_the_host(
@@ -223,8 +234,8 @@ def test_errors_grow_with_the_share_of_the_host(
 
 @pytest.mark.parametrize(
     ("gamma", "misses", "change", "published"),
-    [(4, True, (-51, -10), (7, 3.0, -4.8)), (4, False, (1, 6), (4, 4.0, -5.8)),
-     (3, False, (-7, 5), (11, 4.1, -8.7))],
+    [(4, True, (-51, -10), (7, 1.2, -5.8)), (4, False, (1, 6), (4, 3.9, -4.9)),
+     (3, False, (-7, 5), (11, 3.6, -5.5))],
 )  # fmt: skip
 def test_exported_graphs_change_rounds_as_published(
     report: EngineReport, gamma: int, misses: bool, change: tuple[int, int], published: Figures
@@ -243,32 +254,45 @@ def test_exported_graphs_change_rounds_as_published(
     assert figures([b.percent for _, b in chosen]) == pytest.approx(published, abs=0.06)
 
 
-def test_the_shipped_profile_holds_seed_5201(report: EngineReport) -> None:
+def test_the_shipped_profile_holds_seed_6301(report: EngineReport) -> None:
     errors = {e.record.point.id: e for e in report.held_back.errors}
-    committed = blind_errors("h200-seed5201", blind_predictions("seed5201"))
+    committed = blind_errors("h200-seed6301", blind_predictions("seed6301"))
     shipped = [errors[e.record.point.id] for e in committed]
     for one, other in zip(shipped, committed, strict=True):
-        assert one.predicted_s == pytest.approx(other.predicted_s, rel=1e-3)
+        assert one.predicted_s == pytest.approx(other.predicted_s, rel=0.01)
     error, share, width = shares(shipped)
     assert (np.abs(error) < width).all()
-    assert width[share == 0.0] == pytest.approx(0.084, abs=0.001)
-    assert float(np.exp(max(width))) == pytest.approx(1.6, abs=0.01)
-    decided = judged(shipped)
-    assert (decided.signs_right, decided.signs) == (102, 107)
-    assert len(decided.regrets) == 56 and max(decided.regrets) == 0.0
+    assert min(width) == pytest.approx(0.081, abs=0.001)
+    assert float(np.exp(max(width))) == pytest.approx(2.35, abs=0.01)
+    known = {e.record.point.id for e in shipped if e.host_known}
+    for points, published in (
+        (committed, (130, 136, 23.2, 76)),
+        ([e for e in committed if e.record.point.id in known], (71, 71, 0.0, 48)),
+    ):
+        decided = judged(points)
+        worst = round(100.0 * max(decided.regrets), 1)
+        assert (decided.signs_right, decided.signs, worst, len(decided.regrets)) == published
+    of_known = [e for e in committed if e.record.point.id in known]
+    assert_published(
+        by_kind(of_known),
+        {"plain": (12, 1.1, -5.7), "rounds": (18, 2.2, -14.7), "draft model": (7, 4.6, -9.6)},
+    )
+    rounds = [e.percent for e in of_known if e.record.point.setup.gamma > 0]
+    assert figures(rounds) == pytest.approx((25, 2.5, -14.7), abs=0.06)
 
 
 def test_steps_of_a_mixture_have_their_published_errors() -> None:
     """docs/results/architectures.md, "now": none of these times was used in a fit."""
-    medians, worst = {}, {}
+    medians, worst, alone = {}, {}, {}
     for group in grouped(read_engine_records([record_path("h200-experts")]).points, "h200"):
         if group.scenario.target.experts is not None:
             errors = 100.0 * (group.seconds(PROFILE) / group.measured_s - 1.0)
             medians[group.method] = float(np.median(np.abs(errors)))
             worst[group.method] = float(np.max(np.abs(errors)))
-            assert np.abs(errors[group.batch == 1]).item() < 1.0
-    assert medians == pytest.approx({"plain": 4.9, "ngram": 2.3}, abs=0.06)
-    assert worst == pytest.approx({"plain": 8.8, "ngram": 7.1}, abs=0.06)
+            alone[group.method] = errors[group.batch == 1].item()
+    assert medians == pytest.approx({"plain": 5.7, "ngram": 5.1}, abs=0.06)
+    assert worst == pytest.approx({"plain": 8.9, "ngram": 11.4}, abs=0.06)
+    assert alone == pytest.approx({"plain": -1.3, "ngram": -5.0}, abs=0.06)
 
 
 def test_steps_with_mxfp4_have_their_published_errors() -> None:
@@ -278,4 +302,4 @@ def test_steps_with_mxfp4_have_their_published_errors() -> None:
     ratios = [group.seconds(PROFILE) / group.measured_s for group in grouped(timed, records.gpu)]
     errors = list(100.0 * (np.concatenate(ratios) - 1.0))
     got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
-    assert got == pytest.approx((9, 2.0, -4.8), abs=0.06)
+    assert got == pytest.approx((9, 3.6, 4.5), abs=0.06)
