@@ -26,7 +26,7 @@ from perfmodel.specs import EngineProfile, ModelSpec
 ALPHAS = (0.6, 0.7, 0.8, 0.9)  # for which decisions are validated
 NEAR_TIE = 0.03  # speedups this close to 1 do not count as a decision
 TOLERANCES = {"plain": 3.0, "rounds": 5.0, "worst": 15.0, "regret": 2.0}  # percent
-SLOWEST_HOST = 1.85  # host times of the slowest timed machine over those of the fastest
+SLOWEST_HOST = 1.82  # host times of the slowest timed machine over those of the fastest
 HOST_DELAY = 0.02  # most ln(delay) by such a host, for its speed not to matter
 
 

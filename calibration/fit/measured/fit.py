@@ -91,7 +91,7 @@ def _gemm(
     that do (`gemm-library.toml`).
     """
     table, curves = replace(efficiency(gpu.efficiency).gemm, measured=None), {}
-    about = {"source": records.source, "command": records.command}
+    about: dict[str, Any] = {"source": records.source, "command": records.command}
     shapes = zip(("", "-ranks"), split_by_rank(records.of("gemm", path="runtime")), strict=True)
     for suffix, cells in shapes:
         if clause := missing_gemm(cells):
@@ -104,7 +104,7 @@ def _gemm(
         curves[suffix] = fit.curve
         of_library = [cell for cell in cells if cell["m"] > TRITON_ROWS]
         if missing_gemm(of_library) is None:
-            fit = fit_gemm(of_library, table, gpu, **about)
+            fit = fit_gemm(of_library, table, gpu, table_rows=TRITON_ROWS, **about)
             report.files[f"efficiency/{gpu.name}/gemm-library{suffix}.toml"] = fit.toml(LIBRARY)
     return curves.get("", table), curves.get("-ranks")
 

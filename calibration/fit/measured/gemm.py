@@ -83,7 +83,13 @@ def split_by_rank(records: Sequence[KernelRecord]) -> tuple[list[KernelRecord], 
 
 
 def fit_gemm(
-    records: Sequence[KernelRecord], table: GemmCurve, gpu: GPU, *, source: str, command: str
+    records: Sequence[KernelRecord],
+    table: GemmCurve,
+    gpu: GPU,
+    *,
+    source: str,
+    command: str,
+    table_rows: int = 0,
 ) -> RatioFit:
     """Ratios of all shapes with enough row counts, and their errors.
 
@@ -93,6 +99,8 @@ def fit_gemm(
         Records of op "gemm" for which `missing_gemm` returns None.
     table : GemmCurve
         The public curve that the times are divided by.
+    table_rows : int, optional
+        Up to so many rows, times are those of the table, and none above is shorter.
     """
     by_shape = {
         shape: rows
@@ -100,8 +108,11 @@ def fit_gemm(
         if len(rows) >= LEAST_ROWS
     }
     shapes = list(by_shape)
-    knots = np.array(sorted({m for rows in by_shape.values() for m in rows}), float)
-    ratios = np.array([_ratios(rows, knots, table, s, gpu) for s, rows in by_shape.items()])
+    measured = {m for rows in by_shape.values() for m in rows}
+    knots = np.array(sorted(measured | ({table_rows} if table_rows else set())), float)
+    ratios = np.array(
+        [_ratios(rows, knots, table, s, gpu, table_rows) for s, rows in by_shape.items()]
+    )
     fitted = _measured_ratios(shapes, knots, ratios)
     curve = replace(table, measured=fitted)
     errors = Errors("GEMMs", regions=lambda cell: (m_band(cell["m"]), size_band(cell)))
@@ -145,13 +156,21 @@ def _rows_by_shape(records: Sequence[KernelRecord]) -> dict[tuple[int, int], dic
 
 
 def _ratios(
-    rows: dict[int, float], knots: Array, table: GemmCurve, shape: tuple[int, int], gpu: GPU
+    rows: dict[int, float],
+    knots: Array,
+    table: GemmCurve,
+    shape: tuple[int, int],
+    gpu: GPU,
+    table_rows: int,
 ) -> Array:
     """ln(time / time of the table) at the knots; constant beyond the measured rows."""
     m, log_s = np.array(list(rows), float), np.log(list(rows.values()))
     regular = ~spikes(log_s)
     m, log_s = m[regular], log_s[regular]
     level = level_in_m(log_s, m)
+    if table_rows:
+        least = np.log(_seconds(table, table_rows, shape, gpu))
+        m, level = np.array([table_rows, *m]), np.array([least, *np.maximum(level, least)])
     base = np.log([_seconds(table, one, shape, gpu) for one in m])
     return np.asarray(np.interp(np.log(knots), np.log(m), level - base))
 

@@ -35,8 +35,8 @@ from perfmodel.speculation import time_error
 from perfmodel.units import Z90
 
 FITTED = (
-    "h200", "h200-tp2", "h200-undisturbed", "h200-undisturbed-2", "h200-undisturbed-3",
-    "h200-tp2-undisturbed", "h200-command", "h200-disturbed",
+    "h200", "h200-tp2", "h200-undisturbed", "h200-undisturbed-2", "h200-quiet", "h200-command",
+    "h200-disturbed",
 )  # fmt: skip
 CHECKED = (
     "h200-exported-graphs", "h200-seed3101", "h200-processes", "h200-tp2-processes",
