@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import resources
+from typing import Any
 
 from calibration.fit.measured.attention import fit_attention, missing_attention
 from calibration.fit.measured.collectives import (

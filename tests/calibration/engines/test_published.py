@@ -80,7 +80,7 @@ def test_the_shipped_profile_is_fitted_to_the_published_records(
 
 
 def test_the_hosts_of_the_files_are_as_slow_as_published(fit: EngineFit) -> None:
-    published = [1.55, 1.51, 1.32, 1.40, 1.00, 1.01, 1.03, 1.85]
+    published = [1.53, 1.48, 1.31, 1.39, 1.00, 1.03, 1.82]
     assert list(fit.slowdowns.values()) == pytest.approx(published, abs=0.006)
     assert max(fit.slowdowns.values()) == pytest.approx(SLOWEST_HOST, abs=0.006)
 
@@ -93,24 +93,24 @@ def test_points_have_their_published_errors(report: EngineReport) -> None:
         (
             report.fitted,
             {
-                "plain": (56, 2.5, -38.7),
-                "rounds": (135, 2.3, 31.9),
-                "draft model": (74, 4.1, 30.3),
+                "plain": (56, 2.8, -39.2),
+                "rounds": (135, 2.3, 31.1),
+                "draft model": (74, 4.4, 29.6),
             },
         ),
         (
             report.host_known.errors,
-            {"plain": (72, 2.4, -8.9), "rounds": (98, 2.8, -15.3), "draft model": (7, 4.6, -9.6)},
+            {"plain": (71, 2.3, -9.1), "rounds": (98, 2.9, -14.4), "draft model": (7, 4.4, -9.3)},
         ),
         (
             at_unknown_host,
             {
-                "plain": (17, 19.3, -30.3),
-                "rounds": (59, 9.3, -27.1),
-                "draft model": (80, 11.1, -58.6),
+                "plain": (18, 18.9, -30.7),
+                "rounds": (59, 9.4, -26.6),
+                "draft model": (80, 11.0, -58.4),
             },
         ),
-        (missed, {"rounds": (18, 30.0, -50.1), "draft model": (3, 19.8, -55.1)}),
+        (missed, {"rounds": (18, 29.5, -49.9), "draft model": (3, 19.3, -54.4)}),
     ]
     for chosen, expected in published:
         assert_published(by_kind(chosen), expected)
@@ -124,16 +124,16 @@ def test_judged_points_have_their_published_errors_by_target(report: EngineRepor
         setup = error.record.point.setup
         found.setdefault(f"{setup.target} {setup.method}", []).append(error.percent)
     published = {
-        "llama-3.1-8b plain": (37, 1.4, 6.8),
-        "llama-3.1-8b eagle3": (68, 2.2, -10.3),
-        "llama-3.1-8b draft": (7, 4.6, -9.6),
-        "llama-3.2-1b plain": (4, 4.4, -8.9),
-        "llama-3.2-1b eagle3": (6, 11.0, -15.3),
-        "llama-3.2-1b ngram": (4, 5.5, -9.9),
-        "qwen2.5-7b plain": (24, 2.8, -6.6),
-        "qwen2.5-7b eagle3": (16, 3.6, -6.9),
-        "qwen3-32b plain": (7, 3.0, -4.6),
-        "qwen3-32b eagle3": (4, 3.5, -6.7),
+        "llama-3.1-8b plain": (37, 1.8, 7.1),
+        "llama-3.1-8b eagle3": (68, 2.0, -9.9),
+        "llama-3.1-8b draft": (7, 4.4, -9.3),
+        "llama-3.2-1b plain": (4, 4.7, -8.9),
+        "llama-3.2-1b eagle3": (6, 11.3, -14.4),
+        "llama-3.2-1b ngram": (4, 5.6, -9.9),
+        "qwen2.5-7b plain": (23, 3.5, -9.1),
+        "qwen2.5-7b eagle3": (16, 4.7, -8.1),
+        "qwen3-32b plain": (7, 3.7, -5.5),
+        "qwen3-32b eagle3": (4, 4.2, -6.8),
     }
     assert_published({name: figures(percents) for name, percents in found.items()}, published)
 
@@ -145,8 +145,8 @@ def test_judged_points_of_workloads_that_were_not_fitted_have_their_published_er
     unseen = [e for e in report.host_known.errors if e.record.point.workload not in fitted]
     steps = [e.percent for e in unseen if e.record.point.setup.gamma == 0]
     rounds = [e.percent for e in unseen if e.record.point.setup.gamma > 0]
-    assert figures(steps) == pytest.approx((62, 2.5, -8.9), abs=0.06)
-    assert figures(rounds) == pytest.approx((70, 3.0, -15.3), abs=0.06)
+    assert figures(steps) == pytest.approx((61, 2.3, -9.1), abs=0.06)
+    assert figures(rounds) == pytest.approx((70, 2.9, -14.4), abs=0.06)
 
 
 def test_decisions_are_as_published(report: EngineReport) -> None:
@@ -156,11 +156,11 @@ def test_decisions_are_as_published(report: EngineReport) -> None:
         return judged.signs_right, judged.signs, worst, above, len(judged.regrets)
 
     assert decided(report.host_known) == (279, 279, 0.9, 0, 224)
-    assert decided(report.deployable) == (578, 604, 23.2, 26, 308)
+    assert decided(report.deployable) == (579, 604, 23.2, 26, 308)
     wrong = [d for d in report.deployable.decisions if not d.is_near_tie and not d.sign_right]
     methods = Counter(d.record.point.setup.method for d in wrong)
-    assert methods == {"draft": 15, "ngram": 10, "eagle3": 1}
-    assert report.outside == ["worst 15.3 % exceeds 15 %"]
+    assert methods == {"draft": 14, "ngram": 10, "eagle3": 1}
+    assert report.outside == []
 
 
 def test_the_readme_shows_errors_and_decisions(report: EngineReport) -> None:
@@ -190,7 +190,7 @@ def test_the_readme_shows_errors_and_decisions(report: EngineReport) -> None:
 
 def test_the_host_was_disturbed_as_published(records: EngineRecords) -> None:
     note = shared_host_note(records, PROFILE)
-    assert "disturbed 35% of the rounds" in note and "up to 1.5 times as long" in note
+    assert "disturbed 34% of the rounds" in note and "up to 1.5 times as long" in note
 
 
 def shares(errors: Sequence[PointError]) -> np.ndarray:
@@ -212,8 +212,8 @@ def shares(errors: Sequence[PointError]) -> np.ndarray:
 @pytest.mark.parametrize(
     ("known", "published"),
     [
-        (True, [(162, 3.5, 0, 159), (10, 10.3, 1, 10), (5, 4.4, 0, 5)]),
-        (False, [(54, 14.2, 9, 50), (83, 21.4, 23, 80), (19, 44.6, 18, 19)]),
+        (True, [(161, 3.7, 0, 157), (10, 10.2, 0, 10), (5, 4.5, 0, 5)]),
+        (False, [(54, 14.3, 9, 50), (81, 20.5, 20, 78), (22, 42.9, 21, 22)]),
     ],
 )
 def test_errors_grow_with_the_share_of_the_host(
@@ -234,8 +234,8 @@ def test_errors_grow_with_the_share_of_the_host(
 
 @pytest.mark.parametrize(
     ("gamma", "misses", "change", "published"),
-    [(4, True, (-51, -10), (7, 1.2, -5.8)), (4, False, (1, 6), (4, 3.9, -4.9)),
-     (3, False, (-7, 5), (11, 3.6, -5.5))],
+    [(4, True, (-51, -10), (7, 1.0, -5.2)), (4, False, (1, 6), (4, 3.7, -4.4)),
+     (3, False, (-7, 5), (11, 3.3, -5.8))],
 )  # fmt: skip
 def test_exported_graphs_change_rounds_as_published(
     report: EngineReport, gamma: int, misses: bool, change: tuple[int, int], published: Figures
@@ -259,11 +259,11 @@ def test_the_shipped_profile_holds_seed_6301(report: EngineReport) -> None:
     committed = blind_errors("h200-seed6301", blind_predictions("seed6301"))
     shipped = [errors[e.record.point.id] for e in committed]
     for one, other in zip(shipped, committed, strict=True):
-        assert one.predicted_s == pytest.approx(other.predicted_s, rel=0.01)
-    error, share, width = shares(shipped)
+        assert one.predicted_s == pytest.approx(other.predicted_s, rel=0.015)
+    error, _, width = shares(shipped)
     assert (np.abs(error) < width).all()
-    assert min(width) == pytest.approx(0.081, abs=0.001)
-    assert float(np.exp(max(width))) == pytest.approx(2.35, abs=0.01)
+    assert min(width) == pytest.approx(0.090, abs=0.001)
+    assert float(np.exp(max(width))) == pytest.approx(2.29, abs=0.01)
     known = {e.record.point.id for e in shipped if e.host_known}
     for points, published in (
         (committed, (130, 136, 23.2, 76)),
@@ -290,9 +290,9 @@ def test_steps_of_a_mixture_have_their_published_errors() -> None:
             medians[group.method] = float(np.median(np.abs(errors)))
             worst[group.method] = float(np.max(np.abs(errors)))
             alone[group.method] = errors[group.batch == 1].item()
-    assert medians == pytest.approx({"plain": 5.7, "ngram": 5.1}, abs=0.06)
-    assert worst == pytest.approx({"plain": 8.9, "ngram": 11.4}, abs=0.06)
-    assert alone == pytest.approx({"plain": -1.3, "ngram": -5.0}, abs=0.06)
+    assert medians == pytest.approx({"plain": 5.6, "ngram": 5.0}, abs=0.06)
+    assert worst == pytest.approx({"plain": 8.5, "ngram": 11.3}, abs=0.06)
+    assert alone == pytest.approx({"plain": -1.8, "ngram": -5.0}, abs=0.06)
 
 
 def test_steps_with_mxfp4_have_their_published_errors() -> None:
@@ -302,4 +302,4 @@ def test_steps_with_mxfp4_have_their_published_errors() -> None:
     ratios = [group.seconds(PROFILE) / group.measured_s for group in grouped(timed, records.gpu)]
     errors = list(100.0 * (np.concatenate(ratios) - 1.0))
     got = len(errors), float(np.median(np.abs(errors))), max(errors, key=abs)
-    assert got == pytest.approx((9, 3.6, 4.5), abs=0.06)
+    assert got == pytest.approx((9, 3.6, 4.6), abs=0.06)
