@@ -44,20 +44,15 @@ def test_intervals_contain_85_percent_at_every_distance(report: CoverageReport) 
 
 
 def test_errors_of_gpu_and_host_hold_files_that_did_not_set_them(report: CoverageReport) -> None:
-    """Steps and rounds of vLLM, each file with the errors of the others: 86 to 100 %, 97 in all.
-
-    But of seven rounds with a draft model on a disturbed host, five are inside.
-    """
+    """Steps and rounds of vLLM, each file with the errors of the others: 88 to 100 %, 96 in all."""
     steps: dict[str, list[Miss]] = {}
     for kind in ("T_T", "round"):
         for group in report.distances[f"{kind}, this GPU: vllm-0.26{BY_OTHERS}"]:
             steps.setdefault(group.left_out, []).extend(group.misses)
             assert report.width_of_others(group) is None
     files = [CoverageGroup("file", name, tuple(misses)) for name, misses in steps.items()]
-    assert len(files) == 8
-    few = {group.left_out: group for group in files if group.coverage() < 0.85}
-    assert {name: len(group.misses) for name, group in few.items()} == {"h200-processes": 7}
-    assert few["h200-processes"].coverage() == pytest.approx(5 / 7)
+    assert len(files) == 10
+    assert min(group.coverage() for group in files) >= 0.85
     every = CoverageGroup("files", "all", tuple(miss for group in files for miss in group.misses))
     assert 0.85 <= every.coverage() <= 0.97
     widths = sorted(miss.width for miss in every.misses)
