@@ -66,10 +66,13 @@ OF_RANKS = ("steps-h200-tp2-seed2921-even",)
 VLLM = "vllm-0.26"
 BY_OTHERS = ", errors of other files"  # the end of a distance whose widths other groups set
 # Its held-back points: of the files of the fit, and of files for validation.
-VLLM_FITTED = ("h200", "h200-tp2", "h200-undisturbed")
+VLLM_FITTED = (
+    "h200", "h200-tp2", "h200-undisturbed", "h200-undisturbed-2", "h200-quiet", "h200-command",
+    "h200-disturbed",
+)  # fmt: skip
 VLLM_RECORDS = (
     *VLLM_FITTED, "h200-exported-graphs", "h200-seed3101", "h200-processes", "h200-tp2-processes",
-    "h200-seed4101", "h200-seed5201",
+    "h200-seed4101", "h200-seed5201", "h200-seed6301",
 )  # fmt: skip
 # Profiles that predict InferenceX's rows of a dense model.
 SERVED, DENSE = {"vLLM": VLLM, "TensorRT-LLM": "tensorrt-llm-1.2"}, "llama-3.1-70b"

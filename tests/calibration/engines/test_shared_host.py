@@ -2,8 +2,7 @@
 
 The pairs are of vLLM 0.26 on one H200, both waiting: same target, batch, context and file, with
 EAGLE-3 or n-gram look-up. Some were timed on an undisturbed host (with windows; half of them are
-fitted), the others on a host of unknown speed, by one engine after the other. Not those of
-`h200-disturbed`, of which five of six are inside, nor of `h200-command`, four of four.
+fitted), the others on a host of unknown speed, by one engine after the other.
 """
 
 from __future__ import annotations
@@ -24,7 +23,10 @@ from perfmodel.speculation import ratio_error, step_error
 from perfmodel.speculation.host_delay import host_delays
 from perfmodel.units import Z90
 
-FILES = ("h200", "h200-undisturbed", "h200-seed4101", "h200-seed5201", "h200-seed6301")
+FILES = (
+    "h200", "h200-undisturbed", "h200-disturbed", "h200-command", "h200-seed4101", "h200-seed5201",
+    "h200-seed6301",
+)  # fmt: skip
 WAITS = 0.05  # least ln(delay) by one standard error of the host's time
 
 
@@ -82,9 +84,11 @@ def test_intervals_hold_in_every_file_and_on_hosts_of_known_and_unknown_speed(
     files: dict[str, list[Pair]],
 ) -> None:
     every = [pair for pairs in files.values() for pair in pairs]
-    assert len(every) >= 60
+    assert len(every) >= 70
     assert all(pair.scenario.plan.method is not None for pair in every)  # none has a draft model
-    assert all(coverage(pairs) >= 0.85 for pairs in files.values() if len(pairs) > 4)
+    few = {name: pairs for name, pairs in files.items() if coverage(pairs) < 0.85}
+    assert {name: len(pairs) for name, pairs in few.items()} == {"h200-disturbed": 6}
+    assert coverage(few["h200-disturbed"]) == pytest.approx(5 / 6)
     known = [pair for pair in every if pair.undisturbed]
     unknown = [pair for pair in every if not pair.undisturbed]
     assert min(len(known), len(unknown)) > 20
@@ -94,11 +98,12 @@ def test_intervals_hold_in_every_file_and_on_hosts_of_known_and_unknown_speed(
 def test_neither_independence_nor_full_correlation_holds(
     files: dict[str, list[Pair]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Independent, they would all be held by intervals twice as wide; fully shared, too few."""
+    """Independent, all but one would be held by intervals twice as wide; fully shared, too few."""
     every = [pair for pairs in files.values() for pair in pairs]
     stated, width = log_likelihood(every), np.median([pair.spread for pair in every])
     share(0.0, monkeypatch)
-    assert coverage(every) == 1.0 and np.median([p.spread for p in every]) > 1.8 * width
+    assert coverage(every) >= 1.0 - 1.5 / len(every)
+    assert np.median([p.spread for p in every]) > 1.8 * width
     assert log_likelihood(every) < stated - 10.0
     share(1.0, monkeypatch)
     assert coverage(every) < 0.75 and log_likelihood(every) < stated - 10.0
@@ -115,4 +120,4 @@ def test_no_file_raises_the_likeliest_share_below_the_stated_one(
         by_share.append({name: log_likelihood(pairs) for name, pairs in files.items()})
     for left_out in FILES:
         of_others = [sum(x for n, x in row.items() if n != left_out) for row in by_share]
-        assert stated <= shares[int(np.argmax(of_others))] <= 0.97
+        assert stated <= shares[int(np.argmax(of_others))] <= 0.95

@@ -44,19 +44,19 @@ def test_intervals_contain_85_percent_at_every_distance(report: CoverageReport) 
 
 
 def test_errors_of_gpu_and_host_hold_files_that_did_not_set_them(report: CoverageReport) -> None:
-    """Steps and rounds of vLLM, each file with the errors of the others: 89 to 100 %, 96 in all."""
+    """Steps and rounds of vLLM, each file with the errors of the others: 88 to 100 %, 96 in all."""
     steps: dict[str, list[Miss]] = {}
     for kind in ("T_T", "round"):
         for group in report.distances[f"{kind}, this GPU: vllm-0.26{BY_OTHERS}"]:
             steps.setdefault(group.left_out, []).extend(group.misses)
             assert report.width_of_others(group) is None
     files = [CoverageGroup("file", name, tuple(misses)) for name, misses in steps.items()]
-    assert len(files) == 8
-    assert all(group.coverage() >= 0.85 for group in files)
+    assert len(files) == 10
+    assert min(group.coverage() for group in files) >= 0.85
     every = CoverageGroup("files", "all", tuple(miss for group in files for miss in group.misses))
     assert 0.85 <= every.coverage() <= 0.97
     widths = sorted(miss.width for miss in every.misses)
-    assert widths[0] < 0.09 and widths[-1] > 0.25  # with a hidden host, and where it is waited for
+    assert widths[0] < 0.085 and widths[-1] > 0.25  # with a hidden host, and where it is waited for
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,9 @@ def calibrate_engine(
         return
     paths = list(records or ())
     if options.out is not None:
+        import scipy.optimize  # noqa: F401
+        import tomlkit  # noqa: F401  (of the fit: missing packages are known before 15 minutes)
+
         for line in _measure(options, options.out):
             print(line, file=sys.stderr)
         paths.append(options.out)
