@@ -113,11 +113,11 @@ def test_no_file_raises_the_likeliest_share_below_the_stated_one(
     files: dict[str, list[Pair]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stated = step_error.HOST_SHARED
-    shares = np.arange(0.0, 1.0, 0.02)
+    shares = np.arange(0.5, 1.0, 0.01)
     by_share = []
     for value in shares:
         share(float(value), monkeypatch)
         by_share.append({name: log_likelihood(pairs) for name, pairs in files.items()})
     for left_out in FILES:
         of_others = [sum(x for n, x in row.items() if n != left_out) for row in by_share]
-        assert stated <= shares[int(np.argmax(of_others))] <= 0.95
+        assert stated <= shares[int(np.argmax(of_others))] < 0.955
