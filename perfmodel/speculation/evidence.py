@@ -68,7 +68,7 @@ def waiting_notes(point: RoundEstimate) -> list[str]:
     return [
         f"the GPU waits for the host in {share:.0%} of a {kind}, and the time is that of a host "
         f"whose cores nothing else uses; where other machines shared them, such steps of vLLM 0.26 "
-        f"took up to 1.6 times as long. Measure yours with `specroof calibrate engine`, or state "
+        f"took up to 1.8 times as long. Measure yours with `specroof calibrate engine`, or state "
         f"--host-factor"
     ]
 
