@@ -35,7 +35,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
     timed.
     """
     headers: list[Mapping[str, Any]] = []
-    hosts: dict[str, int] = {}
+    files: list[int] = []
     points: list[tuple[PointRecord, bool]] = []
     others: dict[str, list[Any]] = {"start": [], "failed": []}
     for path, is_check in [*((p, False) for p in paths), *((p, True) for p in check)]:
@@ -45,8 +45,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
                 headers.append(_same(header, headers[0] if headers else header, line.place))
             elif isinstance(record := _record(line), PointRecord):
                 points.append((record, is_check))
-                if not is_check:
-                    hosts[record.point.id] = len(headers) - 1
+                files.append(len(headers) - 1)
             else:
                 others[record.op].append(record)
     if all(is_check for _, is_check in points):
@@ -54,6 +53,7 @@ def read_engine_records(paths: Iterable[Path], *, check: Iterable[Path] = ()) ->
             "the records have no timed point; measure some with specroof calibrate engine --out"
         )
     points, slow = _without_slowed(points)
+    hosts = _hosts(points, files)
     merged, notes = _merged(points)
     fits = {record.point.id for record in merged if not record.point.held_back}
     of_fits = [r for r, is_check in points if r.point.id in fits and not is_check]
@@ -87,11 +87,24 @@ def check_names(header: Mapping[str, Any], place: str) -> None:
             )
 
 
+def _hosts(records: Sequence[tuple[PointRecord, bool]], files: Sequence[int]) -> dict[str, int]:
+    """The number of the file that a fitted point is from: the last one of those that count."""
+    found: dict[str, int] = {}
+    with_windows: set[str] = set()
+    for (record, is_check), file in zip(records, files, strict=True):
+        name = record.point.id
+        if not is_check and (record.windows_s or name not in with_windows):
+            found[name] = file
+            with_windows |= {name} if record.windows_s else set()
+    return found
+
+
 def _without_slowed(
     records: Sequence[tuple[PointRecord, bool]],
 ) -> tuple[list[tuple[PointRecord, bool]], list[str]]:
     """The records, without windows where the host was slow all the time, and a note on these."""
-    fastest = fastest_loop_s([r.loop_s for r, is_check in records if not is_check])
+    of_fits = [record.loop_s for record, is_check in records if not is_check]
+    fastest = fastest_loop_s(of_fits) or fastest_loop_s([record.loop_s for record, _ in records])
     slow = [record for record, _ in records if is_slowed(record.loop_s, fastest)]
     names = dict.fromkeys(record.point.id for record in slow)
     why = (

@@ -135,9 +135,9 @@ def report_lines(report: EngineReport) -> list[str]:
         lines.append(
             f"  {field}: {shown} (not fitted: no point depends on it; as in {fit.stand_in})"
         )
-    if fit.slowdowns:
-        times = ", ".join(f"{value:.2f}" for value in fit.slowdowns.values())
-        lines.append(f"  host times of the files over those of the fastest host: {times}")
+    if len(fit.slowdowns) > 1:
+        times = ", ".join(f"file {i + 1} {value:.2f}" for i, value in fit.slowdowns.items())
+        lines.append(f"  host times over those of the fastest host: {times}")
     for name, errors in (("fitted", report.fitted), ("held back", report.held_back.errors)):
         for method, rows in _grouped(errors, lambda e: e.record.point.setup.method).items():
             lines.append(f"{name:9} {method:8} {len(rows):3} points: {_median_worst(rows)}")

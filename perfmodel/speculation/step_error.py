@@ -78,8 +78,8 @@ OTHER_HOST_ERROR = math.log(2.0) / Z90
 # The share of the variance of a host's error that a plain step and a round have in common. The
 # likelihood of 73 pairs of vLLM 0.26 that both wait for the host, with EAGLE-3 or n-gram look-up,
 # is largest at 0.90, and at 0.87 to 0.95 without one of the files; a smaller share leaves wider
-# intervals. No pair with a draft model waits in both; its rounds, which are launched layer by layer,
-# are missed independently of others.
+# intervals. No pair with a draft model waits in both; its rounds, which are launched layer by
+# layer, are missed independently of others.
 HOST_SHARED = 0.8
 
 

@@ -21,7 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from calibration.engines.fitting.groups import MEASUREMENT_ERROR, Array, Group, grouped, predicted
+from calibration.engines.fitting.groups import (
+    MEASUREMENT_ERROR,
+    Array,
+    Group,
+    grouped,
+    predicted,
+    seen_hosts,
+)
 from calibration.engines.fitting.terms import LAUNCHES, SLOWDOWN, TARGET_LAUNCHES, Term, terms_of
 from calibration.engines.records import EngineRecords, PointRecord
 from perfmodel import ConfigError, EngineProfile, catalog
@@ -34,6 +41,7 @@ AT_BOUND = 1e-6  # a value this near to its lower bound, over its prior's width,
 UNSEEN = 0.5 * MEASUREMENT_ERROR  # a smaller change of a prediction is not seen
 HALVINGS = 10  # of the range in which the largest host time that no point sees is searched
 SWEEPS = 3  # most rounds of search and descent
+MOST_STEPS = 100  # of a descent
 SCANNED = 8  # starting values over the range of a launch term; half as many of a step's host time
 # vLLM's Triton kernel over FlashAttention 3, and its time per token of a sequence that it does not
 # split: 6 plain steps of Gemma-3-27B on one H200 (engine-vllm-0.26-h200-experts.jsonl), of which 3
@@ -90,9 +98,7 @@ def fit_profile(records: EngineRecords) -> EngineFit:
             if getattr(base, name) and name not in {t.field for t in terms}
         ),
         stand_in=stand_in.name,
-        slowdowns={i: float(slowdowns[i]) for i in hosts}
-        if len(hosts := _hosts(groups)) > 1
-        else {},
+        slowdowns={i: float(slowdowns[i]) for i in seen_hosts(groups, profile)},
     )
 
 
@@ -241,12 +247,12 @@ def _solve(
     """
     hosts, count = _hosts(groups), len(terms)
     every = [*terms, *[SLOWDOWN] * (len(hosts) if len(hosts) > 1 else 0)]
-    x, cost = np.array([t.start for t in every]), np.inf
+    x, cost, seen = np.array([t.start for t in every]), np.inf, np.ones(len(hosts), bool)
 
     def slowdowns(x: Array) -> Array:
         of_hosts = np.ones(hosts[-1] + 1)
-        if len(every) > count:
-            of_hosts[hosts] = np.exp(x[count:] - x[count:].min())
+        if len(every) > count and seen.any():  # a host that no point shows is not the fastest
+            of_hosts[hosts] = np.where(seen, np.exp(x[count:] - x[count:][seen].min()), 1.0)
         return of_hosts
 
     def on(x: Array) -> list[Group]:
@@ -255,6 +261,7 @@ def _solve(
     for _ in range(SWEEPS):
         for method in dict.fromkeys(t.method for t in terms if t.is_host):
             x[:count] = _host_search(x[:count], terms, method, base, on(x))
+        seen = np.isin(hosts, seen_hosts(on(x), _with(base, terms, x[:count])))
         errors = _errors(_with(base, terms, x[:count]), on(x))
         x, now = _descend(
             x,
@@ -328,7 +335,9 @@ def _descend(
         return np.concatenate([OUTLIER * np.sign(errors) * robust, (x - prior) / width])
 
     inside = np.clip(start, low + 1e-9 * (high - low), high)
-    solved = least_squares(residuals, inside, bounds=(low, high), x_scale=width)
+    solved = least_squares(
+        residuals, inside, bounds=(low, high), x_scale=width, max_nfev=MOST_STEPS
+    )
     return np.asarray(solved.x), float(solved.cost)
 
 

@@ -124,6 +124,16 @@ class Group:
         return profile
 
 
+def seen_hosts(groups: Sequence[Group], profile: EngineProfile) -> list[int]:
+    """Numbers of the hosts that would visibly delay one of their points if half as fast."""
+    found: set[int] = set()
+    for group in groups:
+        passes_s = group.passes_s(profile)
+        usual_s, slow_s = (passes_s + group.waits(profile, passes_s, k) for k in (1.0, 2.0))
+        found.update(map(int, group.hosts[np.log(slow_s / usual_s) > MEASUREMENT_ERROR]))
+    return sorted(found)
+
+
 def predicted(profile: EngineProfile, groups: Sequence[Group]) -> Array:
     """Predicted seconds of a step or round per record, in the order of the groups."""
     return np.concatenate([group.seconds(profile) for group in groups])

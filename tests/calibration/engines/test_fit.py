@@ -99,6 +99,19 @@ def test_the_slowdown_of_each_host_is_recovered() -> None:
         assert fit.rms_percent < 1.0 < fit_profile(replace(both, hosts={})).rms_percent
 
 
+def test_a_host_that_no_point_shows_is_not_the_fastest() -> None:
+    """Of two files, one has only plain steps, which hide its host."""
+    slow, true = records_of(a_plan(minutes=12.0))
+    other = records_of(a_plan(minutes=12.0, seed=1))[0]
+    hiding = [r for r in other.points if r.point.setup.method == "plain"]
+    hosts = {r.point.id: 0 for r in slow.points} | {r.point.id: 1 for r in hiding}
+    fit = fit_profile(replace(slow, points=(*slow.points, *hiding), hosts=hosts))
+    assert fit.slowdowns == {0: 1.0}
+    draft, known = fit.profile.host_costs("draft"), true.host_costs("draft")
+    assert draft is not None and known is not None
+    assert draft.draft_layer_s == pytest.approx(known.draft_layer_s, rel=0.02)
+
+
 def test_held_back_points_are_predicted(
     known: tuple[EngineRecords, EngineProfile], fit: EngineFit
 ) -> None:

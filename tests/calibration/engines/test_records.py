@@ -170,6 +170,21 @@ def test_a_file_given_twice_changes_nothing(known: EngineRecords, tmp_path: Path
     assert read_engine_records([path, path]).points == known.points
 
 
+def test_windows_to_check_count_if_no_fitted_file_has_loops(
+    known: EngineRecords, tmp_path: Path
+) -> None:
+    """And a point of several files is of the host of the file whose windows count."""
+    quiet = replace(windowed(known.points[0], (0.010, 0.011)), loop_s=(1e-3, 1e-3), rounds=16.0)
+    fit, check = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    write_records(fit, HEADER, known.points[1:])
+    write_records(check, HEADER, [quiet])
+    read = read_engine_records([fit], check=[check])
+    assert read.points[-1].windows_s == quiet.windows_s and not read.notes
+    write_records(fit, HEADER, known.points)
+    for paths, host in (([check, fit], 0), ([fit, check], 1)):
+        assert read_engine_records(paths).hosts[quiet.point.id] == host
+
+
 def test_a_point_that_one_file_holds_back_is_held_back(
     known: EngineRecords, tmp_path: Path
 ) -> None:
