@@ -12,6 +12,7 @@ from perfmodel.passes.parts import StepTime
 from perfmodel.scenario import Scenario
 from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.labels import Origin
+from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import RoundEstimate, estimate
 from perfmodel.speculation.uncertainty import acceptance_is_extrapolated
 
@@ -50,10 +51,12 @@ class Evidence:
 
 
 def waiting_notes(point: RoundEstimate) -> list[str]:
-    """That the times of one point depend on the host's speed, if the GPU waits for it.
+    """That a method's host times were not measured, or that the GPU waits for the host.
 
     Source: docs/results/serving-engines.md, engine-vllm-0.26-h200-undisturbed.jsonl.
     """
+    if untimed := _untimed(point.scenario):
+        return [untimed]
     waits = [(point.plain_overhead_s / point.plain_tpot_s, "plain step")]
     if point.gamma:
         waits.append((point.overhead_s / point.round_s, "round"))
@@ -71,6 +74,19 @@ def waiting_notes(point: RoundEstimate) -> list[str]:
         f"took up to 1.8 times as long. Measure yours with `specroof calibrate engine`, or state "
         f"--host-factor"
     ]
+
+
+def _untimed(scenario: Scenario) -> str:
+    """That a profile of a serving engine has no host times of drafts of this kind; else ""."""
+    method = method_of(scenario)
+    costs = scenario.engine.host_costs(method)
+    if costs is None or method == "plain" or costs.method != "plain":
+        return ""
+    return (
+        f"{scenario.engine.name} has no host times of method {method}, so those of plain steps are "
+        f"used, without its launches: rounds take longer, and intervals do not include this; "
+        f"measure it with `specroof calibrate engine --method {method}`"
+    )
 
 
 def evidence(scenario: Scenario, point: RoundEstimate | None = None) -> Evidence:

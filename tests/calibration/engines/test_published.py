@@ -163,6 +163,23 @@ def test_decisions_are_as_published(report: EngineReport) -> None:
     assert report.outside == []
 
 
+def test_judged_points_of_the_former_criterion_are_as_published(
+    report: EngineReport, records: EngineRecords, fit: EngineFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That a host 1.57 times as slow does not matter, as before seed 6301 was timed."""
+    monkeypatch.setattr("calibration.engines.judged.SLOWEST_HOST", 1.57)
+    former = engine_report(records, replace(fit, profile=PROFILE)).host_known
+    steps = [e.percent for e in former.errors if e.record.point.setup.gamma == 0]
+    rounds = [e.percent for e in former.errors if e.record.point.setup.gamma > 0]
+    assert figures(steps) == pytest.approx((75, 2.3, -12.9), abs=0.06)
+    assert figures(rounds) == pytest.approx((108, 2.9, -23.5), abs=0.06)
+    assert (former.signs_right, former.signs) == (291, 291)
+    assert round(100.0 * max(former.regrets), 1) == 16.3
+    assert {e.record.point.id for e in report.host_known.errors} < {
+        e.record.point.id for e in former.errors
+    }
+
+
 def test_the_readme_shows_errors_and_decisions(report: EngineReport) -> None:
     """Of judged points, and of all that were not fitted."""
     readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")

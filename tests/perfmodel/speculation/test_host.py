@@ -300,3 +300,18 @@ def test_a_note_says_when_plain_steps_wait() -> None:
     (note,) = waiting_notes(estimate(with_host(plain, draft="none", **WORK)))
     assert "of a plain step" in note
     assert not waiting_notes(estimate(with_host(draft="none", **WORK)))
+
+
+def test_a_note_says_that_a_method_has_no_host_times() -> None:
+    """Heads take those of EAGLE-3; of a profile without either, those of plain steps are used."""
+    plain, head = HostCosts(method="plain"), HostCosts(method="eagle3")
+    for hosts, draft, is_noted in (
+        ((plain,), "eagle3", True),
+        ((plain,), "mtp", True),
+        ((plain,), "none", False),
+        ((plain, head), "mtp", False),
+        ((plain, head), "llama-3.2-1b", True),
+    ):
+        plan = {} if draft == "none" else {"gamma": 3, "acceptance": 0.8}
+        point = estimate(with_host(*hosts, draft=draft, **plan))
+        assert any("has no host times of method" in n for n in waiting_notes(point)) is is_noted
