@@ -169,6 +169,16 @@ def passes_s(account: Account, measured: Measured) -> float:
     return low
 
 
+def plain_factor(account: Account, plain_s: float) -> float:
+    """The factor of T_T with which the account has a plain step of `plain_s`; 0 if none does."""
+    low, high = 0.0, plain_s / float(estimate(account.scenario).target_step.total_s)
+    while high - low > PRECISION * high:
+        middle = 0.5 * (low + high)
+        longer = replace(account, plain=middle).plain_s > plain_s
+        low, high = (low, middle) if longer else (middle, high)
+    return high if low else 0.0
+
+
 def with_host(account: Account, measured: Measured, host_s: float) -> Account:
     """The account with a host for which a round of the scenario's γ waits `host_s`."""
     scenario = account.scenario

@@ -21,6 +21,7 @@ from perfmodel.speculation.diagnosis.accounts import (
     Account,
     host_work,
     passes_s,
+    plain_factor,
     with_host,
 )
 from perfmodel.speculation.diagnosis.graphs import lacks_graph, launches_drafts
@@ -189,7 +190,8 @@ def _slow_verification(
 def _slow_gpu(stated: Account, measured: Measured, plain: float) -> Account | None:
     """The account in which all passes of the GPU are slow by one factor, those of drafts too.
 
-    With a measured plain step it is `plain`, measured over predicted; the host takes the rest.
+    With a measured plain step, `plain` times the predicted one, it is that with which the account
+    has that step, beside its wait for the host; the host takes the rest of the round.
     """
     near = measured.plain_s is not None and plain <= 1.0 + SPREAD
     if measured.verify_s is not None or near:
@@ -203,9 +205,11 @@ def _slow_gpu(stated: Account, measured: Measured, plain: float) -> Account | No
         draft = stated.draft if known_s else factor
         return replace(account, draft=draft, verify=factor, plain=factor)
 
-    factor = (passes_s(account, measured) - known_s) / scaled_s
-    cost = 0.0
+    factor, cost = (passes_s(account, measured) - known_s) / scaled_s, 0.0
     if measured.plain_s is not None:
+        plain = plain_factor(account, measured.plain_s)
+        if plain <= 0.0:
+            return None
         cost = _square(
             round_s / sum(_own_parts(slower(plain), measured)), relative_error(stated.scenario)
         )

@@ -166,3 +166,18 @@ def test_a_cause_with_longer_times_than_measured_is_refuted() -> None:
     answer = explained(scenario, plain_s=float(point.plain_tpot_s), rounds_s=rounds)
     assert answer.culprit == "verification"
     assert not {"host", "draft"} & {one.culprit for one in answer.or_else}
+
+
+def test_a_gpu_so_slow_that_the_host_no_longer_delays_its_steps_is_named() -> None:
+    """All passes 2.6 times as long, in plain steps that wait for the host where they are not."""
+    values = {"target": "llama-3.2-1b", "engine": "vllm", "acceptance": 0.75}
+    scenario = ran(20, 500, **HEAD | values | {"gamma": 7, "tp": 2})
+    point = estimate(scenario, gamma=[1, 7])
+    assert float(point.plain_overhead_s) > 0.2 * float(point.plain_tpot_s)
+    rounds = dict(zip((1, 7), 2.6 * (point.draft_total_s + point.verify.total_s), strict=True))
+    step_s = 2.6 * float(point.target_step.total_s)
+    assert min(step_s, *rounds.values()) > float(point.plain_tpot_s)
+    answer = explained(scenario, plain_s=step_s, rounds_s=rounds)
+    assert answer.culprit == "plain" and answer.explained
+    verify_s = 2.6 * float(estimate(scenario).verify.total_s)
+    assert answer.terms["verify_s"].measured == pytest.approx(verify_s, rel=0.01)
