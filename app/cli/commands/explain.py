@@ -88,7 +88,7 @@ def explain(
     )
     answer = diagnose(subject, measured)
     if as_json:
-        print_json(_result(answer, measured))
+        print_json(_result(answer, measured) | {"scenario": perfmodel.scenario_dict(subject)})
     else:
         from app.render.diagnosis_table import diagnosis_lines
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from perfmodel.speculation.diagnosis.terms import Measured
 
 UNEXPLAINED = "unexplained"
-PRECISION = 1e-6  # of the factor of a slow host, and of the passes of a round
+PRECISION = 1e-6  # of the factors of a host and of a plain step, and of the passes of a round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,23 +169,38 @@ def passes_s(account: Account, measured: Measured) -> float:
     return low
 
 
+def plain_factor(account: Account, plain_s: float) -> float:
+    """The factor of T_T with which the account has a plain step of `plain_s`; 0 if none does."""
+    low, high = 0.0, plain_s / float(estimate(account.scenario).target_step.total_s)
+    while high - low > PRECISION * high:
+        middle = 0.5 * (low + high)
+        longer = replace(account, plain=middle).plain_s > plain_s
+        low, high = (low, middle) if longer else (middle, high)
+    return high if low else 0.0
+
+
 def with_host(account: Account, measured: Measured, host_s: float) -> Account:
-    """The account with a host for which a round of the scenario's γ waits `host_s`."""
+    """The account with a host for which a round of the scenario's γ waits `host_s`.
+
+    It is the slowest such host. Plain steps wait for it, too.
+    """
     scenario = account.scenario
     drafts_s, verify_s, predicted = account.parts_s(measured, scenario.plan.gamma)
     passes, predicted_s = float(drafts_s + verify_s), float(predicted)
-    if host_s <= predicted_s:
-        return replace(account, host=host_s / predicted_s if predicted_s else 1.0)
     work_s = host_work(scenario)
-    if not work_s:
+    if host_s == predicted_s:
+        return account
+    if not work_s and host_s > predicted_s:
         return replace(account, host_extra_s=host_s - predicted_s)
-    low, high = 1.0, 1.0 + (host_s + passes) / work_s
-    while high > (1.0 + PRECISION) * low:
-        middle = math.sqrt(low * high)
-        slower = _on_slower_host(account, middle)
-        waits_s = float(slower.host_time_s(estimate(slower.scenario), passes))
-        low, high = (middle, high) if waits_s < host_s else (low, middle)
-    return _on_slower_host(account, high)
+    if not work_s:
+        return replace(account, host=host_s / predicted_s)
+    low, high = (1.0, 1.0 + (host_s + passes) / work_s) if host_s > predicted_s else (0.0, 1.0)
+    while high - low > PRECISION * max(high, 1.0):
+        middle = 0.5 * (low + high)
+        other = _on_host(account, middle)
+        waits_s = float(other.host_time_s(estimate(other.scenario), passes))
+        low, high = (middle, high) if waits_s <= host_s else (low, middle)
+    return _on_host(account, low)
 
 
 def host_work(scenario: Scenario) -> float:
@@ -193,7 +208,7 @@ def host_work(scenario: Scenario) -> float:
     return max(host_work_s(scenario, name) for name in (method_of(scenario), "plain"))
 
 
-def _on_slower_host(account: Account, factor: float) -> Account:
+def _on_host(account: Account, factor: float) -> Account:
     scenario = account.scenario
     return replace(
         account, scenario=replace(scenario, engine=scenario.engine.on_slower_host(factor))

@@ -21,6 +21,7 @@ from perfmodel.speculation.diagnosis.accounts import (
     Account,
     host_work,
     passes_s,
+    plain_factor,
     with_host,
 )
 from perfmodel.speculation.diagnosis.graphs import lacks_graph, launches_drafts
@@ -95,7 +96,7 @@ def slow_accounts(stated: Account, measured: Measured, *, slow_plain: bool) -> l
         base = replace(stated, verify=plain)
     # A slow draft's host launches it, or waits for it.
     found = [_slow_draft(replace(base, hides_host=hides), measured) for hides in (False, True)]
-    found.append(_slow_verification(base, measured, plain))
+    found += [_slow_verification(base, measured, plain, pieces) for pieces in (True, False)]
     host = _slow_host(stated if host_work(stated.scenario) else base, measured)
     if host and found[0] and not host_work(stated.scenario) and len(measured.rounds_s) == 1:
         host = replace(host, cost=max(host.cost, found[0].cost))  # told apart by nothing
@@ -125,8 +126,10 @@ def explains(
     """Whether the account has at least half and at most twice the excess of rounds of other γ.
 
     So it does if ln(time) of a round is within `spread` of it. The excess is over the prediction of
-    the scenario. A slow host or GPU has to explain a slow plain step, too, within its interval. If
-    the round of the scenario's γ runs in pieces, others may leave over half of its own excess.
+    the scenario. A slow host or GPU has to explain a measured plain step, too, within the interval
+    of that. No round is longer than measured by more than that interval, but for those of fewer
+    drafts with a slow draft, as the GPU may hide these. If the round of the scenario's γ runs in
+    pieces, others may leave over half of its own excess.
     """
     if account.culprit == "draft" and launches_drafts(scenario, measured):
         return True
@@ -136,11 +139,15 @@ def explains(
     accounted, predicted = taken / np.exp(misses), estimate(scenario, gamma=timed).round_s
     more_s, excess_s = accounted - predicted, np.abs(taken - predicted)
     more_s *= np.sign(taken - predicted)
+    width = max(Z90 * time_error(without_speculation(scenario)), SPREAD)
     if account.culprit in ("host", "plain") and measured.plain_s is not None:
-        width = Z90 * time_error(without_speculation(scenario))
-        if math.log(measured.plain_s / account.plain_s) > max(width, SPREAD):
+        longer = account.plain_s / max(measured.plain_s, float(estimate(scenario).plain_tpot_s))
+        shorter = measured.plain_s / account.plain_s
+        if math.log(max(longer, shorter)) > width:
             return False
     near = (more_s >= EXPLAINED * excess_s) & (more_s <= excess_s / EXPLAINED)
+    hidden = (account.culprit == "draft") & (np.array(timed) < gamma)
+    near &= (misses >= -width) | hidden
     if account.in_pieces:
         near |= np.abs(taken - accounted) <= EXPLAINED * excess_s[timed.index(gamma)]
     return bool(np.all(near | (np.abs(misses) <= spread) | ~_counts(account, measured)))
@@ -158,15 +165,21 @@ def _slow_draft(base: Account, measured: Measured) -> Account | None:
     return _of_fault(replace(account, draft=factor), factor, measured, name)
 
 
-def _slow_verification(base: Account, measured: Measured, plain: float) -> Account | None:
-    """The account of a slow T_V; `plain` is the measured over the predicted plain step."""
+def _slow_verification(
+    base: Account, measured: Measured, plain: float, pieces: bool
+) -> Account | None:
+    """The account of a slow T_V, of rounds in `pieces` alone or of all.
+
+    `plain` is the measured over the predicted plain step.
+    """
+    scenario = base.scenario
+    if pieces and not lacks_graph(scenario, measured, scenario.plan.gamma):
+        return None
     account = replace(base, culprit="verification", hides_host=True)
     drafts_s, verify_s, _ = _own_parts(account, measured)
     factor = base.verify * (passes_s(account, measured) - drafts_s) / verify_s
     if measured.verify_s is not None or factor <= base.verify:
         return None
-    scenario = base.scenario
-    pieces = bool(lacks_graph(scenario, measured, scenario.plan.gamma))
     account = replace(account, verify=factor, in_pieces=pieces)
     slow = _of_fault(account, factor / plain, measured, "pieces" if pieces else "verification")
     modest = _square(factor / plain, relative_error(scenario))
@@ -177,7 +190,8 @@ def _slow_verification(base: Account, measured: Measured, plain: float) -> Accou
 def _slow_gpu(stated: Account, measured: Measured, plain: float) -> Account | None:
     """The account in which all passes of the GPU are slow by one factor, those of drafts too.
 
-    With a measured plain step it is `plain`, measured over predicted; the host takes the rest.
+    With a measured plain step, `plain` times the predicted one, it is that with which the account
+    has that step, beside its wait for the host; the host takes the rest of the round.
     """
     near = measured.plain_s is not None and plain <= 1.0 + SPREAD
     if measured.verify_s is not None or near:
@@ -191,9 +205,11 @@ def _slow_gpu(stated: Account, measured: Measured, plain: float) -> Account | No
         draft = stated.draft if known_s else factor
         return replace(account, draft=draft, verify=factor, plain=factor)
 
-    factor = (passes_s(account, measured) - known_s) / scaled_s
-    cost = 0.0
+    factor, cost = (passes_s(account, measured) - known_s) / scaled_s, 0.0
     if measured.plain_s is not None:
+        plain = plain_factor(account, measured.plain_s)
+        if plain <= 0.0:
+            return None
         cost = _square(
             round_s / sum(_own_parts(slower(plain), measured)), relative_error(stated.scenario)
         )

@@ -218,3 +218,11 @@ def test_what_cannot_be_explained_is_one_line(
     assert run(["explain", *arguments]) == 2
     error = capsys.readouterr().err
     assert reason in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_json_has_the_scenario(factor: float, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--round-ms", ms(predicted(host_factor=factor).round_s), "--host-factor", str(factor)]
+    assert run(["explain", *HEAD, *given, "--acceptance", "0.8", "--json"]) == 0
+    stated = json.loads(capsys.readouterr().out)["scenario"]
+    assert stated.get("host_factor", 1) == factor and stated["draft"] == "eagle3"

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from explained_rounds import DRAFTS, scenario_of, times
+from explained_rounds import DRAFTS, ran, scenario_of, times
 
 from perfmodel import ConfigError, estimate
 from perfmodel.scenario import Scenario
@@ -104,3 +104,29 @@ def test_the_answer_is_continuous_in_a_measured_time(seed: int) -> None:
         if before is not None and before.culprit == answer.culprit:
             assert answer.best_speedup == pytest.approx(before.best_speedup, rel=0.03)
         before = answer
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+@pytest.mark.parametrize("factor", [6.0, 30.0])
+def test_plain_steps_wait_for_the_host_that_was_measured(draft: str, factor: float) -> None:
+    """Of a host faster and slower than the scenario's, which is 10 times as slow as the profile."""
+    policy = "full" if draft == "llama-3.2-1b" else None
+    values = {"target": "llama-3.1-8b", "engine": "vllm", "acceptance": 0.7, "draft": draft}
+    scenario = ran(4, 2048, **values, draft_policy=policy, host_factor=10)
+    other = replace(scenario, engine=scenario.engine.on_slower_host(factor / 10.0))
+    point = estimate(other)
+    assert float(point.overhead_s) > 0.0 and float(point.plain_overhead_s) > 0.0
+    rounds, host_s = {3: float(point.round_s)}, float(point.overhead_s)
+    answer = diagnose(scenario, Measured(rounds_s=rounds, host_s=host_s))
+    assert answer.terms["plain_s"].measured == pytest.approx(float(point.plain_tpot_s), rel=1e-3)
+    assert answer.speedup == pytest.approx(float(point.speedup), rel=1e-3)
+
+
+def test_plain_steps_do_not_wait_for_a_host_that_was_measured_as_free() -> None:
+    values = {"target": "llama-3.2-1b", "engine": "vllm", "acceptance": 0.7, "draft": "eagle3"}
+    scenario = ran(4, 2000, **values, draft_policy=None, host_factor=10)
+    point = estimate(scenario)
+    passes_s = float(point.draft_total_s + point.verify.total_s)
+    answer = diagnose(scenario, Measured(rounds_s={3: passes_s}, host_s=0.0))
+    plain_s = answer.terms["plain_s"].measured or 0.0
+    assert float(point.target_step.total_s) <= plain_s < passes_s < float(point.plain_tpot_s)

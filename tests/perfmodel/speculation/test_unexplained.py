@@ -141,3 +141,43 @@ def test_a_slow_gpu_is_listed_and_named_with_a_plain_step(
         gains = np.asarray(estimate(scenario, gamma=list(range(1, 17))).speedup)
         best = gains[gpu.best_gamma - 1] if gpu.best_gamma else 1.0
         assert best >= 0.98 * max(1.0, float(np.max(gains)))
+
+
+@pytest.mark.parametrize("gamma", [1, 4])
+def test_a_verification_slow_at_every_gamma_is_named_whichever_is_asked(gamma: int) -> None:
+    """A default graph holds the round of one γ, and none that of the other."""
+    values = {"target": "qwen3-32b", "engine": "vllm", "acceptance": 0.9}
+    scenario = ran(3, 500, **HEAD | values | {"gamma": gamma})
+    point = estimate(scenario, gamma=[1, 4])
+    rounds = dict(zip((1, 4), point.round_s + 0.4 * point.verify.total_s, strict=True))
+    answer = explained(scenario, plain_s=float(point.plain_tpot_s), rounds_s=rounds)
+    assert answer.culprit == "verification" and answer.explained
+    assert answer.sentence.startswith("the verification was slow")
+    verify_s = 1.4 * float(estimate(scenario).verify.total_s)
+    assert answer.terms["verify_s"].measured == pytest.approx(verify_s, rel=0.01)
+
+
+def test_a_cause_with_longer_times_than_measured_is_refuted() -> None:
+    """A host that slow would slow plain steps, and such drafts those of γ 7."""
+    values = {"target": "qwen2.5-7b", "engine": "vllm", "acceptance": 0.75}
+    scenario = ran(3, 3000, **HEAD | values)
+    point = estimate(scenario, gamma=[4, 7])
+    rounds = dict(zip((4, 7), point.round_s + 1.6 * point.verify.total_s, strict=True))
+    answer = explained(scenario, plain_s=float(point.plain_tpot_s), rounds_s=rounds)
+    assert answer.culprit == "verification"
+    assert not {"host", "draft"} & {one.culprit for one in answer.or_else}
+
+
+def test_a_gpu_so_slow_that_the_host_no_longer_delays_its_steps_is_named() -> None:
+    """All passes 2.6 times as long, in plain steps that wait for the host where they are not."""
+    values = {"target": "llama-3.2-1b", "engine": "vllm", "acceptance": 0.75}
+    scenario = ran(20, 500, **HEAD | values | {"gamma": 7, "tp": 2})
+    point = estimate(scenario, gamma=[1, 7])
+    assert float(point.plain_overhead_s) > 0.2 * float(point.plain_tpot_s)
+    rounds = dict(zip((1, 7), 2.6 * (point.draft_total_s + point.verify.total_s), strict=True))
+    step_s = 2.6 * float(point.target_step.total_s)
+    assert min(step_s, *rounds.values()) > float(point.plain_tpot_s)
+    answer = explained(scenario, plain_s=step_s, rounds_s=rounds)
+    assert answer.culprit == "plain" and answer.explained
+    verify_s = 2.6 * float(estimate(scenario).verify.total_s)
+    assert answer.terms["verify_s"].measured == pytest.approx(verify_s, rel=0.01)
