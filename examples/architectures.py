@@ -21,7 +21,7 @@ from perfmodel.passes.parts import GROUPS
 from perfmodel.passes.rank import Rank
 from perfmodel.specs.layers import Experts
 from perfmodel.speculation import target_rank
-from perfmodel.speculation.uncertainty import SKEW, alpha_interval
+from perfmodel.speculation.uncertainty.intervals import SKEW, alpha_interval
 
 MIXTURE, DENSE = "qwen3-30b-a3b", "llama-3.2-3b"  # 3.4 and 3.2 billion active parameters
 BATCHES, CONTEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1000, 4000, 16_000, 64_000)

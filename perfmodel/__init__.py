@@ -49,7 +49,7 @@ from perfmodel.specs.gpu import GPU, Machine
 from perfmodel.specs.model import ModelSpec
 from perfmodel.specs.workload import SLO
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
-from perfmodel.speculation.uncertainty import Interval, speedup_interval
+from perfmodel.speculation.uncertainty.intervals import Interval, speedup_interval
 
 __all__ = [
     "ACCEPTANCE_KEYS",

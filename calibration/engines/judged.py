@@ -124,9 +124,8 @@ def point_errors(
 
     With `slowdowns`, host times are those of each host, by its number in `hosts`.
     """
-    found, of_hosts = [], np.ones(max(slowdowns or (0,), default=0) + 1)
-    for host, slowdown in (slowdowns or {}).items():
-        of_hosts[host] = slowdown
+    found, numbers = [], range(max((hosts or {}).values(), default=0) + 1)
+    of_hosts = np.array([(slowdowns or {}).get(number, 1.0) for number in numbers])
     groups = grouped(records, gpu, hosts if slowdowns else None)
     for group in (each.on(of_hosts) for each in groups):
         known = group.host_delays(profile, SLOWEST_HOST) < HOST_DELAY

@@ -17,7 +17,7 @@ from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.labels import Origin
 from perfmodel.speculation.evidence import labels, weak_steps
 from perfmodel.speculation.round import RoundEstimate, estimate
-from perfmodel.speculation.uncertainty import acceptance_is_extrapolated
+from perfmodel.speculation.uncertainty.intervals import acceptance_is_extrapolated
 
 # Axes that broadcast in one call, in the order of the result's dimensions.
 ARRAY_AXES = ("batch", "prompt_tokens", "gamma", "kv_budget")

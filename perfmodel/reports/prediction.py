@@ -15,7 +15,7 @@ from perfmodel.passes.parts import GROUPS
 from perfmodel.scenario import Scenario
 from perfmodel.speculation.evidence import Evidence, acceptance_origin, evidence, waiting_notes
 from perfmodel.speculation.round import RoundEstimate, without_speculation
-from perfmodel.speculation.uncertainty import (
+from perfmodel.speculation.uncertainty.intervals import (
     Interval,
     speedup_interval,
     tpot_interval,

@@ -12,7 +12,7 @@ from perfmodel.planning.recommendation import Recommendation
 from perfmodel.reports.prediction import ends, evidence_dict, number
 from perfmodel.speculation.evidence import acceptance_origin
 from perfmodel.speculation.paying_ranges import BreakEven
-from perfmodel.speculation.uncertainty import alpha_interval
+from perfmodel.speculation.uncertainty.intervals import alpha_interval
 
 
 def candidate_dict(candidate: Candidate, cost: float | None = None) -> dict[str, Any]:

@@ -44,14 +44,7 @@ from perfmodel.speculation.round import (
     without_speculation,
 )
 from perfmodel.speculation.service import ServiceEstimate, service
-from perfmodel.speculation.step_error import (
-    OTHER_HOST_ERROR,
-    pair_error,
-    prefill_error,
-    ratio_error,
-    time_error,
-)
-from perfmodel.speculation.uncertainty import (
+from perfmodel.speculation.uncertainty.intervals import (
     Interval,
     Sensitivity,
     acceptance_is_weak,
@@ -61,6 +54,13 @@ from perfmodel.speculation.uncertainty import (
     speedup_interval,
     tpot_interval,
     ttft_interval,
+)
+from perfmodel.speculation.uncertainty.step_error import (
+    OTHER_HOST_ERROR,
+    pair_error,
+    prefill_error,
+    ratio_error,
+    time_error,
 )
 
 __all__ = [

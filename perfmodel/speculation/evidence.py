@@ -14,7 +14,7 @@ from perfmodel.specs.draft import DraftKind
 from perfmodel.specs.labels import Origin
 from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import RoundEstimate, estimate
-from perfmodel.speculation.uncertainty import acceptance_is_extrapolated
+from perfmodel.speculation.uncertainty.intervals import acceptance_is_extrapolated
 
 MOST_WAITING = 0.2  # share of a step or round in which the GPU waits for the host, without a note
 

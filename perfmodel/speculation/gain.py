@@ -23,8 +23,13 @@ from perfmodel.specs.draft import DraftPolicy
 from perfmodel.specs.workload import Prefill
 from perfmodel.speculation.round import without_speculation
 from perfmodel.speculation.service import ServiceEstimate, mean_rounds, service
-from perfmodel.speculation.step_error import pair_error, prefill_error, ratio_error, time_error
-from perfmodel.speculation.uncertainty import Interval, alpha_range
+from perfmodel.speculation.uncertainty.intervals import Interval, alpha_range
+from perfmodel.speculation.uncertainty.step_error import (
+    pair_error,
+    prefill_error,
+    ratio_error,
+    time_error,
+)
 from perfmodel.units import Z90
 
 OBJECTIVES = ("throughput", "latency")

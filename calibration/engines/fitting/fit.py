@@ -64,9 +64,7 @@ class EngineFit:
     unresolved: tuple[Term, ...] = ()  # terms that no point depends on, such as hidden host time
     not_timed: tuple[str, ...] = ()  # launches of the target's layers that no point has
     stand_in: str = ""  # the catalog's profile that has the host time of these two
-    slowdowns: Mapping[int, float] = field(
-        default_factory=dict
-    )  # by number of the host, if several
+    slowdowns: Mapping[int, float] = field(default_factory=dict)  # of hosts that points show
 
 
 def fit_profile(records: EngineRecords) -> EngineFit:

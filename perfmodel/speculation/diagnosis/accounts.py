@@ -20,7 +20,7 @@ from perfmodel.specs.workload import fullest_group
 from perfmodel.speculation.diagnosis.graphs import lacks_graph
 from perfmodel.speculation.host import host_wait_s, host_work_s, method_of
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
-from perfmodel.speculation.step_error import time_error
+from perfmodel.speculation.uncertainty.step_error import time_error
 from perfmodel.units import Z90
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from perfmodel.speculation.diagnosis.graphs import known_version, lacks_graph, l
 from perfmodel.speculation.diagnosis.plausible import SPREAD
 from perfmodel.speculation.host import method_of
 from perfmodel.speculation.round import estimate, without_speculation
-from perfmodel.speculation.step_error import time_error
+from perfmodel.speculation.uncertainty.step_error import time_error
 from perfmodel.units import Z90
 
 if TYPE_CHECKING:

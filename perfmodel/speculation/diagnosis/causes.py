@@ -27,7 +27,7 @@ from perfmodel.speculation.diagnosis.accounts import (
 from perfmodel.speculation.diagnosis.graphs import lacks_graph, launches_drafts
 from perfmodel.speculation.diagnosis.plausible import SPREAD
 from perfmodel.speculation.round import estimate, without_speculation
-from perfmodel.speculation.step_error import PAIR_ERROR, relative_error, time_error
+from perfmodel.speculation.uncertainty.step_error import PAIR_ERROR, relative_error, time_error
 from perfmodel.units import Z90
 
 if TYPE_CHECKING:

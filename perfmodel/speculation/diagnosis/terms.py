@@ -36,7 +36,7 @@ from perfmodel.speculation.diagnosis.causes import (
 from perfmodel.speculation.diagnosis.graphs import lacks_graph
 from perfmodel.speculation.diagnosis.plausible import SPREAD, implausible
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
-from perfmodel.speculation.step_error import host_error, relative_error, time_error
+from perfmodel.speculation.uncertainty.step_error import host_error, relative_error, time_error
 from perfmodel.units import Z90
 
 GAMMAS = range(1, 17)

@@ -105,8 +105,10 @@ def test_a_host_that_no_point_shows_is_not_the_fastest() -> None:
     other = records_of(a_plan(minutes=12.0, seed=1))[0]
     hiding = [r for r in other.points if r.point.setup.method == "plain"]
     hosts = {r.point.id: 0 for r in slow.points} | {r.point.id: 1 for r in hiding}
-    fit = fit_profile(replace(slow, points=(*slow.points, *hiding), hosts=hosts))
+    both = replace(slow, points=(*slow.points, *hiding), hosts=hosts)
+    fit = fit_profile(both)
     assert fit.slowdowns == {0: 1.0}
+    assert max(abs(e.percent) for e in engine_report(both, fit).fitted) < 1.0
     draft, known = fit.profile.host_costs("draft"), true.host_costs("draft")
     assert draft is not None and known is not None
     assert draft.draft_layer_s == pytest.approx(known.draft_layer_s, rel=0.02)

@@ -20,7 +20,7 @@ from calibration.engines.reading import read_engine_records
 from calibration.engines.records import Point
 from perfmodel import Scenario
 from perfmodel.speculation import ratio_error, step_error
-from perfmodel.speculation.host_delay import host_delays
+from perfmodel.speculation.uncertainty.host_delay import host_delays
 from perfmodel.units import Z90
 
 FILES = (

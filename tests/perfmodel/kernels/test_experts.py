@@ -8,7 +8,7 @@ from perfmodel.catalog.kernels import efficiency
 from perfmodel.kernels import ExpertsCurve, LatentCurve, LogTable
 from perfmodel.specs.dtypes import DTYPES
 from perfmodel.specs.layers import Experts
-from perfmodel.speculation.step_error import ratio_error
+from perfmodel.speculation.uncertainty.step_error import ratio_error
 
 H100 = catalog.gpu("h100-sxm")
 PEAKS = {"peak_flops": H100.peak_flops, "hbm_bandwidth": H100.hbm_bandwidth}

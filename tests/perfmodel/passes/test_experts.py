@@ -17,7 +17,7 @@ from perfmodel.specs.dtypes import dtype_bytes
 from perfmodel.specs.labels import Origin
 from perfmodel.specs.layers import Experts
 from perfmodel.speculation import sensitivities, target_rank
-from perfmodel.speculation.step_error import ratio_error, relative_error
+from perfmodel.speculation.uncertainty.step_error import ratio_error, relative_error
 
 QWEN = "qwen3-30b-a3b"
 

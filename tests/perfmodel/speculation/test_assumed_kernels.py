@@ -11,7 +11,7 @@ from strategies import a_scenario
 
 from perfmodel import Scenario, estimate, parse_scenario
 from perfmodel.speculation import service_gain, speedup_interval, time_error, tpot_interval
-from perfmodel.speculation.step_error import pair_error, ratio_error
+from perfmodel.speculation.uncertainty.step_error import pair_error, ratio_error
 from perfmodel.units import Z90
 
 RING: dict[str, Any] = {"ring_hop_us": 8.0, "ring_gb_s": 12.0}

@@ -29,7 +29,7 @@ from perfmodel.specs import METHODS, HostCosts, MethodKind
 from perfmodel.specs.draft_methods import dflash_draft, eagle3_head, mtp_head
 from perfmodel.speculation import service_gain, target_rank
 from perfmodel.speculation.gain import PLATEAU
-from perfmodel.speculation.uncertainty import alpha_interval
+from perfmodel.speculation.uncertainty.intervals import alpha_interval
 
 
 def head_rank(target: str, **changes: int) -> Rank:

@@ -15,8 +15,8 @@ from strategies import a_scenario
 from perfmodel import Scenario, estimate, speedup_interval
 from perfmodel.specs import HostCosts
 from perfmodel.speculation import pair_error, ratio_error, time_error, without_speculation
-from perfmodel.speculation.host_delay import host_delays
-from perfmodel.speculation.step_error import HOST_SHARED, OTHER_HOST_ERROR, host_error
+from perfmodel.speculation.uncertainty.host_delay import host_delays
+from perfmodel.speculation.uncertainty.step_error import HOST_SHARED, OTHER_HOST_ERROR, host_error
 from perfmodel.units import Z90
 
 OF_GPU, OF_HOST = 0.04, 0.2

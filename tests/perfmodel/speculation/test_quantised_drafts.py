@@ -5,7 +5,7 @@ import pytest
 from perfmodel import ConfigError, estimate, find_plan, parse_scenario
 from perfmodel.flat_values import scenario_dict
 from perfmodel.scenario import Scenario
-from perfmodel.speculation.step_error import relative_error
+from perfmodel.speculation.uncertainty.step_error import relative_error
 
 SELF = {"draft": "self", "draft_policy": "full", "gpu": "a100-sxm-80gb", "engine": "kernels"}
 SELF |= {"batch": 8, "prompt_tokens": 16_000, "gamma": 4}

@@ -34,8 +34,9 @@ from perfmodel.speculation import (
     time_error,
     tpot_interval,
 )
-from perfmodel.speculation.distance import Distance, engine_distance, kernel_distance
-from perfmodel.speculation.step_error import (
+from perfmodel.speculation.uncertainty.distance import Distance, engine_distance, kernel_distance
+from perfmodel.speculation.uncertainty.intervals import alpha_interval
+from perfmodel.speculation.uncertainty.step_error import (
     ARCHITECTURE_ERROR,
     BOUND_ERROR,
     BOUND_ROUND_ERROR,
@@ -44,7 +45,6 @@ from perfmodel.speculation.step_error import (
     ratio_error,
     relative_error,
 )
-from perfmodel.speculation.uncertainty import alpha_interval
 from perfmodel.units import Z90
 
 # The engine was timed with this target on this GPU at this TP.

@@ -18,7 +18,7 @@ from perfmodel.specs.labels import Origin
 from perfmodel.specs.model import ModelSpec
 from perfmodel.speculation.prompt import prompt_ends
 from perfmodel.speculation.round import RoundEstimate, estimate, without_speculation
-from perfmodel.speculation.step_error import ratio_error, time_error
+from perfmodel.speculation.uncertainty.step_error import ratio_error, time_error
 from perfmodel.units import Z90
 
 WEAK_EVIDENCE = 0.95  # the most that P(gain > 1) may be if α is borrowed or has one point

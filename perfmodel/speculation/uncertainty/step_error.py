@@ -28,8 +28,6 @@ from perfmodel.kernels.attention import SMOOTH_MAX
 from perfmodel.passes.communication import sum_error
 from perfmodel.passes.rank import Rank
 from perfmodel.scenario import Scenario
-from perfmodel.speculation.distance import Distance, engine_distance, kernel_distance
-from perfmodel.speculation.host_delay import Delays, host_delays
 from perfmodel.speculation.prompt import prompt_ends
 from perfmodel.speculation.round import (
     RoundEstimate,
@@ -37,6 +35,8 @@ from perfmodel.speculation.round import (
     target_rank,
     without_speculation,
 )
+from perfmodel.speculation.uncertainty.distance import Distance, engine_distance, kernel_distance
+from perfmodel.speculation.uncertainty.host_delay import Delays, host_delays
 from perfmodel.units import Z90
 
 # Rms of ln(predicted / measured speedup), by what was left out, with rounds of earlier engines of

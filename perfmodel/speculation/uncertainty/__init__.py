@@ -1,0 +1,1 @@
+"""Standard errors of step times and speedups, and the intervals that follow from them."""
