@@ -19,7 +19,8 @@ from calibration.engines.judged import misses_graph
 from calibration.engines.reading import read_engine_records
 from calibration.engines.records import Point
 from perfmodel import Scenario
-from perfmodel.speculation import ratio_error, step_error
+from perfmodel.speculation import ratio_error
+from perfmodel.speculation.uncertainty import step_error
 from perfmodel.speculation.uncertainty.host_delay import host_delays
 from perfmodel.units import Z90
 

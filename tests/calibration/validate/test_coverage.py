@@ -11,7 +11,8 @@ import pytest
 from calibration.validate.coverage import CoverageGroup, CoverageReport, validate_coverage
 from calibration.validate.left_out import BY_OTHERS, Miss
 from perfmodel.catalog.engines import engine_profile
-from perfmodel.speculation import prompt, step_error
+from perfmodel.speculation import prompt
+from perfmodel.speculation.uncertainty import step_error
 from perfmodel.units import Z90
 
 
